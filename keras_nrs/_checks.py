@@ -1,0 +1,53 @@
+"""Errors for bad arguments, raised before any computation."""
+
+import math
+from collections.abc import Iterable
+from numbers import Integral
+from numbers import Real
+from typing import Any
+
+
+def check_nonnegative(name: str, value: Any) -> float:
+    """`value` as a float, or an error that names the argument."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(
+            f"`{name}` must be a number. Received: {name}={value!r} of type "
+            f"{type(value).__name__}. Pass a finite number >= 0."
+        )
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(
+            f"`{name}` must be finite and >= 0. Received: {name}={value!r}."
+        )
+    return float(value)
+
+
+def check_positive(name: str, value: Any) -> float:
+    """`value` as a float above zero, or an error that names the argument."""
+    number = check_nonnegative(name, value)
+    if number == 0:
+        raise ValueError(f"`{name}` must be > 0. Received: {name}={value!r}.")
+    return number
+
+
+def check_int(name: str, value: Any, minimum: int) -> int:
+    """`value` as an int of at least `minimum`, or an error that names the argument."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(
+            f"`{name}` must be an integer. Received: {name}={value!r} of type "
+            f"{type(value).__name__}. Pass an integer >= {minimum}."
+        )
+    if value < minimum:
+        raise ValueError(
+            f"`{name}` must be an integer >= {minimum}. Received: {name}={value!r}."
+        )
+    return int(value)
+
+
+def check_choice(name: str, value: Any, choices: Iterable[str]) -> str:
+    """`value` if it is one of `choices`, or an error that lists them."""
+    choices = list(choices)
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(
+            f"`{name}` must be one of {choices}. Received: {name}={value!r}."
+        )
+    return value

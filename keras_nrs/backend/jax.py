@@ -1,0 +1,264 @@
+"""The training step and the random numbers on JAX."""
+
+from collections.abc import Callable
+from collections.abc import Iterator
+from typing import Any
+from typing import NamedTuple
+
+import jax
+import keras
+
+Tensor = Any
+
+
+class PerturbedStep(NamedTuple):
+    """A batch on which the perturbed pass runs.
+
+    `eps` and `alpha` are arguments of the compiled step rather than constants in it,
+    so that assigning them takes effect at the next step and never retraces.
+    """
+
+    batch: Any
+    eps: Tensor
+    alpha: Tensor
+
+
+class CleanStep(NamedTuple):
+    """A batch on which the perturbed pass is skipped.
+
+    The type is part of the step's signature, so `jax.jit` compiles a program without
+    the second pass. A `lax.cond` would do in one program, but XLA's CPU compiler runs
+    convolutions inside a conditional about ten times slower.
+    """
+
+    batch: Any
+
+
+class RandomStream:
+    """Independent random tensors from one key, the same for the same key.
+
+    Args:
+        key: Integer tensor of shape `(2,)`, as drawn from a `SeedGenerator`.
+    """
+
+    def __init__(self, key: Tensor) -> None:
+        self._key = jax.random.wrap_key_data(
+            jax.numpy.asarray(key, "uint32"), impl="threefry2x32"
+        )
+        self._draws = 0
+
+    def _next_key(self) -> Tensor:
+        self._draws += 1
+        return jax.random.fold_in(self._key, self._draws)
+
+    def normal(self, shape: tuple[int, ...], dtype: str = "float32") -> Tensor:
+        """Standard normal numbers."""
+        return jax.random.normal(self._next_key(), shape, dtype)
+
+    def rademacher(self, shape: tuple[int, ...], dtype: str = "float32") -> Tensor:
+        """Signs, -1 or 1 with equal probability."""
+        return jax.random.rademacher(self._next_key(), shape, dtype)
+
+    def uniform(self, shape: tuple[int, ...] = (), dtype: str = "float32") -> Tensor:
+        """Uniform numbers in [0, 1)."""
+        return jax.random.uniform(self._next_key(), shape, dtype)
+
+
+def compile_function(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a pure function of tensors."""
+    compiled: Callable[..., Any] = jax.jit(function)
+    return compiled
+
+
+def _replace(variables: list[Any], values: list[Tensor], new: dict[int, Tensor]) -> Any:
+    """`values` with those of some variables, named by their `id`, replaced."""
+    return [new.get(id(v), value) for v, value in zip(variables, values, strict=True)]
+
+
+class BackendTrainer:
+    """Steps of an `NRSModel`, as `keras.Model` calls them on JAX."""
+
+    def make_train_function(self: Any, force: bool = False) -> None:
+        is_new = force or self.train_function is None
+        super().make_train_function(force)  # type: ignore[misc]
+        if self.scheme == "baseline":
+            return
+        # Counted here, because reading it from the device would wait for the step.
+        self._step = int(self.seed_generator.state[1])
+        if is_new:
+            train_function = self.train_function
+            self.train_function = lambda state, batches: train_function(
+                state, self._plan_steps(batches)
+            )
+
+    def _plan_steps(self: Any, batches: Iterator[Any]) -> Iterator[Any]:
+        for batch in batches:
+            yield self._plan_step(batch)
+
+    def _plan_step(self: Any, batch: Any) -> Any:
+        step, self._step = self._step, self._step + 1
+        if step % self.interval == 0 and self._perturbed_pass_matters():
+            return PerturbedStep(batch, self.eps.value, self.alpha.value)
+        return CleanStep(batch)
+
+    def _perturbed_pass_matters(self: Any) -> bool:
+        return self.beta > 0 or self.scheme == "rpr" or float(self.alpha.value) != 0
+
+    def train_step(self: Any, state: Any, data: Any) -> Any:
+        if self.scheme == "baseline":
+            data = CleanStep(data)
+        elif not isinstance(data, PerturbedStep | CleanStep):
+            data = PerturbedStep(data, self.eps.value, self.alpha.value)
+        trainable, non_trainable, optimizer, metrics = state
+        base = self.base_model
+        base_non_trainable, base_metrics = self._base_state(non_trainable, metrics)
+        if isinstance(data, CleanStep):
+            logs, (trainable, base_non_trainable, optimizer, base_metrics) = (
+                base.train_step(
+                    (trainable, base_non_trainable, optimizer, base_metrics), data.batch
+                )
+            )
+            terms = None
+        else:
+            gradients, terms, y_pred, base_non_trainable, base_metrics = (
+                self._gradients(
+                    trainable,
+                    base_non_trainable,
+                    optimizer,
+                    base_metrics,
+                    data=data,
+                    key=self._own(non_trainable, self.seed_generator.state),
+                )
+            )
+            trainable, optimizer = base.optimizer.stateless_apply(
+                optimizer, gradients, trainable
+            )
+            x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data.batch)
+            logs, base_metrics = base._update_metrics_variables(
+                base_metrics, terms.total, x, y, y_pred, sample_weight
+            )
+        own_logs, own_updates = self._advance(non_trainable, metrics, terms, data.batch)
+        updates = dict(zip(map(id, base.non_trainable_variables), base_non_trainable))
+        updates |= dict(zip(map(id, base.metrics_variables), base_metrics))
+        updates |= own_updates
+        state = (
+            trainable,
+            _replace(self.non_trainable_variables, non_trainable, updates),
+            optimizer,
+            _replace(self.metrics_variables, metrics, updates),
+        )
+        return logs | own_logs, state
+
+    def _gradients(
+        self: Any,
+        trainable: list[Tensor],
+        non_trainable: list[Tensor],
+        optimizer: list[Tensor],
+        metrics: list[Tensor],
+        *,
+        data: PerturbedStep,
+        key: Tensor,
+    ) -> Any:
+        base = self.base_model
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data.batch)
+        kwargs = {"training": True} if base._call_has_training_arg else {}
+        deltas = self._sample(trainable, data.eps, RandomStream(key))
+
+        def compute_loss(y_pred: Any, layer_losses: list[Tensor]) -> Any:
+            with self._layer_losses(layer_losses):
+                return base.stateless_compute_loss(
+                    trainable,
+                    non_trainable,
+                    metrics,
+                    x=x,
+                    y=y,
+                    y_pred=y_pred,
+                    sample_weight=sample_weight,
+                    training=True,
+                )
+
+        def objective(weights: list[Tensor]) -> Any:
+            y_pred, updated, layer_losses = base.stateless_call(
+                weights, non_trainable, x, return_losses=True, **kwargs
+            )
+            clean_loss, (_, _, updated_metrics) = compute_loss(y_pred, layer_losses)
+            perturbed, _ = base.stateless_call(
+                self._add(weights, deltas), non_trainable, x, **kwargs
+            )
+            perturbed_loss, _ = compute_loss(perturbed, [])
+            terms = self._terms(
+                clean_loss,
+                self._divergence(y, y_pred, perturbed, sample_weight),
+                perturbed_loss,
+                penalty=sum(map(keras.ops.sum, layer_losses)),
+                alpha=data.alpha,
+            )
+            with keras.StatelessScope(
+                list(zip(base.optimizer.variables, optimizer, strict=True))
+            ):
+                scaled = base.optimizer.scale_loss(terms.total)
+            return scaled, (terms, y_pred, updated, updated_metrics)
+
+        gradients, auxiliary = jax.grad(objective, has_aux=True)(trainable)
+        return gradients, *auxiliary
+
+    def _advance(
+        self: Any, non_trainable: Any, metrics: Any, terms: Any, batch: Any
+    ) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
+        """The trackers' logs, and the new values of this model's own variables."""
+        if self.scheme == "baseline":
+            return {}, {}
+        mapping = list(zip(self.non_trainable_variables, non_trainable, strict=True))
+        mapping += zip(self.metrics_variables, metrics, strict=True)
+        with keras.StatelessScope(mapping) as scope:
+            self.seed_generator.next()
+            if terms is not None:
+                self._update_trackers(terms, batch)
+            logs = self._tracker_logs()
+        own = [self.seed_generator.state]
+        own += [v for tracker in self._trackers for v in tracker.variables]
+        return logs, {id(v): scope.get_current_value(v) for v in own}
+
+    def test_step(self: Any, state: Any, data: Any) -> Any:
+        trainable, non_trainable, metrics = state
+        base = self.base_model
+        base_non_trainable, base_metrics = self._base_state(non_trainable, metrics)
+        logs, (trainable, base_non_trainable, base_metrics) = base.test_step(
+            (trainable, base_non_trainable, base_metrics), data
+        )
+        updates = dict(zip(map(id, base.non_trainable_variables), base_non_trainable))
+        updates |= dict(zip(map(id, base.metrics_variables), base_metrics))
+        return logs, (
+            trainable,
+            _replace(self.non_trainable_variables, non_trainable, updates),
+            _replace(self.metrics_variables, metrics, updates),
+        )
+
+    def predict_step(self: Any, state: Any, data: Any) -> Any:
+        trainable, non_trainable = state
+        base = self.base_model
+        base_non_trainable, _ = self._base_state(non_trainable, None)
+        outputs, base_non_trainable = base.predict_step(
+            (trainable, base_non_trainable), data
+        )
+        updates = dict(zip(map(id, base.non_trainable_variables), base_non_trainable))
+        return outputs, _replace(self.non_trainable_variables, non_trainable, updates)
+
+    def _own(self: Any, non_trainable: list[Tensor], variable: Any) -> Tensor:
+        ids = [id(v) for v in self.non_trainable_variables]
+        return non_trainable[ids.index(id(variable))]
+
+    def _base_state(self: Any, non_trainable: Any, metrics: Any) -> tuple[Any, Any]:
+        """The part of this model's state that belongs to the base model."""
+
+        def select(variables: list[Any], values: list[Tensor], part: list[Any]) -> Any:
+            by_id = dict(zip(map(id, variables), values, strict=True))
+            return [by_id[id(v)] for v in part]
+
+        base = self.base_model
+        selected = select(
+            self.non_trainable_variables, non_trainable, base.non_trainable_variables
+        )
+        if metrics is None:
+            return selected, None
+        return selected, select(self.metrics_variables, metrics, base.metrics_variables)

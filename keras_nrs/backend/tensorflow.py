@@ -1,0 +1,146 @@
+"""The training step and the random numbers on TensorFlow."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+Tensor = Any
+
+
+class RandomStream:
+    """Independent random tensors from one key, the same for the same key.
+
+    Args:
+        key: Integer tensor of shape `(2,)`, as drawn from a `SeedGenerator`.
+    """
+
+    def __init__(self, key: Tensor) -> None:
+        self._key = tf.cast(key, "int64")
+        self._draws = 0
+
+    def _next_key(self) -> Tensor:
+        self._draws += 1
+        return tf.random.experimental.stateless_fold_in(self._key, self._draws)
+
+    def normal(self, shape: tuple[int, ...], dtype: str = "float32") -> Tensor:
+        """Standard normal numbers."""
+        return tf.random.stateless_normal(shape, self._next_key(), dtype=dtype)
+
+    def rademacher(self, shape: tuple[int, ...], dtype: str = "float32") -> Tensor:
+        """Signs, -1 or 1 with equal probability."""
+        bits = tf.random.stateless_uniform(
+            shape, self._next_key(), minval=0, maxval=2, dtype="int32"
+        )
+        return tf.cast(2 * bits - 1, dtype)
+
+    def uniform(self, shape: tuple[int, ...] = (), dtype: str = "float32") -> Tensor:
+        """Uniform numbers in [0, 1)."""
+        return tf.random.stateless_uniform(shape, self._next_key(), dtype=dtype)
+
+
+def compile_function(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a pure function of tensors."""
+    compiled: Callable[..., Any] = tf.function(
+        function, reduce_retracing=True, autograph=False
+    )
+    return compiled
+
+
+def _unscaled(loss: Tensor) -> Tensor:
+    """A loss without the 1 / replicas that Keras puts in under a strategy."""
+    return loss * float(tf.distribute.get_strategy().num_replicas_in_sync)
+
+
+class BackendTrainer:
+    """Steps of an `NRSModel`, as `keras.Model` calls them on TensorFlow."""
+
+    def train_step(self: Any, data: Any) -> dict[str, Tensor]:
+        base = self.base_model
+        if self.scheme == "baseline":
+            logs: dict[str, Tensor] = base.train_step(data)
+            return logs
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        kwargs = {"training": True} if base._call_has_training_arg else {}
+        key = self.seed_generator.next()
+        # Read before the clean pass advances the seeds: both passes must see the
+        # same dropout masks.
+        state = [tf.identity(v.value) for v in base.non_trainable_variables]
+        perturb = self._perturbed_pass_runs(key)
+
+        with tf.GradientTape() as tape:
+            y_pred = base(x, **kwargs)
+            clean_loss = base._compute_loss(x, y, y_pred, sample_weight, training=True)
+            penalty = sum(map(keras.ops.sum, base.losses))
+
+            def perturbed_terms() -> tuple[Tensor, Tensor]:
+                weights = [v.value for v in base.trainable_variables]
+                deltas = self._sample(weights, self.eps.value, RandomStream(key))
+                mapping = list(
+                    zip(
+                        base.trainable_variables + base.non_trainable_variables,
+                        self._add(weights, deltas) + state,
+                        strict=True,
+                    )
+                )
+                with keras.StatelessScope(mapping), self._layer_losses([]):
+                    perturbed = base(x, **kwargs)
+                    loss = base._compute_loss(
+                        x, y, perturbed, sample_weight, training=True
+                    )
+                    divergence = self._divergence(y, y_pred, perturbed, sample_weight)
+                return tf.cast(divergence, clean_loss.dtype), loss
+
+            if perturb is True:
+                divergence, perturbed_loss = perturbed_terms()
+            else:
+                zero = tf.zeros((), clean_loss.dtype)
+                divergence, perturbed_loss = tf.cond(
+                    perturb, perturbed_terms, lambda: (zero, zero)
+                )
+            terms = self._terms(
+                clean_loss,
+                divergence,
+                perturbed_loss,
+                penalty=penalty,
+                alpha=tf.cast(self.alpha.value, clean_loss.dtype),
+            )
+            total = terms.total
+            if perturb is not True:
+                total = tf.where(perturb, total, clean_loss)
+            scaled = base.optimizer.scale_loss(total)
+
+        weights = base.trainable_weights
+        base.optimizer.apply_gradients(
+            zip(tape.gradient(scaled, weights), weights, strict=True)
+        )
+        base._loss_tracker.update_state(
+            _unscaled(total), sample_weight=self._batch_size(x)
+        )
+        self._update_trackers(
+            terms._replace(
+                divergence=_unscaled(divergence),
+                perturbed_loss=_unscaled(perturbed_loss),
+            ),
+            data,
+            weight=tf.cast(perturb, "int32"),
+        )
+        return base.compute_metrics(  # type: ignore[no-any-return]
+            x, y, y_pred, sample_weight=sample_weight
+        ) | (self._tracker_logs())
+
+    def _perturbed_pass_runs(self: Any, key: Tensor) -> Any:
+        """`True` where that is known before the step, else a boolean tensor."""
+        always = self.beta > 0 or self.scheme == "rpr"
+        if self.interval == 1 and always:
+            return True
+        on_schedule = tf.equal(tf.math.floormod(key[1], self.interval), 0)
+        matters = tf.constant(True) if always else tf.not_equal(self.alpha.value, 0)
+        return tf.logical_and(on_schedule, matters)
+
+    def test_step(self: Any, data: Any) -> Any:
+        return self.base_model.test_step(data)
+
+    def predict_step(self: Any, data: Any) -> Any:
+        return self.base_model.predict_step(data)

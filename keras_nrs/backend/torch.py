@@ -1,0 +1,157 @@
+"""The training step and the random numbers on PyTorch."""
+
+from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import torch
+
+Tensor = Any
+
+
+def _mix(word: int) -> int:
+    """A bijection of 32-bit words in which close inputs give unrelated outputs."""
+    word = (word ^ (word >> 16)) * 0x85EBCA6B & 0xFFFFFFFF
+    word = (word ^ (word >> 13)) * 0xC2B2AE35 & 0xFFFFFFFF
+    return word ^ (word >> 16)
+
+
+class RandomStream:
+    """Independent random tensors from one key, the same for the same key.
+
+    Args:
+        key: Integer tensor of shape `(2,)`, as drawn from a `SeedGenerator`.
+    """
+
+    def __init__(self, key: Tensor) -> None:
+        seed, step = (int(word) & 0xFFFFFFFF for word in key)
+        self._device = key.device
+        # PyTorch's CPU generator uses 32 bits of its seed. Mixing keeps the steps of
+        # one run apart: two of them never get the same word.
+        self._generator = torch.Generator(device=self._device)
+        self._generator.manual_seed(_mix((_mix(seed) + step) & 0xFFFFFFFF))
+
+    def normal(self, shape: tuple[int, ...], dtype: str = "float32") -> Tensor:
+        """Standard normal numbers."""
+        return torch.randn(
+            shape,
+            generator=self._generator,
+            dtype=getattr(torch, dtype),
+            device=self._device,
+        )
+
+    def rademacher(self, shape: tuple[int, ...], dtype: str = "float32") -> Tensor:
+        """Signs, -1 or 1 with equal probability."""
+        bits = torch.randint(
+            2, shape, generator=self._generator, dtype=torch.int8, device=self._device
+        )
+        return (2 * bits - 1).to(getattr(torch, dtype))
+
+    def uniform(self, shape: tuple[int, ...] = (), dtype: str = "float32") -> Tensor:
+        """Uniform numbers in [0, 1)."""
+        return torch.rand(
+            shape,
+            generator=self._generator,
+            dtype=getattr(torch, dtype),
+            device=self._device,
+        )
+
+
+def compile_function(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function itself, without gradients: PyTorch runs eagerly."""
+    without_gradients: Callable[..., Any] = torch.no_grad()(function)
+    return without_gradients
+
+
+def _global_random_state(device: torch.device) -> list[Tensor]:
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    return states
+
+
+@contextmanager
+def _replayed(states: list[Tensor], device: torch.device) -> Iterator[None]:
+    """Run with the given states of the global generators, then put back today's."""
+    devices = [device] if len(states) > 1 else []
+    with torch.random.fork_rng(devices=devices):
+        torch.set_rng_state(states[0])
+        if devices:
+            torch.cuda.set_rng_state(states[1], device)
+        yield
+
+
+class BackendTrainer:
+    """Steps of an `NRSModel`, as `keras.Model` calls them on PyTorch."""
+
+    def train_step(self: Any, data: Any) -> dict[str, Tensor]:
+        base = self.base_model
+        if self.scheme == "baseline":
+            logs: dict[str, Tensor] = base.train_step(data)
+            return logs
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        kwargs = {"training": True} if base._call_has_training_arg else {}
+        key = self.seed_generator.next()
+        perturb = self._perturbed_pass_runs(key)
+        # Copied before the clean pass advances the seeds: both passes must see the
+        # same dropout masks. Keras's unseeded dropout draws from the global generator.
+        state = [v.value.detach().clone() for v in base.non_trainable_variables]
+        random_state = _global_random_state(key.device)
+
+        y_pred = base(x, **kwargs)
+        base.zero_grad()
+        total = base._compute_loss(x, y, y_pred, sample_weight, training=True)
+        terms = None
+        if perturb:
+            penalty = sum(map(keras.ops.sum, base.losses))
+            weights = [v.value for v in base.trainable_variables]
+            with torch.no_grad():
+                deltas = self._sample(weights, self.eps.value, RandomStream(key))
+            mapping = list(
+                zip(
+                    base.trainable_variables + base.non_trainable_variables,
+                    self._add(weights, deltas) + state,
+                    strict=True,
+                )
+            )
+            with (
+                _replayed(random_state, key.device),
+                keras.StatelessScope(mapping),
+                self._layer_losses([]),
+            ):
+                perturbed = base(x, **kwargs)
+                perturbed_loss = base._compute_loss(
+                    x, y, perturbed, sample_weight, training=True
+                )
+                divergence = self._divergence(y, y_pred, perturbed, sample_weight)
+            terms = self._terms(
+                total,
+                divergence,
+                perturbed_loss,
+                penalty=penalty,
+                alpha=self.alpha.value,
+            )
+            total = terms.total
+        base._loss_tracker.update_state(total, sample_weight=self._batch_size(x))
+        base.optimizer.scale_loss(total).backward()
+        weights = base.trainable_weights[:]
+        with torch.no_grad():
+            base.optimizer.apply([v.value.grad for v in weights], weights)
+            if terms is not None:
+                self._update_trackers(terms, data)
+        return base.compute_metrics(  # type: ignore[no-any-return]
+            x, y, y_pred, sample_weight=sample_weight
+        ) | (self._tracker_logs())
+
+    def _perturbed_pass_runs(self: Any, key: Tensor) -> bool:
+        if self.interval > 1 and int(key[1]) % self.interval:
+            return False
+        return self.beta > 0 or self.scheme == "rpr" or float(self.alpha.value) != 0
+
+    def test_step(self: Any, data: Any) -> Any:
+        return self.base_model.test_step(data)
+
+    def predict_step(self: Any, data: Any) -> Any:
+        return self.base_model.predict_step(data)

@@ -1,0 +1,56 @@
+"""Callbacks for `NRSModel.fit()`."""
+
+import math
+import warnings
+from typing import Any
+
+import keras
+import numpy as np
+
+# Below this share of the loss the divergence has no measurable effect on training.
+_INERT_SHARE = 1e-3
+
+
+class InertEpsWarning(keras.callbacks.Callback):  # type: ignore[misc]
+    """Warns once if eps is so small that the divergence cannot matter.
+
+    Added by `NRSModel.fit()`. After the first epoch it compares alpha times the mean
+    divergence with the loss. It is silent if `eps` or `alpha` is 0, or if `eps` was
+    assigned since training began.
+    """
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self._first_eps: float | None = _value(self.model.eps)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        eps, alpha = _value(self.model.eps), _value(self.model.alpha)
+        first_eps, self._first_eps = self._first_eps, None
+        scheduled = first_eps != eps
+        if scheduled or eps == 0 or alpha == 0 or self.model.scheme != "nrs":
+            return
+        divergence = float((logs or {}).get("model_divergence", math.nan))
+        total = float((logs or {}).get("loss", math.nan))
+        share = alpha * divergence / total if total > 0 else math.nan
+        if self.model._inert_eps_reported or not share < _INERT_SHARE:
+            return
+        self.model._inert_eps_reported = True
+        norm = math.sqrt(
+            sum(
+                float(np.sum(np.square(keras.ops.convert_to_numpy(v), dtype="float64")))
+                for v in self.model.trainable_variables
+            )
+        )
+        warnings.warn(
+            f"eps={eps:.3g} has no effect with perturbation "
+            f"{type(self.model.perturbation).__name__}: over the first epoch the mean "
+            f"model divergence was {divergence:.2g}, and alpha * divergence is "
+            f"{share:.1g} of the loss. The norm of the weights is {norm:.3g}. Use "
+            "wrap(model, eps=0.3, perturbation='relative'), whose radius grows with "
+            "that norm, or find an eps with keras_nrs.calibrate_eps(model, x, "
+            "target_divergence=0.05).",
+            stacklevel=2,
+        )
+
+
+def _value(variable: keras.Variable) -> float:
+    return float(keras.ops.convert_to_numpy(variable))

@@ -1,0 +1,459 @@
+"""The divergence between the outputs of two models, Definition 2 of the paper."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+from typing import NamedTuple
+
+import keras
+from keras import ops
+from keras.src.backend import get_keras_mask
+from keras.src.backend import set_keras_mask
+
+from keras_nrs._checks import check_positive
+
+Tensor = Any
+
+
+class Divergence(keras.losses.Loss):  # type: ignore[misc]
+    """Base class of the divergences d(theta, theta + delta).
+
+    A divergence is a `keras.losses.Loss` whose first argument is the output of the
+    model and whose second is the output of the perturbed model: `sample_weight`,
+    masks and `reduction` act on it as they do on the loss. Gradients flow through
+    both arguments.
+
+    To make your own, subclass and implement `call(outputs, perturbed_outputs)`,
+    which returns one value for each sample (or for each position).
+
+    Args:
+        reduction: As in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
+            With `"auto"` divergences it is that of the compiled loss.
+        name: Name of the divergence.
+
+    Reference: [Zhao and Zhang, 2022](https://arxiv.org/abs/2201.06064),
+    Definition 2.
+
+    Example:
+
+    ```python
+    class SquaredLogitDistance(keras_nrs.divergences.Divergence):
+        def call(self, outputs, perturbed_outputs):
+            return keras.ops.mean((outputs - perturbed_outputs) ** 2, axis=-1)
+
+    model = keras_nrs.wrap(model, divergence=SquaredLogitDistance())
+    ```
+    """
+
+    def __init__(
+        self, *, reduction: str = "sum_over_batch_size", name: str | None = None
+    ) -> None:
+        dtype = "float64" if keras.config.floatx() == "float64" else "float32"
+        super().__init__(name=name, reduction=reduction, dtype=dtype)
+
+    def call(self, outputs: Tensor, perturbed_outputs: Tensor) -> Tensor:
+        """The divergence of each sample or position.
+
+        Args:
+            outputs: Tensor of shape `(batch_size, ...)`, the model's output.
+            perturbed_outputs: Tensor of the same shape, the perturbed model's.
+
+        Returns:
+            Tensor of shape `(batch_size, ...)` without the outputs' last axis.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} must implement call(outputs, perturbed_outputs)."
+        )
+
+
+@keras.saving.register_keras_serializable(package="keras_nrs")
+class CategoricalKL(Divergence):
+    """KL(p || q) of the categorical distributions that two classifiers give.
+
+    Computed from log-softmax in float32: finite for logits of 1e4, exactly zero for
+    equal outputs.
+
+    Args:
+        from_logits: Whether the outputs are logits rather than probabilities. Logits
+            are never clipped; probabilities are, at `keras.config.epsilon()`.
+        axis: The axis of the classes. Defaults to the last.
+        reduction: As in `Divergence`.
+        name: As in `Divergence`.
+
+    Example:
+
+    >>> import keras, keras_nrs
+    >>> kl = keras_nrs.divergences.CategoricalKL(from_logits=True)
+    >>> float(kl(keras.ops.array([[1.0, 2.0]]), keras.ops.array([[1.0, 2.0]])))
+    0.0
+    """
+
+    def __init__(
+        self,
+        from_logits: bool = False,
+        axis: int = -1,
+        *,
+        reduction: str = "sum_over_batch_size",
+        name: str | None = "categorical_kl",
+    ) -> None:
+        super().__init__(reduction=reduction, name=name)
+        self.from_logits = from_logits
+        self.axis = axis
+
+    def _log_probabilities(self, outputs: Tensor) -> Tensor:
+        if not self.from_logits:
+            total = ops.sum(outputs, axis=self.axis, keepdims=True)
+            outputs = ops.log(ops.clip(outputs / total, keras.config.epsilon(), 1.0))
+        return ops.log_softmax(outputs, axis=self.axis)
+
+    def call(self, outputs: Tensor, perturbed_outputs: Tensor) -> Tensor:
+        log_p = self._log_probabilities(outputs)
+        log_q = self._log_probabilities(perturbed_outputs)
+        return ops.sum(ops.exp(log_p) * (log_p - log_q), axis=self.axis)
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {
+            "from_logits": self.from_logits,
+            "axis": self.axis,
+        }
+
+
+@keras.saving.register_keras_serializable(package="keras_nrs")
+class BernoulliKL(Divergence):
+    """KL(p || q) of independent yes-or-no labels: binary and multi-label models.
+
+    The mean over the last axis, as in `keras.losses.BinaryCrossentropy`.
+
+    Args:
+        from_logits: Whether the outputs are logits rather than probabilities. Logits
+            are never clipped; probabilities are, at `keras.config.epsilon()`.
+        axis: The axis of the labels. Defaults to the last.
+        reduction: As in `Divergence`.
+        name: As in `Divergence`.
+
+    Example:
+
+    >>> import keras, keras_nrs
+    >>> kl = keras_nrs.divergences.BernoulliKL(from_logits=True)
+    >>> float(kl(keras.ops.array([[2.0]]), keras.ops.array([[2.0]])))
+    0.0
+    """
+
+    def __init__(
+        self,
+        from_logits: bool = False,
+        axis: int = -1,
+        *,
+        reduction: str = "sum_over_batch_size",
+        name: str | None = "bernoulli_kl",
+    ) -> None:
+        super().__init__(reduction=reduction, name=name)
+        self.from_logits = from_logits
+        self.axis = axis
+
+    def _logits(self, outputs: Tensor) -> Tensor:
+        if self.from_logits:
+            return outputs
+        epsilon = keras.config.epsilon()
+        probabilities = ops.clip(outputs, epsilon, 1.0 - epsilon)
+        return ops.log(probabilities) - ops.log1p(-probabilities)
+
+    def call(self, outputs: Tensor, perturbed_outputs: Tensor) -> Tensor:
+        p, q = self._logits(outputs), self._logits(perturbed_outputs)
+        yes = ops.sigmoid(p) * (ops.log_sigmoid(p) - ops.log_sigmoid(q))
+        no = ops.sigmoid(-p) * (ops.log_sigmoid(-p) - ops.log_sigmoid(-q))
+        return ops.mean(yes + no, axis=self.axis)
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {
+            "from_logits": self.from_logits,
+            "axis": self.axis,
+        }
+
+
+@keras.saving.register_keras_serializable(package="keras_nrs")
+class GaussianKL(Divergence):
+    """KL of two normal distributions of equal variance: regression models.
+
+    `(f - f') ** 2 / (2 * stddev ** 2)`, the mean over the last axis, as in
+    `keras.losses.MeanSquaredError`.
+
+    Args:
+        stddev: Standard deviation of the targets around the output, in the unit of
+            the targets, > 0. Defaults to 1.
+        reduction: As in `Divergence`.
+        name: As in `Divergence`.
+
+    Example:
+
+    >>> import keras, keras_nrs
+    >>> kl = keras_nrs.divergences.GaussianKL(stddev=0.5)
+    >>> float(kl(keras.ops.array([[1.0]]), keras.ops.array([[2.0]])))
+    2.0
+    """
+
+    def __init__(
+        self,
+        stddev: float = 1.0,
+        *,
+        reduction: str = "sum_over_batch_size",
+        name: str | None = "gaussian_kl",
+    ) -> None:
+        super().__init__(reduction=reduction, name=name)
+        self.stddev = check_positive("stddev", stddev)
+
+    def call(self, outputs: Tensor, perturbed_outputs: Tensor) -> Tensor:
+        distance = (outputs - perturbed_outputs) / (math.sqrt(2) * self.stddev)
+        return ops.mean(ops.square(distance), axis=-1)
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"stddev": self.stddev}
+
+
+_CATEGORICAL = (
+    keras.losses.categorical_crossentropy,
+    keras.losses.sparse_categorical_crossentropy,
+    keras.losses.categorical_focal_crossentropy,
+    keras.losses.kl_divergence,
+)
+_BERNOULLI = (
+    keras.losses.binary_crossentropy,
+    keras.losses.binary_focal_crossentropy,
+)
+_GAUSSIAN = (
+    keras.losses.mean_squared_error,
+    keras.losses.mean_absolute_error,
+    keras.losses.mean_absolute_percentage_error,
+    keras.losses.mean_squared_logarithmic_error,
+    keras.losses.huber,
+    keras.losses.log_cosh,
+)
+
+
+class OutputDivergence(NamedTuple):
+    """The divergence of one output of a model.
+
+    `path` leads to the output in the structure of the outputs and `loss_path` in that
+    of the compiled losses, labels and sample weights; `weight` is its weight in the
+    compiled loss; positions labelled `ignore_class` do not count.
+    """
+
+    path: tuple[Any, ...]
+    divergence: Divergence
+    loss_path: tuple[Any, ...] = ()
+    weight: float | None = None
+    ignore_class: int | None = None
+
+
+def for_loss(loss: Any, output: Any, target: Any = None) -> Divergence:
+    """The divergence that belongs to a loss: `divergence="auto"`.
+
+    For a loss that is not Keras's own, the output's activation and the labels'
+    dtype decide.
+
+    Args:
+        loss: The loss of the output.
+        output: Tensor or `KerasTensor`, the output.
+        target: Tensor of labels, if known.
+
+    Raises:
+        ValueError: if no divergence is known for the loss.
+    """
+    reduction = getattr(loss, "reduction", "sum_over_batch_size")
+    function = getattr(loss, "fn", loss)
+    kwargs = getattr(loss, "_fn_kwargs", {})
+    from_logits, axis = kwargs.get("from_logits", False), kwargs.get("axis", -1)
+    if function in _CATEGORICAL:
+        return CategoricalKL(from_logits, axis, reduction=reduction)
+    if function in _BERNOULLI:
+        return BernoulliKL(from_logits, axis, reduction=reduction)
+    if function in _GAUSSIAN:
+        return GaussianKL(reduction=reduction)
+    activation = _activation(output)
+    if activation == "softmax":
+        return CategoricalKL(reduction=reduction)
+    if activation == "sigmoid":
+        return BernoulliKL(reduction=reduction)
+    if activation in (None, "linear") and _are_class_indices(target, output):
+        return CategoricalKL(from_logits=True, reduction=reduction)
+    name = getattr(function, "__name__", type(loss).__name__)
+    raise ValueError(
+        f"divergence='auto' knows no divergence for the loss {name!r}. Say what the "
+        "model's outputs are: divergence=keras_nrs.divergences.CategoricalKL("
+        "from_logits=...) for classes, BernoulliKL(from_logits=...) for binary or "
+        "multi-label outputs, GaussianKL(stddev=...) for regression, or an instance "
+        "of your own subclass of Divergence."
+    )
+
+
+def _activation(output: Any) -> str | None:
+    """Name of the activation that made a symbolic output, if that is known."""
+    operation = getattr(getattr(output, "_keras_history", None), "operation", None)
+    if isinstance(operation, keras.layers.Softmax):
+        return "softmax"
+    return getattr(getattr(operation, "activation", None), "__name__", None)
+
+
+def _are_class_indices(target: Any, output: Any) -> bool:
+    if target is None or not keras.backend.is_int_dtype(target.dtype):
+        return False
+    rank, classes = len(output.shape), output.shape[-1]
+    is_sparse = len(target.shape) < rank or target.shape[-1] == 1
+    return rank > 1 and classes is not None and classes > 1 and is_sparse
+
+
+def for_model(
+    model: Any, divergence: Any, outputs: Any, targets: Any = None
+) -> list[OutputDivergence]:
+    """The divergence of every output that has a loss.
+
+    Args:
+        model: A compiled model, which must not be wrapped.
+        divergence: `"auto"`, one `Divergence` for all outputs, or a list or dict of
+            them in the structure of the outputs.
+        outputs: Tensors, the outputs of the model.
+        targets: Tensors, the labels, if known.
+    """
+    paths, flat_outputs = zip(*keras.tree.flatten_with_path(outputs), strict=True)
+    losses = _flat_losses(model, outputs, targets)
+    if divergence == "auto":
+        if losses is None:
+            raise ValueError(
+                "divergence='auto' needs a model that is compiled with a loss. "
+                "Received: a model without one. Call compile(loss=...), or pass "
+                "divergence=keras_nrs.divergences.CategoricalKL(from_logits=...)."
+            )
+        chosen = None
+        # Symbolic outputs know the layer, and so the activation, that made them.
+        symbolic = getattr(model, "outputs", None) or []
+        flat_outputs = symbolic if len(symbolic) == len(paths) else flat_outputs
+        flat_targets = keras.tree.flatten(targets)
+        if len(flat_targets) != len(paths):
+            flat_targets = [None] * len(paths)
+    else:
+        chosen = _per_output(divergence, outputs)
+    if losses is None:
+        losses = [(path, None, None, None) for path in paths]
+    result = []
+    for loss_path, loss, weight, _ in losses:
+        path = _output_path(loss_path, outputs, model)
+        position = paths.index(path)
+        if chosen is None:
+            member = for_loss(loss, flat_outputs[position], flat_targets[position])
+        else:
+            member = chosen[position]
+        if member is not None:
+            ignore_class = getattr(loss, "_fn_kwargs", {}).get("ignore_class")
+            result.append(
+                OutputDivergence(path, member, loss_path, weight, ignore_class)
+            )
+    return result
+
+
+def _flat_losses(model: Any, outputs: Any, targets: Any) -> Any:
+    """Keras's own resolution of the compiled losses: path, loss, weight, name."""
+    compiled = model._compile_loss
+    if compiled is None:
+        return None
+    if not compiled.built:
+        # Targets are needed for their structure only.
+        compiled = type(compiled)(
+            compiled._user_loss,
+            compiled._user_loss_weights,
+            output_names=getattr(model, "output_names", None),
+        )
+        compiled.build(outputs if targets is None else targets, outputs)
+    return compiled._flat_losses
+
+
+def _output_path(
+    loss_path: tuple[Any, ...], outputs: Any, model: Any
+) -> tuple[Any, ...]:
+    """The compiled losses may name outputs that the model returns as a list."""
+    if loss_path and isinstance(loss_path[0], str) and not isinstance(outputs, dict):
+        position = list(model.output_names).index(loss_path[0])
+        return (position,) if keras.tree.is_nested(outputs) else ()
+    return loss_path
+
+
+def _per_output(divergence: Any, outputs: Any) -> list[Divergence | None]:
+    """The user's divergences in the order of the flattened outputs."""
+    flat_outputs = keras.tree.flatten(outputs)
+    if isinstance(divergence, Divergence):
+        return [divergence] * len(flat_outputs)
+    if isinstance(divergence, dict) and isinstance(outputs, dict):
+        divergence = {name: divergence.get(name) for name in outputs}
+    chosen = keras.tree.flatten(divergence)
+    if len(chosen) != len(flat_outputs):
+        raise ValueError(
+            "`divergence` must be one Divergence, or a list or dict with one (or "
+            f"None) for each of the model's {len(flat_outputs)} outputs. Received: "
+            f"divergence={divergence!r}."
+        )
+    return chosen
+
+
+def check(divergence: Any) -> Any:
+    """`divergence` itself, or an error if it cannot be one."""
+    valid = divergence == "auto" or isinstance(divergence, Divergence)
+    if isinstance(divergence, list | tuple | dict):
+        members = keras.tree.flatten(divergence)
+        valid = any(isinstance(d, Divergence) for d in members) and all(
+            d is None or isinstance(d, Divergence) for d in members
+        )
+    if not valid:
+        raise ValueError(
+            "`divergence` must be 'auto', a keras_nrs.divergences.Divergence, or a "
+            f"list or dict of them. Received: divergence={divergence!r}."
+        )
+    return divergence
+
+
+def total_divergence(
+    divergences: Sequence[OutputDivergence],
+    targets: Any,
+    outputs: Any,
+    perturbed_outputs: Any,
+    sample_weight: Any,
+) -> Tensor:
+    """The sum over the outputs, weighted as the losses are.
+
+    Sample weights and masks apply to each output as they do to its loss.
+    """
+    total: Any = 0.0
+    for path, divergence, loss_path, weight, ignore_class in divergences:
+        perturbed = _at(perturbed_outputs, path)
+        if ignore_class is not None:
+            labels = _at(targets, path, loss_path)
+            perturbed = _with_ignored(perturbed, labels, ignore_class)
+        weights = sample_weight
+        if keras.tree.is_nested(sample_weight):
+            weights = _at(sample_weight, path, loss_path)
+        value = divergence(_at(outputs, path), perturbed, weights)
+        total = total + (value if weight is None else value * weight)
+    return total
+
+
+def _at(structure: Any, *paths: tuple[Any, ...]) -> Any:
+    """The member of a structure at the first of some paths that it has."""
+    for path in paths:
+        member = structure
+        try:
+            for key in path:
+                member = member[key]
+        except (KeyError, IndexError, TypeError):
+            continue
+        return member
+    raise KeyError(f"None of the paths {paths} is in the structure {structure}.")
+
+
+def _with_ignored(output: Tensor, labels: Tensor, ignore_class: int) -> Tensor:
+    """The output with a mask that leaves out positions of the ignored class."""
+    labels = ops.cast(labels, "int32")
+    if len(labels.shape) == len(output.shape):
+        labels = ops.squeeze(labels, -1)
+    counted = ops.not_equal(labels, ignore_class)
+    mask = get_keras_mask(output)
+    output = ops.identity(output)
+    set_keras_mask(output, counted if mask is None else ops.logical_and(counted, mask))
+    return output

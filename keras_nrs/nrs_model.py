@@ -1,0 +1,518 @@
+"""`NRSModel`, `wrap` and `unwrap`: what Keras sees."""
+
+import functools
+import inspect
+import warnings
+from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_nrs import divergences
+from keras_nrs import perturbations
+from keras_nrs._checks import check_choice
+from keras_nrs._checks import check_nonnegative
+from keras_nrs._checks import check_int
+from keras_nrs.backend import BackendTrainer
+from keras_nrs.callbacks import InertEpsWarning
+from keras_nrs.objective import SCHEMES
+from keras_nrs.objective import Terms
+from keras_nrs.objective import combine
+from keras_nrs.preprocessing import with_preprocessing
+
+Tensor = Any
+
+
+def wrap(
+    model: keras.Model,
+    eps: float = 0.1,
+    alpha: float = 1.0,
+    *,
+    beta: float = 1.0,
+    scheme: str = "nrs",
+    perturbation: str | perturbations.Perturbation = "ball",
+    divergence: Any = "auto",
+    interval: int = 1,
+    normalize: bool = False,
+    seed: int | None = None,
+) -> "NRSModel":
+    """Regularize a Keras model with NRS.
+
+    Returns an `NRSModel` that shares the weights, the optimizer and the compiled
+    state of `model`. A compiled model stays compiled: call `fit()` next.
+
+    **eps decides everything.** The defaults are the paper's, and with them delta is so
+    small that nothing but a doubled loss was ever measured; training then warns.
+    `perturbation="relative"` with eps of 0.2 to 0.4 is a better start.
+
+    Args:
+        model: Any `keras.Model` that does not override `train_step()`.
+        eps: Size of the neighborhood of theta, >= 0. Its unit depends on
+            `perturbation`. Assignable during training.
+        alpha: Weight of the model divergence, >= 0. Assignable during training.
+        beta: Weight of the perturbed loss L(theta + delta), >= 0.
+        scheme: `"nrs"` minimizes Equation 3; `"rpr"` (random perturbation) minimizes
+            L(theta + delta); `"baseline"` minimizes L(theta).
+        perturbation: `"ball"`, `"relative"`, `"layerwise"`, `"released"`, or an
+            instance of `keras_nrs.perturbations.Perturbation`.
+        divergence: `"auto"` for the one that belongs to the compiled loss, or a
+            `keras_nrs.divergences.Divergence`, or a list or dict of them, one (or
+            `None`) for each output.
+        interval: The perturbed pass runs at every `interval`-th step only; the
+            other steps minimize L(theta), at the cost of a plain step.
+        normalize: Whether to divide Equation 3, weight penalties included, by
+            `1 + beta`, so that a learning rate tuned without NRS carries over.
+        seed: Seed of the perturbations. By default drawn from Python's generator, so
+            `keras.utils.set_random_seed()` makes a run repeatable.
+
+    Returns:
+        An `NRSModel`.
+
+    Raises:
+        TypeError, ValueError: if an argument is not as described.
+
+    Reference: [Zhao and Zhang, 2022](https://arxiv.org/abs/2201.06064).
+
+    Example:
+
+    >>> import keras, keras_nrs
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    >>> loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    >>> model.compile("adam", loss)
+    >>> model = keras_nrs.wrap(model, eps=0.3, perturbation="relative")
+    >>> x, y = keras.random.normal((8, 4)), keras.ops.arange(8) % 3
+    >>> history = model.fit(x, y, verbose=0)
+    >>> list(history.history)
+    ['loss', 'model_divergence', 'perturbed_loss']
+    """
+    return NRSModel(
+        model,
+        eps=eps,
+        alpha=alpha,
+        beta=beta,
+        scheme=scheme,
+        perturbation=perturbation,
+        divergence=divergence,
+        interval=interval,
+        normalize=normalize,
+        seed=seed,
+    )
+
+
+def unwrap(model: "NRSModel") -> keras.Model:
+    """The user's own model inside a wrapped one, with the same weights.
+
+    Raises:
+        TypeError: if `model` is not wrapped.
+
+    Example:
+
+    >>> import keras, keras_nrs
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    >>> keras_nrs.unwrap(keras_nrs.wrap(model)) is model
+    True
+    """
+    if not isinstance(model, NRSModel):
+        raise TypeError(
+            "`model` must be an NRSModel, as keras_nrs.wrap() returns it. Received: "
+            f"model={model!r} of type {type(model).__name__}."
+        )
+    return model.base_model
+
+
+class _OfBaseModel:
+    """An attribute that is the base model's, for reading and writing."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        if instance is None:
+            return self
+        return getattr(instance.base_model, self._name)
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        # `keras.Model.__init__()` resets the state of `compile()`. That of the base
+        # model stays as it is.
+        if hasattr(instance, "base_model"):
+            setattr(instance.base_model, self._name, value)
+
+
+def _preprocessed(name: str) -> Callable[..., Any]:
+    """A method of `keras.Model` that first preprocesses as the base model does."""
+    method = getattr(keras.Model, name)
+
+    @functools.wraps(method)
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        preprocessing = with_preprocessing(self)
+        if preprocessing is None:
+            return method(self, *args, **kwargs)
+        return getattr(preprocessing, name)(*args, **kwargs)
+
+    return run
+
+
+@keras.saving.register_keras_serializable(package="keras_nrs")
+class NRSModel(BackendTrainer, keras.Model):  # type: ignore[misc]
+    """A model that trains `base_model` with Neighborhood Region Smoothing.
+
+    Each training step draws a random perturbation delta of the weights theta and
+    minimizes
+
+        L(theta) + alpha * d(theta, theta + delta) + beta * L(theta + delta)
+
+    where d is the Kullback-Leibler divergence between the outputs of both models.
+    Both passes see the same batch, dropout masks and random seeds; BatchNorm
+    statistics, layer losses and metrics come from the pass at theta alone.
+
+    Everything but training is the base model's: `compile()` compiles it,
+    `evaluate()` and `predict()` give its results. Training logs are `loss` (the
+    minimized total), `model_divergence` (not multiplied by alpha), `perturbed_loss`
+    and the base model's metrics. On steps that `interval` leaves out, or with
+    `alpha = beta = 0`, nothing is perturbed and the two are not updated.
+
+    Args: those of `keras_nrs.wrap`, which is the way to make one.
+
+    Attributes:
+        base_model: The user's own model.
+        eps: `keras.Variable`, size of the neighborhood. Assign it (`model.eps = 0.2`)
+            at any time; nothing is compiled again.
+        alpha: `keras.Variable`, weight of the divergence. Assignable like `eps`.
+
+    Reference: [Zhao and Zhang, 2022](https://arxiv.org/abs/2201.06064), Equation 3
+    and Algorithm 1.
+
+    Example:
+
+    ```python
+    model.compile("adam", loss, metrics=["accuracy"])
+    nrs_model = keras_nrs.wrap(model, eps=0.3, perturbation="relative")
+    nrs_model.fit(x, y, epochs=10)
+    nrs_model.save("nrs.keras")  # to continue training
+    model.save("model.keras")  # your own model, without keras_nrs
+    ```
+    """
+
+    optimizer = _OfBaseModel()
+    loss = _OfBaseModel()
+    compiled = _OfBaseModel()
+    run_eagerly = _OfBaseModel()
+    jit_compile = _OfBaseModel()
+    steps_per_execution = _OfBaseModel()
+    _compile_loss = _OfBaseModel()
+    _compile_metrics = _OfBaseModel()
+    _loss_tracker = _OfBaseModel()
+
+    def __init__(
+        self,
+        base_model: keras.Model,
+        eps: float = 0.1,
+        alpha: float = 1.0,
+        *,
+        beta: float = 1.0,
+        scheme: str = "nrs",
+        perturbation: str | perturbations.Perturbation = "ball",
+        divergence: Any = "auto",
+        interval: int = 1,
+        normalize: bool = False,
+        seed: int | None = None,
+        name: str | None = None,
+    ) -> None:
+        _check_model(base_model)
+        eps = check_nonnegative("eps", eps)
+        alpha = check_nonnegative("alpha", alpha)
+        super().__init__(
+            name=name or f"nrs_{base_model.name}",
+            dtype=base_model.dtype_policy,
+            autocast=False,
+        )
+        self.beta = check_nonnegative("beta", beta)
+        self.scheme = check_choice("scheme", scheme, SCHEMES)
+        self.perturbation = perturbations.get(perturbation)
+        self.interval = check_int("interval", interval, minimum=1)
+        if not isinstance(normalize, bool):
+            raise TypeError(
+                "`normalize` must be True or False. Received: "
+                f"normalize={normalize!r}."
+            )
+        self.normalize = normalize
+        if seed is not None:
+            seed = check_int("seed", seed, minimum=0)
+        self._seed = seed
+        # In namespaces, so that Keras counts neither as weights nor as layers.
+        self._coefficients = SimpleNamespace(
+            eps=_coefficient(eps, "eps"), alpha=_coefficient(alpha, "alpha")
+        )
+        self._divergences = SimpleNamespace(
+            given=divergences.check(divergence), resolved=None, compiled_as=None
+        )
+        self.seed_generator = keras.random.SeedGenerator(seed)
+        self._trackers: list[keras.metrics.Metric] = []
+        if scheme != "baseline":
+            self._trackers = [
+                keras.metrics.Mean(name="model_divergence"),
+                keras.metrics.Mean(name="perturbed_loss"),
+            ]
+        self._inert_eps_reported = False
+        self.base_model = base_model
+        self.built = base_model.built
+
+    @property
+    def eps(self) -> keras.Variable:
+        return self._coefficients.eps
+
+    @eps.setter
+    def eps(self, value: Any) -> None:
+        self._coefficients.eps.assign(check_nonnegative("eps", value))
+
+    @property
+    def alpha(self) -> keras.Variable:
+        return self._coefficients.alpha
+
+    @alpha.setter
+    def alpha(self, value: Any) -> None:
+        self._coefficients.alpha.assign(check_nonnegative("alpha", value))
+
+    # What Keras sees of the base model.
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        if self.base_model._call_has_training_arg:
+            return self.base_model(inputs, training=training)
+        return self.base_model(inputs)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the base model: the arguments are those of its `compile()`."""
+        self.base_model.compile(*args, **kwargs)
+        self.train_function = self.test_function = self.predict_function = None
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Tensor:
+        kwargs.pop("training", None)
+        return self.base_model.compute_loss(*args, **kwargs)
+
+    def compute_metrics(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        logs: dict[str, Tensor] = self.base_model.compute_metrics(*args, **kwargs)
+        return logs
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        if not hasattr(self, "base_model"):
+            return []
+        return self.base_model.metrics + self._trackers
+
+    def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
+        call = inspect.signature(keras.Model.fit).bind(self, *args, **kwargs)
+        arguments = dict(call.arguments)
+        del arguments["self"]
+        callbacks = arguments.get("callbacks")
+        if isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks.append(InertEpsWarning())
+        else:
+            callbacks = [*keras.tree.flatten(callbacks or []), InertEpsWarning()]
+        return self._fit(**(arguments | {"callbacks": callbacks}))
+
+    fit.__doc__ = keras.Model.fit.__doc__
+    fit.__signature__ = inspect.signature(keras.Model.fit)  # type: ignore[attr-defined]
+
+    _fit = _preprocessed("fit")
+    evaluate = _preprocessed("evaluate")
+    predict = _preprocessed("predict")
+    train_on_batch = _preprocessed("train_on_batch")
+    test_on_batch = _preprocessed("test_on_batch")
+    predict_on_batch = _preprocessed("predict_on_batch")
+
+    def make_train_function(self, force: bool = False) -> None:
+        self._drop_stale_functions()
+        super().make_train_function(force)
+
+    def make_test_function(self, force: bool = False) -> None:
+        self._drop_stale_functions()
+        super().make_test_function(force)
+
+    def make_predict_function(self, force: bool = False) -> None:
+        self._drop_stale_functions()
+        super().make_predict_function(force)
+
+    def _drop_stale_functions(self) -> None:
+        """Forget functions made before the base model was last compiled."""
+        compiled_as = getattr(self.base_model, "_compile_config", None)
+        if compiled_as is not self._divergences.compiled_as:
+            self.train_function = self.test_function = self.predict_function = None
+            self._divergences.compiled_as = compiled_as
+            self._divergences.resolved = None
+
+    # Parts of the training step, which is in `keras_nrs/backend/`.
+
+    def _sample(
+        self, weights: list[Tensor], eps: Tensor, rng: Any
+    ) -> list[Tensor | None]:
+        return perturbations.sample_deltas(
+            self.perturbation, self.base_model.trainable_variables, weights, eps, rng
+        )
+
+    @staticmethod
+    def _add(weights: list[Tensor], deltas: list[Tensor | None]) -> list[Tensor]:
+        return perturbations.add_deltas(weights, deltas)
+
+    @contextmanager
+    def _layer_losses(self, losses: list[Tensor]) -> Iterator[None]:
+        """Make `compute_loss()` add these losses instead of the layers' own."""
+        zero = ops.zeros((), keras.config.floatx())
+        self.base_model._losses_override = list(losses) or [zero]
+        try:
+            yield
+        finally:
+            self.base_model._losses_override = []
+
+    def _divergence(
+        self, y: Any, outputs: Any, perturbed_outputs: Any, sample_weight: Any
+    ) -> Tensor:
+        if self._divergences.resolved is None:
+            self._divergences.resolved = divergences.for_model(
+                self.base_model, self._divergences.given, outputs, y
+            )
+        return divergences.total_divergence(
+            self._divergences.resolved, y, outputs, perturbed_outputs, sample_weight
+        )
+
+    def _terms(
+        self,
+        loss: Tensor,
+        divergence: Tensor,
+        perturbed_loss: Tensor,
+        *,
+        penalty: Any,
+        alpha: Tensor,
+    ) -> Terms:
+        return combine(
+            loss,
+            divergence,
+            perturbed_loss,
+            alpha=alpha,
+            beta=self.beta,
+            scheme=self.scheme,
+            normalize=self.normalize,
+            penalty=penalty,
+        )
+
+    @staticmethod
+    def _batch_size(x: Any) -> Any:
+        return ops.shape(next(i for i in keras.tree.flatten(x) if i is not None))[0]
+
+    def _update_trackers(self, terms: Terms, data: Any, *, weight: Any = 1) -> None:
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        samples = self._batch_size(x) * weight
+        divergence, perturbed_loss = self._trackers
+        divergence.update_state(terms.divergence, sample_weight=samples)
+        perturbed_loss.update_state(terms.perturbed_loss, sample_weight=samples)
+
+    def _tracker_logs(self) -> dict[str, Tensor]:
+        return {tracker.name: tracker.result() for tracker in self._trackers}
+
+    # Saving.
+
+    def export(self, *args: Any, **kwargs: Any) -> Any:
+        """Export the base model for inference."""
+        return self.base_model.export(*args, **kwargs)
+
+    def _saved_state(self) -> list[keras.Variable]:
+        """What is needed to continue a run, but is no weight.
+
+        Keras does not save the states of random generators. They are here, those of
+        the base model included, so that a reloaded model draws the same dropout
+        masks and perturbations as one that was never saved.
+        """
+        weights = set(map(id, self.weights))
+        seeds = [v for v in self.variables if id(v) not in weights]
+        return [self.eps, self.alpha, *seeds]
+
+    def save_own_variables(self, store: Any) -> None:
+        for i, variable in enumerate(self._saved_state()):
+            store[f"{i}"] = variable
+
+    def load_own_variables(self, store: Any) -> None:
+        state = self._saved_state()
+        if len(store.keys()) != len(state):
+            raise ValueError(
+                f"The file holds {len(store.keys())} values of eps, alpha and random "
+                f"states, and the model '{self.name}' has {len(state)}. Load weights "
+                "into an NRSModel around the architecture that they were saved from; "
+                "weights of a model that was not wrapped load into "
+                "keras_nrs.unwrap(model)."
+            )
+        for i, variable in enumerate(state):
+            variable.assign(store[f"{i}"])
+
+    def get_config(self) -> dict[str, Any]:
+        base_model = keras.saving.serialize_keras_object(self.base_model)
+        base_model.pop("compile_config", None)
+        given = self._divergences.given
+        return {
+            "base_model": base_model,
+            "eps": float(ops.convert_to_numpy(self.eps)),
+            "alpha": float(ops.convert_to_numpy(self.alpha)),
+            "beta": self.beta,
+            "scheme": self.scheme,
+            "perturbation": keras.saving.serialize_keras_object(self.perturbation),
+            "divergence": keras.saving.serialize_keras_object(given),
+            "interval": self.interval,
+            "normalize": self.normalize,
+            "seed": self._seed,
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(
+        cls, config: dict[str, Any], custom_objects: Any = None
+    ) -> "NRSModel":
+        members = {
+            name: keras.saving.deserialize_keras_object(
+                config[name], custom_objects=custom_objects
+            )
+            for name in ("base_model", "perturbation", "divergence")
+        }
+        return cls(**(config | members))
+
+    def get_compile_config(self) -> dict[str, Any]:
+        config: dict[str, Any] = self.base_model.get_compile_config()
+        return config
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        self.base_model.compile_from_config(config)
+
+
+def _coefficient(value: float, name: str) -> keras.Variable:
+    dtype = "float64" if keras.config.floatx() == "float64" else "float32"
+    return keras.Variable(
+        value, dtype=dtype, trainable=False, autocast=False, name=name
+    )
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            f"`model` must be a keras.Model. Received: model={model!r} of type "
+            f"{type(model).__name__}."
+        )
+    if isinstance(model, NRSModel):
+        raise ValueError(
+            f"`model` is wrapped already. Received: model={model.name!r}. Wrap "
+            "keras_nrs.unwrap(model) to change the arguments."
+        )
+    name = type(model).__name__
+    if type(model).train_step is not keras.Model.train_step:
+        raise ValueError(
+            f"`model` must not override train_step(), which wrap() replaces. Received: "
+            f"a {name}. Compute the loss of your own step with "
+            "keras_nrs.nrs_objective instead."
+        )
+    overrides_fit = type(model).fit is not keras.Model.fit
+    if overrides_fit and not hasattr(model, "preprocess_samples"):
+        warnings.warn(
+            f"{name} overrides fit(). The wrapped model uses keras.Model.fit() "
+            "instead.",
+            stacklevel=4,
+        )

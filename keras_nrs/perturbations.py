@@ -1,0 +1,352 @@
+"""How the weight perturbation delta is drawn."""
+
+import math
+from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_nrs._checks import check_choice
+from keras_nrs.backend import RandomStream
+
+Tensor = Any
+
+RADII = ("volume", "uniform", "sphere")
+NOISES = ("normal", "rademacher")
+
+# Keeps float32 rounding of norms of up to about 1e9 elements inside the ball.
+_ROUNDING_MARGIN = 1 - 2.0**-20
+
+
+def _squared_norm(tensors: Sequence[Tensor]) -> Tensor:
+    return sum(ops.sum(ops.square(tensor)) for tensor in tensors)
+
+
+def _num_elements(tensors: Sequence[Tensor]) -> int:
+    return sum(math.prod(tensor.shape) for tensor in tensors)
+
+
+def _standardize(weights: Sequence[Any]) -> list[Tensor]:
+    """Weights as tensors of at least float32: norms need it."""
+    return [
+        ops.convert_to_tensor(w)
+        if keras.backend.standardize_dtype(w.dtype) == "float64"
+        else ops.cast(w, "float32")
+        for w in weights
+    ]
+
+
+def random_stream(rng: Any) -> RandomStream:
+    """A `RandomStream` from an int, a `SeedGenerator`, a key, or itself."""
+    if isinstance(rng, RandomStream):
+        return rng
+    if isinstance(rng, int):
+        rng = keras.random.SeedGenerator(rng)
+    if isinstance(rng, keras.random.SeedGenerator):
+        rng = rng.next()
+    return RandomStream(rng)
+
+
+class Perturbation:
+    """Base class of the distributions from which delta is drawn.
+
+    At every step an `NRSModel` calls `sample()` with the trainable weights and adds
+    what it returns to them for the perturbed pass. delta is a constant of the step:
+    no gradient flows through it.
+
+    To make your own, subclass and implement `sample()`. Add `get_config()` and
+    `@keras.saving.register_keras_serializable()` if the model is to be saved.
+
+    Args:
+        where: `None`, or a function of a `keras.Variable` that tells whether it is
+            perturbed. Non-trainable and integer variables never are.
+
+    Reference: [Zhao and Zhang, 2022](https://arxiv.org/abs/2201.06064), Section 3.3.
+
+    Example:
+
+    ```python
+    class Uphill(keras_nrs.perturbations.Perturbation):
+        def sample(self, weights, eps, rng):
+            return [eps * keras.ops.sign(w) for w in weights]
+
+    model = keras_nrs.wrap(model, eps=0.01, perturbation=Uphill())
+    ```
+    """
+
+    def __init__(self, *, where: Callable[[Any], bool] | None = None) -> None:
+        if where is not None and not callable(where):
+            raise TypeError(
+                "`where` must be None or a function of a variable. Received: "
+                f"where={where!r}. For example: where=lambda v: 'kernel' in v.path"
+            )
+        self.where = where
+
+    def sample(self, weights: Sequence[Any], eps: Tensor, rng: Any) -> list[Tensor]:
+        """Draw one delta.
+
+        Args:
+            weights: Float tensors or variables: those that are to be perturbed.
+            eps: Scalar, the size of the neighborhood.
+            rng: A source of random tensors, with `rng.normal(shape)`,
+                `rng.rademacher(shape)` and `rng.uniform(shape)`. Every call gives
+                independent numbers; the same step gives the same ones. The built-in
+                classes also take an `int` or a `keras.random.SeedGenerator`.
+
+        Returns:
+            A list of tensors with the shapes of `weights`, in float32 (float64 for
+            float64 weights).
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} must implement sample(weights, eps, rng)."
+        )
+
+    def selects(self, variable: Any) -> bool:
+        """Whether a trainable variable is perturbed."""
+        is_float = keras.backend.is_float_dtype(variable.dtype)
+        return is_float and (self.where is None or bool(self.where(variable)))
+
+    def get_config(self) -> dict[str, Any]:
+        return {"where": self.where}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "Perturbation":
+        config = dict(config)
+        if isinstance(config.get("where"), dict):
+            config["where"] = keras.saving.deserialize_keras_object(config["where"])
+        return cls(**config)
+
+
+class _RandomDirection(Perturbation):
+    """A perturbation with a random direction and a random radius."""
+
+    default_radius = "uniform"
+
+    def __init__(
+        self,
+        *,
+        radius: str | None = None,
+        noise: str = "normal",
+        where: Callable[[Any], bool] | None = None,
+    ) -> None:
+        super().__init__(where=where)
+        if radius is None:
+            radius = self.default_radius
+        self.radius = check_choice("radius", radius, RADII)
+        self.noise = check_choice("noise", noise, NOISES)
+
+    def _direction(self, weights: list[Tensor], rng: RandomStream) -> list[Tensor]:
+        draw = rng.normal if self.noise == "normal" else rng.rademacher
+        return [
+            draw(tuple(w.shape), keras.backend.standardize_dtype(w.dtype))
+            for w in weights
+        ]
+
+    def _relative_radius(self, weights: list[Tensor], rng: RandomStream) -> Tensor:
+        """The factor u in [0, 1]."""
+        if self.radius == "sphere":
+            return 1.0
+        uniform = rng.uniform((), keras.backend.standardize_dtype(weights[0].dtype))
+        if self.radius == "volume":
+            return uniform ** (1.0 / _num_elements(weights))
+        return uniform
+
+    def _in_ball(
+        self, weights: list[Tensor], radius: Tensor, rng: RandomStream
+    ) -> list[Tensor]:
+        """A random point in a ball of the given radius around zero."""
+        direction = self._direction(weights, rng)
+        factor = _ROUNDING_MARGIN * self._relative_radius(weights, rng)
+        scale = radius * factor / ops.sqrt(_squared_norm(direction))
+        return [ops.cast(scale, g.dtype) * g for g in direction]
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"radius": self.radius, "noise": self.noise}
+
+
+@keras.saving.register_keras_serializable(package="keras_nrs")
+class Ball(_RandomDirection):
+    """delta in the ball B(0, eps) of the space of all perturbed weights: the paper's.
+
+    `delta = eps * u * g / norm(g)`, where g is random noise over all perturbed
+    weights and u is in [0, 1].
+
+    With the paper's eps = 0.1 this ball is so small that, on every network we
+    measured, NRS had no effect beyond doubling the loss. See `RelativeBall`, whose
+    radius grows with the network, or find an eps with `keras_nrs.calibrate_eps`.
+
+    Args:
+        radius: Distribution of the length of delta. `"volume"`: delta is uniform in
+            the ball, `u = U ** (1 / n)` with U uniform in [0, 1] and n the number of
+            perturbed weights. `"uniform"`: `u = U`. `"sphere"`: `u = 1`. Defaults to
+            `"volume"`.
+        noise: Distribution of the elements of g. `"normal"`: standard normal, so the
+            direction is uniform on the sphere. `"rademacher"`: -1 or 1, cheaper.
+        where: `None`, or a function of a `keras.Variable` that tells whether it is
+            perturbed.
+
+    Reference: [Zhao and Zhang, 2022](https://arxiv.org/abs/2201.06064), Algorithm 1.
+
+    Example:
+
+    ```python
+    model = keras_nrs.wrap(model, eps=5.0, perturbation=Ball(radius="sphere"))
+    ```
+    """
+
+    default_radius = "volume"
+
+    def sample(self, weights: Sequence[Any], eps: Tensor, rng: Any) -> list[Tensor]:
+        return self._in_ball(_standardize(weights), eps, random_stream(rng))
+
+
+@keras.saving.register_keras_serializable(package="keras_nrs")
+class RelativeBall(_RandomDirection):
+    """delta in a ball whose radius is eps times the norm of the weights.
+
+    `delta = eps * norm(theta) * u * g / norm(g)`. eps has no unit, and values carry
+    over between networks: 0.2 to 0.4 helped where anything did, and above 0.5
+    training can diverge.
+
+    Args:
+        radius: As in `Ball`. Defaults to `"uniform"`.
+        noise: As in `Ball`.
+        where: As in `Ball`. The norm is over the perturbed weights.
+
+    Example:
+
+    ```python
+    model = keras_nrs.wrap(model, eps=0.3, perturbation="relative")
+    ```
+    """
+
+    def sample(self, weights: Sequence[Any], eps: Tensor, rng: Any) -> list[Tensor]:
+        weights = _standardize(weights)
+        norm = ops.sqrt(_squared_norm(weights))
+        return self._in_ball(weights, eps * norm, random_stream(rng))
+
+
+@keras.saving.register_keras_serializable(package="keras_nrs")
+class LayerwiseBall(_RandomDirection):
+    """delta in one ball for each variable, eps times the norm of that variable wide.
+
+    `delta_l = eps * norm(theta_l) * u_l * g_l / norm(g_l)` for each variable l. A
+    variable that is zero, such as a fresh bias, stays unperturbed. Useful values of
+    eps are smaller than those of `RelativeBall`: 0.1 to 0.2.
+
+    Args:
+        radius: As in `Ball`. Defaults to `"uniform"`, drawn for each variable.
+        noise: As in `Ball`.
+        where: As in `Ball`.
+
+    Example:
+
+    ```python
+    model = keras_nrs.wrap(model, eps=0.15, perturbation="layerwise")
+    ```
+    """
+
+    def sample(self, weights: Sequence[Any], eps: Tensor, rng: Any) -> list[Tensor]:
+        weights, rng = _standardize(weights), random_stream(rng)
+        deltas = []
+        for weight in weights:
+            norm = ops.sqrt(_squared_norm([weight]))
+            deltas += self._in_ball([weight], eps * norm, rng)
+        return deltas
+
+
+@keras.saving.register_keras_serializable(package="keras_nrs")
+class ReleasedCode(_RandomDirection):
+    """delta as the authors' released code scales it, which differs from the paper.
+
+    `delta = eps * u * g / norm(theta)`: the noise is divided by the norm of the
+    weights instead of its own, so that with `"normal"` noise `norm(delta)` is about
+    `eps * u * sqrt(n) / norm(theta)`, tens of times eps for WideResNet-28-10. The
+    published results were made with this. Unlike in the released code, weights of
+    equal shape get independent noise, and no gradient flows through the scale.
+
+    Args:
+        radius: Distribution of u, as in `Ball`. Defaults to `"uniform"`, as in the
+            released code.
+        noise: As in `Ball`.
+        where: As in `Ball`. The norm is over the perturbed weights.
+
+    Reference: <https://github.com/zhaoyang-0204/nrs>, cited by the paper.
+
+    Example:
+
+    ```python
+    model = keras_nrs.wrap(model, eps=0.1, perturbation="released")
+    ```
+    """
+
+    def sample(self, weights: Sequence[Any], eps: Tensor, rng: Any) -> list[Tensor]:
+        weights, rng = _standardize(weights), random_stream(rng)
+        direction = self._direction(weights, rng)
+        factor = self._relative_radius(weights, rng)
+        scale = eps * factor / ops.sqrt(_squared_norm(weights))
+        return [ops.cast(scale, g.dtype) * g for g in direction]
+
+
+_NAMES: dict[str, type[Perturbation]] = {
+    "ball": Ball,
+    "relative": RelativeBall,
+    "layerwise": LayerwiseBall,
+    "released": ReleasedCode,
+}
+
+
+def get(identifier: str | Perturbation) -> Perturbation:
+    """The perturbation with a name, or `identifier` itself if it is one already."""
+    if isinstance(identifier, Perturbation):
+        return identifier
+    if not isinstance(identifier, str) or identifier not in _NAMES:
+        raise ValueError(
+            f"`perturbation` must be one of {list(_NAMES)} or an instance of a "
+            "keras_nrs.perturbations.Perturbation. Received: "
+            f"perturbation={identifier!r}."
+        )
+    return _NAMES[identifier]()
+
+
+def sample_deltas(
+    perturbation: Perturbation,
+    variables: Sequence[Any],
+    values: Sequence[Tensor],
+    eps: Tensor,
+    rng: Any,
+) -> list[Tensor | None]:
+    """One delta for each variable, `None` where it is not perturbed."""
+    selected = [i for i, v in enumerate(variables) if perturbation.selects(v)]
+    deltas: list[Tensor | None] = [None] * len(variables)
+    if not selected:
+        return deltas
+    sampled = perturbation.sample([values[i] for i in selected], eps, rng)
+    if len(sampled) != len(selected):
+        raise ValueError(
+            f"{type(perturbation).__name__}.sample() must return one tensor for each "
+            f"weight. Received {len(sampled)} tensors for {len(selected)} weights."
+        )
+    for i, delta in zip(selected, sampled, strict=True):
+        if tuple(delta.shape) != tuple(values[i].shape):
+            raise ValueError(
+                f"{type(perturbation).__name__}.sample() must return tensors of the "
+                f"weights' shapes. Received shape {tuple(delta.shape)} for "
+                f"{variables[i].path} of shape {tuple(values[i].shape)}."
+            )
+        deltas[i] = ops.stop_gradient(ops.convert_to_tensor(delta))
+    return deltas
+
+
+def add_deltas(
+    values: Sequence[Tensor], deltas: Sequence[Tensor | None]
+) -> list[Tensor]:
+    """theta + delta, added in delta's precision."""
+    return [
+        value
+        if delta is None
+        else ops.cast(ops.cast(value, delta.dtype) + delta, value.dtype)
+        for value, delta in zip(values, deltas, strict=True)
+    ]

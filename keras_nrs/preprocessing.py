@@ -1,0 +1,62 @@
+"""Models that preprocess their data in `fit()`, such as KerasHub's tasks."""
+
+import functools
+from typing import Any
+
+import keras
+
+
+class _KerasModelMethods(keras.Model):  # type: ignore[misc]
+    """`keras.Model`'s own methods, run on the model `owner`."""
+
+    owner: Any
+
+    def fit(self, *args: Any, **kwargs: Any) -> Any:
+        return keras.Model.fit(self.owner, *args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        return keras.Model.evaluate(self.owner, *args, **kwargs)
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        return keras.Model.predict(self.owner, *args, **kwargs)
+
+    def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        return keras.Model.train_on_batch(self.owner, *args, **kwargs)
+
+    def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        return keras.Model.test_on_batch(self.owner, *args, **kwargs)
+
+    def predict_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        return keras.Model.predict_on_batch(self.owner, *args, **kwargs)
+
+
+@functools.cache
+def _methods_class(pipeline_model: type) -> type:
+    """The pipeline's methods, with `super()` leading to the owner's.
+
+    KerasHub's `PipelineModel.fit()` maps the preprocessing over the data and calls
+    `super().fit()`. Between it and `keras.Model` this puts a class that runs the rest
+    on another model.
+    """
+
+    def preprocess_samples(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.owner.base_model.preprocess_samples(*args, **kwargs)
+
+    return type(
+        "PreprocessingMethods",
+        (pipeline_model, _KerasModelMethods),
+        {"preprocess_samples": preprocess_samples},
+    )
+
+
+def with_preprocessing(model: Any) -> Any:
+    """The object whose `fit()` and the like preprocess for a wrapped model.
+
+    `None` if the base model does not preprocess.
+    """
+    for base_class in type(model.base_model).__mro__:
+        if base_class.__name__ == "PipelineModel" and "fit" in vars(base_class):
+            methods = object.__new__(_methods_class(base_class))
+            object.__setattr__(methods, "owner", model)
+            return methods
+    return None

@@ -1,0 +1,39 @@
+"""Settings for the whole suite, which runs once for each backend."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+import pytest
+
+BACKEND = keras.config.backend()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for backend in ("jax", "tensorflow", "torch"):
+        config.addinivalue_line("markers", f"only_{backend}: runs on {backend} only")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out, rather than skip, what only other backends can do."""
+    others = {f"only_{b}" for b in ("jax", "tensorflow", "torch") if b != BACKEND}
+    mine = f"only_{BACKEND}"
+    items[:] = [
+        item
+        for item in items
+        if item.get_closest_marker(mine)
+        or not any(item.get_closest_marker(other) for other in others)
+    ]
+
+
+@pytest.fixture(autouse=True)
+def _reproducible() -> None:
+    keras.utils.clear_session(free_memory=False)
+    keras.utils.set_random_seed(0)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)

@@ -314,7 +314,7 @@ def for_model(
         outputs: Tensors, the outputs of the model.
         targets: Tensors, the labels, if known.
     """
-    paths, flat_outputs = zip(*keras.tree.flatten_with_path(outputs), strict=True)
+    paths = [path for path, _ in keras.tree.flatten_with_path(outputs)]
     losses = _flat_losses(model, outputs, targets)
     if divergence == "auto":
         if losses is None:
@@ -325,8 +325,9 @@ def for_model(
             )
         chosen = None
         # Symbolic outputs know the layer, and so the activation, that made them.
-        symbolic = getattr(model, "outputs", None) or []
-        flat_outputs = symbolic if len(symbolic) == len(paths) else flat_outputs
+        flat_outputs = getattr(model, "outputs", None) or []
+        if len(flat_outputs) != len(paths):
+            flat_outputs = keras.tree.flatten(outputs)
         flat_targets = keras.tree.flatten(targets)
         if len(flat_targets) != len(paths):
             flat_targets = [None] * len(paths)
@@ -338,6 +339,7 @@ def for_model(
     for loss_path, loss, weight, _ in losses:
         path = _output_path(loss_path, outputs, model)
         position = paths.index(path)
+        member: Divergence | None
         if chosen is None:
             member = for_loss(loss, flat_outputs[position], flat_targets[position])
         else:

@@ -15,8 +15,8 @@ from keras import ops
 from keras_nrs import divergences
 from keras_nrs import perturbations
 from keras_nrs._checks import check_choice
-from keras_nrs._checks import check_nonnegative
 from keras_nrs._checks import check_int
+from keras_nrs._checks import check_nonnegative
 from keras_nrs.backend import BackendTrainer
 from keras_nrs.callbacks import InertEpsWarning
 from keras_nrs.objective import SCHEMES
@@ -27,7 +27,7 @@ from keras_nrs.preprocessing import with_preprocessing
 Tensor = Any
 
 
-def wrap(
+def wrap(  # noqa: PLR0913
     model: keras.Model,
     eps: float = 0.1,
     alpha: float = 1.0,
@@ -207,7 +207,7 @@ class NRSModel(BackendTrainer, keras.Model):  # type: ignore[misc]
     _compile_metrics = _OfBaseModel()
     _loss_tracker = _OfBaseModel()
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         base_model: keras.Model,
         eps: float = 0.1,
@@ -236,8 +236,7 @@ class NRSModel(BackendTrainer, keras.Model):  # type: ignore[misc]
         self.interval = check_int("interval", interval, minimum=1)
         if not isinstance(normalize, bool):
             raise TypeError(
-                "`normalize` must be True or False. Received: "
-                f"normalize={normalize!r}."
+                f"`normalize` must be True or False. Received: normalize={normalize!r}."
             )
         self.normalize = normalize
         if seed is not None:

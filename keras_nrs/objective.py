@@ -31,7 +31,7 @@ class Terms(NamedTuple):
     perturbed_loss: Tensor
 
 
-def combine(
+def combine(  # noqa: PLR0913
     loss: Tensor,
     divergence: Tensor,
     perturbed_loss: Tensor,
@@ -56,7 +56,7 @@ def combine(
     return Terms(total, loss, divergence, perturbed_loss)
 
 
-def nrs_objective(
+def nrs_objective(  # noqa: PLR0913
     y_true: Tensor,
     y_pred: Tensor,
     y_pred_perturbed: Tensor,

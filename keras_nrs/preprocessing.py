@@ -56,7 +56,7 @@ def with_preprocessing(model: Any) -> Any:
     """
     for base_class in type(model.base_model).__mro__:
         if base_class.__name__ == "PipelineModel" and "fit" in vars(base_class):
-            methods = object.__new__(_methods_class(base_class))
+            methods: Any = object.__new__(_methods_class(base_class))
             object.__setattr__(methods, "owner", model)
             return methods
     return None

@@ -70,9 +70,16 @@ def compile_function(function: Callable[..., Any]) -> Callable[..., Any]:
     return compiled
 
 
-def _replace(variables: list[Any], values: list[Tensor], new: dict[int, Tensor]) -> Any:
+def _by_id(variables: list[Any], values: list[Tensor]) -> dict[int, Tensor]:
+    return {id(v): value for v, value in zip(variables, values, strict=True)}
+
+
+def _replace(
+    variables: list[Any], values: list[Tensor], updates: dict[int, Tensor]
+) -> list[Tensor]:
     """`values` with those of some variables, named by their `id`, replaced."""
-    return [new.get(id(v), value) for v, value in zip(variables, values, strict=True)]
+    values_by_id = _by_id(variables, values) | updates
+    return [values_by_id[id(v)] for v in variables]
 
 
 class BackendTrainer:
@@ -127,7 +134,9 @@ class BackendTrainer:
                     optimizer,
                     base_metrics,
                     data=data,
-                    key=self._own(non_trainable, self.seed_generator.state),
+                    key=_by_id(self.non_trainable_variables, non_trainable)[
+                        id(self.seed_generator.state)
+                    ],
                 )
             )
             trainable, optimizer = base.optimizer.stateless_apply(
@@ -138,8 +147,8 @@ class BackendTrainer:
                 base_metrics, terms.total, x, y, y_pred, sample_weight
             )
         own_logs, own_updates = self._advance(non_trainable, metrics, terms, data.batch)
-        updates = dict(zip(map(id, base.non_trainable_variables), base_non_trainable))
-        updates |= dict(zip(map(id, base.metrics_variables), base_metrics))
+        updates = _by_id(base.non_trainable_variables, base_non_trainable)
+        updates |= _by_id(base.metrics_variables, base_metrics)
         updates |= own_updates
         state = (
             trainable,
@@ -226,8 +235,8 @@ class BackendTrainer:
         logs, (trainable, base_non_trainable, base_metrics) = base.test_step(
             (trainable, base_non_trainable, base_metrics), data
         )
-        updates = dict(zip(map(id, base.non_trainable_variables), base_non_trainable))
-        updates |= dict(zip(map(id, base.metrics_variables), base_metrics))
+        updates = _by_id(base.non_trainable_variables, base_non_trainable)
+        updates |= _by_id(base.metrics_variables, base_metrics)
         return logs, (
             trainable,
             _replace(self.non_trainable_variables, non_trainable, updates),
@@ -237,28 +246,20 @@ class BackendTrainer:
     def predict_step(self: Any, state: Any, data: Any) -> Any:
         trainable, non_trainable = state
         base = self.base_model
-        base_non_trainable, _ = self._base_state(non_trainable, None)
+        values = _by_id(self.non_trainable_variables, non_trainable)
+        base_non_trainable = [values[id(v)] for v in base.non_trainable_variables]
         outputs, base_non_trainable = base.predict_step(
             (trainable, base_non_trainable), data
         )
-        updates = dict(zip(map(id, base.non_trainable_variables), base_non_trainable))
+        updates = _by_id(base.non_trainable_variables, base_non_trainable)
         return outputs, _replace(self.non_trainable_variables, non_trainable, updates)
-
-    def _own(self: Any, non_trainable: list[Tensor], variable: Any) -> Tensor:
-        ids = [id(v) for v in self.non_trainable_variables]
-        return non_trainable[ids.index(id(variable))]
 
     def _base_state(self: Any, non_trainable: Any, metrics: Any) -> tuple[Any, Any]:
         """The part of this model's state that belongs to the base model."""
-
-        def select(variables: list[Any], values: list[Tensor], part: list[Any]) -> Any:
-            by_id = dict(zip(map(id, variables), values, strict=True))
-            return [by_id[id(v)] for v in part]
-
         base = self.base_model
-        selected = select(
-            self.non_trainable_variables, non_trainable, base.non_trainable_variables
+        values = _by_id(self.non_trainable_variables, non_trainable)
+        values |= _by_id(self.metrics_variables, metrics)
+        return (
+            [values[id(v)] for v in base.non_trainable_variables],
+            [values[id(v)] for v in base.metrics_variables],
         )
-        if metrics is None:
-            return selected, None
-        return selected, select(self.metrics_variables, metrics, base.metrics_variables)

@@ -3,6 +3,8 @@
 from keras_nrs import callbacks as callbacks
 from keras_nrs import divergences as divergences
 from keras_nrs import perturbations as perturbations
+from keras_nrs.calibration import CalibratedEps as CalibratedEps
+from keras_nrs.calibration import calibrate_eps as calibrate_eps
 from keras_nrs.nrs_model import NRSModel as NRSModel
 from keras_nrs.nrs_model import unwrap as unwrap
 from keras_nrs.nrs_model import wrap as wrap

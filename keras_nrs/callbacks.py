@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 # Below this share of the loss the divergence has no measurable effect on training.
-_INERT_SHARE = 1e-3
+_INERT_SHARE = 1e-4
 
 
 class InertEpsWarning(keras.callbacks.Callback):  # type: ignore[misc]
@@ -34,11 +34,9 @@ class InertEpsWarning(keras.callbacks.Callback):  # type: ignore[misc]
         if self.model._inert_eps_reported or not share < _INERT_SHARE:
             return
         self.model._inert_eps_reported = True
-        norm = math.sqrt(
-            sum(
-                float(np.sum(np.square(keras.ops.convert_to_numpy(v), dtype="float64")))
-                for v in self.model.trainable_variables
-            )
+        weights = self.model.trainable_variables
+        norm = math.hypot(
+            *(np.linalg.norm(keras.ops.convert_to_numpy(w.value)) for w in weights)
         )
         warnings.warn(
             f"eps={eps:.3g} has no effect with perturbation "
@@ -53,4 +51,4 @@ class InertEpsWarning(keras.callbacks.Callback):  # type: ignore[misc]
 
 
 def _value(variable: keras.Variable) -> float:
-    return float(keras.ops.convert_to_numpy(variable))
+    return float(keras.ops.convert_to_numpy(variable.value))

@@ -1,6 +1,5 @@
 """The divergence between the outputs of two models, Definition 2 of the paper."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 from typing import NamedTuple
@@ -203,8 +202,8 @@ class GaussianKL(Divergence):
         self.stddev = check_positive("stddev", stddev)
 
     def call(self, outputs: Tensor, perturbed_outputs: Tensor) -> Tensor:
-        distance = (outputs - perturbed_outputs) / (math.sqrt(2) * self.stddev)
-        return ops.mean(ops.square(distance), axis=-1)
+        squares = ops.square((outputs - perturbed_outputs) / self.stddev)
+        return 0.5 * ops.mean(squares, axis=-1)
 
     def get_config(self) -> dict[str, Any]:
         return super().get_config() | {"stddev": self.stddev}

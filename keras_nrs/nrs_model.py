@@ -197,6 +197,11 @@ class NRSModel(BackendTrainer, keras.Model):  # type: ignore[misc]
     ```
     """
 
+    base_model: keras.Model
+    train_function: Any
+    test_function: Any
+    predict_function: Any
+
     optimizer = _OfBaseModel()
     loss = _OfBaseModel()
     compiled = _OfBaseModel()
@@ -451,8 +456,8 @@ class NRSModel(BackendTrainer, keras.Model):  # type: ignore[misc]
         given = self._divergences.given
         return {
             "base_model": base_model,
-            "eps": float(ops.convert_to_numpy(self.eps)),
-            "alpha": float(ops.convert_to_numpy(self.alpha)),
+            "eps": float(ops.convert_to_numpy(self.eps.value)),
+            "alpha": float(ops.convert_to_numpy(self.alpha.value)),
             "beta": self.beta,
             "scheme": self.scheme,
             "perturbation": keras.saving.serialize_keras_object(self.perturbation),

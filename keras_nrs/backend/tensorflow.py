@@ -59,8 +59,7 @@ class BackendTrainer:
     def train_step(self: Any, data: Any) -> dict[str, Tensor]:
         base = self.base_model
         if self.scheme == "baseline":
-            logs: dict[str, Tensor] = base.train_step(data)
-            return logs
+            return base.train_step(data)
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         kwargs = {"training": True} if base._call_has_training_arg else {}
         key = self.seed_generator.next()
@@ -126,9 +125,8 @@ class BackendTrainer:
             data,
             weight=tf.cast(perturb, "int32"),
         )
-        return base.compute_metrics(  # type: ignore[no-any-return]
-            x, y, y_pred, sample_weight=sample_weight
-        ) | (self._tracker_logs())
+        logs = base.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+        return logs | self._tracker_logs()
 
     def _perturbed_pass_runs(self: Any, key: Tensor) -> Any:
         """`True` where that is known before the step, else a boolean tensor."""

@@ -9,29 +9,43 @@ import numpy as np
 
 # Below this share of the loss the divergence has no measurable effect on training.
 _INERT_SHARE = 1e-4
+# The length of delta is random. One step alone may have drawn a short one.
+_FEWEST_STEPS = 2
 
 
 class InertEpsWarning(keras.callbacks.Callback):  # type: ignore[misc]
     """Warns once if eps is so small that the divergence cannot matter.
 
-    Added by `NRSModel.fit()`. After the first epoch it compares alpha times the mean
-    divergence with the loss. It is silent if `eps` or `alpha` is 0, or if `eps` was
-    assigned since training began.
+    Added by `NRSModel.fit()`. After the first epoch (the first epochs, if they are of
+    one step) it compares alpha times the mean divergence with the loss. It is silent
+    if `eps` or `alpha` is 0, or if `eps` was assigned since training began.
     """
 
     def on_train_begin(self, logs: Any = None) -> None:
-        self._first_eps: float | None = _value(self.model.eps)
+        self._is_open = self.model.scheme == "nrs"
+        self._first_eps = _value(self.model.eps)
+        self._first_step = self._step()
+        self._shares: list[float] = []
+
+    def _step(self) -> int:
+        return int(self.model.seed_generator.state[1])
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         eps, alpha = _value(self.model.eps), _value(self.model.alpha)
-        first_eps, self._first_eps = self._first_eps, None
-        scheduled = first_eps != eps
-        if scheduled or eps == 0 or alpha == 0 or self.model.scheme != "nrs":
+        is_fixed = eps == self._first_eps and eps > 0 and alpha > 0
+        if not self._is_open or not is_fixed or self.model._inert_eps_reported:
             return
-        divergence = float((logs or {}).get("model_divergence", math.nan))
-        total = float((logs or {}).get("loss", math.nan))
-        share = alpha * divergence / total if total > 0 else math.nan
-        if self.model._inert_eps_reported or not share < _INERT_SHARE:
+        divergence, loss = (
+            float((logs or {}).get(name, math.nan))
+            for name in ("model_divergence", "loss")
+        )
+        self._shares.append(alpha * divergence / loss if loss > 0 else math.nan)
+        steps = (self._step() - self._first_step) / self.model.interval
+        if steps < _FEWEST_STEPS:
+            return
+        self._is_open = False
+        share = sum(self._shares) / len(self._shares)
+        if not share < _INERT_SHARE:
             return
         self.model._inert_eps_reported = True
         weights = self.model.trainable_variables

@@ -85,7 +85,7 @@ def wrap(  # noqa: PLR0913
     >>> model.compile("adam", loss)
     >>> model = keras_nrs.wrap(model, eps=0.3, perturbation="relative")
     >>> x, y = keras.random.normal((8, 4)), keras.ops.arange(8) % 3
-    >>> history = model.fit(x, y, verbose=0)
+    >>> history = model.fit(x, y, batch_size=2, verbose=0)
     >>> list(history.history)
     ['loss', 'model_divergence', 'perturbed_loss']
     """

@@ -1,0 +1,298 @@
+"""The demo: splits, measurements, resuming, table and figure."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from rich.console import Console
+from scipy.special import softmax
+from sklearn.datasets import load_digits
+
+import keras_nrs
+from keras_nrs.experiments import demo
+
+TINY = demo.Settings(train_images=20, epochs=2)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A whole experiment, done once: its folder and its runs."""
+    output = tmp_path_factory.mktemp("demo")
+    experiment = demo.Experiment(TINY, seeds=2, output=output)
+    return output, experiment.run(Console(file=io.StringIO()))
+
+
+class Counted:
+    """Stands in for `train()`: counts, does nothing, and can fail as a kill would."""
+
+    def __init__(self, fail_at: int | None = None) -> None:
+        self.calls, self._fail_at = 0, fail_at
+
+    def __call__(self, model: Any, split: Any, **kwargs: Any) -> None:
+        self.calls += 1
+        if self.calls == self._fail_at:
+            raise KeyboardInterrupt
+
+
+def _run(output: Path, settings: demo.Settings = TINY, *, seeds: int = 2) -> Any:
+    experiment = demo.Experiment(settings, seeds=seeds, output=output)
+    return experiment.run(Console(file=io.StringIO()))
+
+
+# Data.
+
+
+@pytest.mark.parametrize("train_images", [10, 100, 900])
+def test_splits_are_disjoint_and_complete(train_images: int) -> None:
+    labels = load_digits().target
+    parts = demo.split_indices(labels, train_images=train_images, seed=3)
+    assert [len(part) for part in parts] == [train_images, 1000 - train_images, 797]
+    assert sorted(np.concatenate(parts)) == list(range(1797))
+
+
+def test_splits_are_stratified() -> None:
+    labels = load_digits().target
+    share = np.bincount(labels) / len(labels)
+    for part in demo.split_indices(labels, train_images=100, seed=3):
+        counts = np.bincount(labels[part], minlength=10)
+        # Rounding in both splits moves each class by less than two images.
+        np.testing.assert_array_less(np.abs(counts - share * len(part)), 2)
+
+
+def test_seeds_share_the_test_images_alone() -> None:
+    labels = load_digits().target
+    first, second = (
+        demo.split_indices(labels, train_images=100, seed=seed) for seed in (0, 1)
+    )
+    np.testing.assert_array_equal(first[2], second[2])
+    assert set(first[0]) != set(second[0])
+
+
+def test_images_are_scaled_and_keep_their_labels() -> None:
+    split = demo.load_split(train_images=50, seed=0)
+    digits = load_digits()
+    train, _, _ = demo.split_indices(digits.target, train_images=50, seed=0)
+    assert split.x_train.shape == (50, 8, 8, 1)
+    np.testing.assert_array_equal(16 * split.x_train[..., 0], digits.images[train])
+    np.testing.assert_array_equal(split.y_train, digits.target[train])
+    assert split.x_train.max() == 1
+
+
+def test_an_epoch_of_batches_holds_each_image_once() -> None:
+    x = np.arange(50)
+    batches = demo.batches(x, x, seed=0)
+    epochs = [np.concatenate([next(batches)[0] for _ in range(2)]) for _ in range(2)]
+    for epoch in epochs:
+        np.testing.assert_array_equal(np.sort(epoch), x)
+    assert not np.array_equal(*epochs)
+
+
+# Arms.
+
+
+def test_all_arms_start_from_the_same_weights() -> None:
+    models = [demo.compiled_model(arm, TINY) for arm in demo.ARMS]
+    for model in models:
+        demo.reset(model, seed=5)
+    first, *others = [demo.base_model(model).get_weights() for model in models]
+    for other in others:
+        for a, b in zip(first, other, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_the_arms_are_those_of_the_paper_and_their_controls() -> None:
+    models = {arm: demo.compiled_model(arm, TINY) for arm in demo.ARMS}
+    for arm in (demo.BASELINE, demo.TWICE_THE_LOSS):
+        assert not isinstance(models[arm], keras_nrs.NRSModel)
+    assert models[demo.RPR].scheme == "rpr"
+    alphas = {arm: float(models[arm].alpha.value) for arm in demo.ARMS[3:]}
+    assert alphas == {demo.NRS_ALPHA_0: 0.0, demo.NRS: pytest.approx(TINY.alpha)}
+
+
+def test_twice_the_loss_is_twice_the_loss() -> None:
+    x, y = np.zeros((4, 8, 8, 1), "float32"), np.arange(4)
+    once, twice = (demo.compiled_model(arm, TINY) for arm in demo.ARMS[:2])
+    losses = [float(model.evaluate(x, y, verbose=0)) for model in (once, twice)]
+    assert losses[1] == pytest.approx(2 * losses[0], rel=1e-6)
+
+
+def test_a_model_used_again_trains_as_a_new_one() -> None:
+    split = demo.load_split(train_images=20, seed=0)
+    model = demo.compiled_model(demo.NRS, TINY)
+    trained = []
+    for seed in (0, 1, 0):
+        demo.train(model, split, epochs=2, seed=seed)
+        trained.append(keras_nrs.unwrap(model).get_weights())
+    for a, b, c in zip(*trained, strict=True):
+        np.testing.assert_array_equal(a, c)
+        assert not np.array_equal(a, b)
+
+
+# Measurements.
+
+
+def test_eigenvalue_equals_that_of_the_dense_hessian(rng: np.random.Generator) -> None:
+    features, logits = rng.normal(size=(30, 4)), rng.normal(size=(30, 3))
+    inputs = np.column_stack([features, np.ones(30)])
+    hessian = np.zeros((15, 15))
+    for h, p in zip(inputs, softmax(logits, axis=1), strict=True):
+        hessian += np.kron(np.outer(h, h), np.diag(p) - np.outer(p, p)) / 30
+    expected = np.linalg.eigvalsh(hessian)[-1]
+    value = demo.last_layer_eigenvalue(features, logits)
+    assert value == pytest.approx(expected, rel=1e-9)
+
+
+def test_accuracy_and_loss_are_those_of_keras() -> None:
+    split = demo.load_split(train_images=20, seed=0)
+    model = demo.compiled_model(demo.BASELINE, TINY)
+    accuracy, loss = demo.accuracy_and_loss(model, split.x_train, split.y_train)
+    keras_loss = model.evaluate(split.x_train, split.y_train, verbose=0)
+    predicted = model.predict(split.x_train, verbose=0).argmax(axis=1)
+    assert loss == pytest.approx(float(keras_loss), rel=1e-5)
+    assert accuracy == np.mean(predicted == split.y_train)
+
+
+def test_model_divergence_is_that_of_the_perturbed_models() -> None:
+    x = demo.load_split(train_images=20, seed=0).x_train
+    model = demo.small_cnn(seed=0)
+    theta = model.get_weights()
+    clean = softmax(demo.outputs(model, x), axis=1)
+    expected = []
+    for seed in range(demo.NUM_DELTAS):
+        deltas = keras_nrs.perturbations.RelativeBall().sample(
+            [keras.ops.convert_to_tensor(w) for w in theta], 0.4, seed
+        )
+        numpy_deltas = [keras.ops.convert_to_numpy(delta) for delta in deltas]
+        model.set_weights([w + d for w, d in zip(theta, numpy_deltas, strict=True)])
+        ratio = clean / softmax(demo.outputs(model, x), axis=1)
+        expected.append(np.mean(np.sum(clean * np.log(ratio), axis=1)))
+    model.set_weights(theta)
+    value = demo.mean_model_divergence(model, x, eps=0.4)
+    # float32 logits of order 1, whose rounding the divergence cannot magnify much.
+    assert value == pytest.approx(np.mean(expected), rel=1e-4)
+    assert demo.mean_model_divergence(model, x, eps=0.0) == pytest.approx(0, abs=1e-6)
+
+
+def test_interval_is_that_of_a_paired_t_test() -> None:
+    # t of 0.975 with two degrees of freedom is 4.3027, and the deviation is 1.
+    mean, interval = demo.mean_and_interval(np.array([1.0, 2.0, 3.0]))
+    assert mean == 2
+    assert interval == pytest.approx(4.3027 / np.sqrt(3), rel=1e-4)
+
+
+# Running, resuming, showing.
+
+
+def test_each_arm_runs_with_each_seed(finished: Any) -> None:
+    _, runs = finished
+    pairs = [(run.arm, run.seed) for run in runs]
+    assert pairs == [(arm, seed) for arm in demo.ARMS for seed in (0, 1)]
+    for run in runs:
+        assert 0 <= run.test_accuracy <= 1
+        assert run.test_loss > 0
+        assert run.model_divergence > 0
+        assert run.eigenvalue > 0
+
+
+def test_finished_runs_are_not_repeated(
+    finished: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, runs = finished
+    counted = Counted()
+    monkeypatch.setattr(demo, "train", counted)
+    assert _run(output) == runs
+    assert counted.calls == 0
+
+
+def test_a_killed_experiment_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "train", Counted(fail_at=4))
+    with pytest.raises(KeyboardInterrupt):
+        _run(tmp_path)
+    counted = Counted()
+    monkeypatch.setattr(demo, "train", counted)
+    assert len(_run(tmp_path)) == 10
+    assert counted.calls == 10 - 3
+
+
+def test_more_seeds_keep_the_finished_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = Counted()
+    monkeypatch.setattr(demo, "train", counted)
+    _run(tmp_path, seeds=2)
+    assert len(_run(tmp_path, seeds=3)) == 15
+    assert counted.calls == 15
+    assert len(_run(tmp_path, seeds=2)) == 10
+
+
+def test_a_changed_setting_starts_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = Counted()
+    monkeypatch.setattr(demo, "train", counted)
+    _run(tmp_path)
+    _run(tmp_path, demo.Settings(train_images=20, epochs=3))
+    assert counted.calls == 20
+    assert [path.name for path in tmp_path.iterdir()] == ["runs.json"]
+    content = json.loads((tmp_path / "runs.json").read_text())
+    assert content["settings"]["epochs"] == 3
+    assert len(content["runs"]) == 10
+
+
+@pytest.mark.parametrize("text", ["not JSON", "[]", '{"runs": [{"arm": "x"}]}'])
+def test_files_of_others_are_not_replaced(tmp_path: Path, text: str) -> None:
+    (tmp_path / "runs.json").write_text(text)
+    with pytest.raises(ValueError, match="`output` must be .* Choose another folder"):
+        demo.Experiment(TINY, seeds=2, output=tmp_path)
+    assert (tmp_path / "runs.json").read_text() == text
+
+
+def test_the_table_has_all_arms(finished: Any) -> None:
+    _, runs = finished
+    console = Console(file=io.StringIO(), width=200)
+    console.print(demo.results_table(runs))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    rows = [line.split("│")[1].strip() for line in text.splitlines() if "│" in line]
+    assert rows == list(demo.ARMS)
+    accuracy = 100 * np.mean([r.test_accuracy for r in runs if r.arm == demo.NRS])
+    assert f"{accuracy:.2f} ±" in text
+
+
+def test_the_figure_is_a_png(finished: Any, tmp_path: Path) -> None:
+    _, runs = finished
+    demo.draw_results(runs, tmp_path / "demo.png")
+    assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"train_images": 9}, "`train_images` must be an integer >= 10"),
+        ({"train_images": 901}, "`train_images` must be <= 900.*=901"),
+        ({"epochs": 0}, "`epochs` must be an integer >= 1"),
+        ({"learning_rate": 0.0}, "`learning_rate` must be > 0"),
+        ({"weight_decay": -1.0}, "`weight_decay` must be finite and >= 0"),
+        ({"eps": float("nan")}, "`eps` must be finite and >= 0"),
+        ({"alpha": -1.0}, "`alpha` must be finite and >= 0"),
+    ],
+)
+def test_bad_settings(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        demo.Settings(**arguments)
+
+
+def test_one_seed_has_no_spread(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="`seeds` must be an integer >= 2"):
+        demo.Experiment(TINY, seeds=1, output=tmp_path)
+
+
+def test_unknown_arm() -> None:
+    with pytest.raises(ValueError, match=r"`arm` must be one of .* arm='SAM'"):
+        demo.compiled_model("SAM", TINY)

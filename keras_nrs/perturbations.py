@@ -1,5 +1,6 @@
 """How the weight perturbation delta is drawn."""
 
+import itertools
 import math
 from collections.abc import Callable
 from collections.abc import Sequence
@@ -138,10 +139,14 @@ class _RandomDirection(Perturbation):
         self.noise = check_choice("noise", noise, NOISES)
 
     def _direction(self, weights: list[Tensor], rng: RandomStream) -> list[Tensor]:
+        """Independent noise for every element, in one draw: it compiles faster."""
         draw = rng.normal if self.noise == "normal" else rng.rademacher
+        dtypes = {keras.backend.standardize_dtype(w.dtype) for w in weights}
+        noise = draw((_num_elements(weights),), max(dtypes))
+        ends = list(itertools.accumulate(math.prod(w.shape) for w in weights))
         return [
-            draw(tuple(w.shape), keras.backend.standardize_dtype(w.dtype))
-            for w in weights
+            ops.cast(ops.reshape(noise[start:end], w.shape), w.dtype)
+            for w, start, end in zip(weights, [0, *ends], ends, strict=False)
         ]
 
     def _relative_radius(self, weights: list[Tensor], rng: RandomStream) -> Tensor:

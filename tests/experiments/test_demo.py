@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +16,59 @@ from sklearn.datasets import load_digits
 import keras_nrs
 from keras_nrs.experiments import demo
 
+SMALL_CNN = demo.small_cnn
 TINY = demo.Settings(train_images=20, epochs=2)
 
 
+def _tiny_network() -> keras.Model:
+    layers = keras.layers
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            layers.Flatten(),
+            layers.Dense(4, activation="relu"),
+            layers.Dense(10),
+        ]
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _tiny() -> Iterator[None]:
+    """A network that compiles fast; what is tested does not depend on it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "small_cnn", _tiny_network)
+        yield
+
+
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A whole experiment, done once: its folder and its runs."""
+def finished(tmp_path_factory: pytest.TempPathFactory, _tiny: None) -> Any:
+    """A whole experiment, done once: the experiment, its folder and its runs."""
     output = tmp_path_factory.mktemp("demo")
     experiment = demo.Experiment(TINY, seeds=2, output=output)
-    return output, experiment.run(Console(file=io.StringIO()))
+    return experiment, output, experiment.run(Console(file=io.StringIO()))
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> "Counted":
+    """Counts trainings instead of doing them, and makes up what is measured."""
+    measured = dict.fromkeys(
+        ("test_accuracy", "test_loss", "model_divergence", "eigenvalue"), 0.5
+    )
+    counted = Counted()
+    monkeypatch.setattr(demo, "train", counted)
+    monkeypatch.setattr(demo, "measure", lambda *args: measured)
+    return counted
 
 
 class Counted:
     """Stands in for `train()`: counts, does nothing, and can fail as a kill would."""
 
-    def __init__(self, fail_at: int | None = None) -> None:
-        self.calls, self._fail_at = 0, fail_at
+    calls = 0
+    fail_at = 0
 
     def __call__(self, model: Any, split: Any, **kwargs: Any) -> None:
         self.calls += 1
-        if self.calls == self._fail_at:
+        if self.calls == self.fail_at:
             raise KeyboardInterrupt
 
 
@@ -94,6 +128,29 @@ def test_an_epoch_of_batches_holds_each_image_once() -> None:
 # Arms.
 
 
+def test_the_network_has_the_channels_that_its_name_promises() -> None:
+    network = SMALL_CNN()
+    channels = [
+        layer.filters
+        for layer in network.layers
+        if isinstance(layer, keras.layers.Conv2D)
+    ]
+    assert channels == [16, 32, 32]
+    assert network.output_shape == (None, 10)
+
+
+def test_initial_weights_keep_the_variance_of_relu_activations() -> None:
+    network = SMALL_CNN()
+    weights = demo.initial_weights(network, seed=0)
+    assert [w.shape for w in weights] == [tuple(v.shape) for v in network.weights]
+    for kernel, bias in zip(weights[::2], weights[1::2], strict=True):
+        fan_in = np.prod(kernel.shape[:-1])
+        # Four standard errors of the variance of a normal sample.
+        tolerance = 4 * np.sqrt(2 / kernel.size)
+        assert np.var(kernel) * fan_in / 2 == pytest.approx(1, abs=tolerance)
+        assert not bias.any()
+
+
 def test_all_arms_start_from_the_same_weights() -> None:
     models = [demo.compiled_model(arm, TINY) for arm in demo.ARMS]
     for model in models:
@@ -120,9 +177,10 @@ def test_twice_the_loss_is_twice_the_loss() -> None:
     assert losses[1] == pytest.approx(2 * losses[0], rel=1e-6)
 
 
-def test_a_model_used_again_trains_as_a_new_one() -> None:
+def test_a_model_used_again_trains_as_a_new_one(finished: Any) -> None:
+    experiment, _, _ = finished
     split = demo.load_split(train_images=20, seed=0)
-    model = demo.compiled_model(demo.NRS, TINY)
+    model = experiment._model(demo.NRS)
     trained = []
     for seed in (0, 1, 0):
         demo.train(model, split, epochs=2, seed=seed)
@@ -158,7 +216,8 @@ def test_accuracy_and_loss_are_those_of_keras() -> None:
 
 def test_model_divergence_is_that_of_the_perturbed_models() -> None:
     x = demo.load_split(train_images=20, seed=0).x_train
-    model = demo.small_cnn(seed=0)
+    model = _tiny_network()
+    model.set_weights(demo.initial_weights(model, seed=0))
     theta = model.get_weights()
     clean = softmax(demo.outputs(model, x), axis=1)
     expected = []
@@ -188,7 +247,7 @@ def test_interval_is_that_of_a_paired_t_test() -> None:
 
 
 def test_each_arm_runs_with_each_seed(finished: Any) -> None:
-    _, runs = finished
+    _, _, runs = finished
     pairs = [(run.arm, run.seed) for run in runs]
     assert pairs == [(arm, seed) for arm in demo.ARMS for seed in (0, 1)]
     for run in runs:
@@ -198,44 +257,30 @@ def test_each_arm_runs_with_each_seed(finished: Any) -> None:
         assert run.eigenvalue > 0
 
 
-def test_finished_runs_are_not_repeated(
-    finished: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    output, runs = finished
-    counted = Counted()
-    monkeypatch.setattr(demo, "train", counted)
+def test_finished_runs_are_not_repeated(finished: Any, counted: Counted) -> None:
+    _, output, runs = finished
     assert _run(output) == runs
     assert counted.calls == 0
 
 
 def test_a_killed_experiment_goes_on_where_it_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, counted: Counted
 ) -> None:
-    monkeypatch.setattr(demo, "train", Counted(fail_at=4))
+    counted.fail_at = 4
     with pytest.raises(KeyboardInterrupt):
         _run(tmp_path)
-    counted = Counted()
-    monkeypatch.setattr(demo, "train", counted)
     assert len(_run(tmp_path)) == 10
-    assert counted.calls == 10 - 3
+    assert counted.calls == 4 + 10 - 3
 
 
-def test_more_seeds_keep_the_finished_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    counted = Counted()
-    monkeypatch.setattr(demo, "train", counted)
+def test_more_seeds_keep_the_finished_runs(tmp_path: Path, counted: Counted) -> None:
     _run(tmp_path, seeds=2)
     assert len(_run(tmp_path, seeds=3)) == 15
     assert counted.calls == 15
     assert len(_run(tmp_path, seeds=2)) == 10
 
 
-def test_a_changed_setting_starts_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    counted = Counted()
-    monkeypatch.setattr(demo, "train", counted)
+def test_a_changed_setting_starts_anew(tmp_path: Path, counted: Counted) -> None:
     _run(tmp_path)
     _run(tmp_path, demo.Settings(train_images=20, epochs=3))
     assert counted.calls == 20
@@ -245,16 +290,25 @@ def test_a_changed_setting_starts_anew(
     assert len(content["runs"]) == 10
 
 
+def test_both_nrs_arms_keep_their_alpha() -> None:
+    experiment = demo.Experiment(TINY, seeds=2, output=Path("unused"))
+    model = experiment._model(demo.NRS_ALPHA_0)
+    assert float(model.alpha.value) == 0
+    assert experiment._model(demo.NRS) is model
+    assert float(model.alpha.value) == pytest.approx(TINY.alpha)
+    assert experiment._model(demo.RPR) is not model
+
+
 @pytest.mark.parametrize("text", ["not JSON", "[]", '{"runs": [{"arm": "x"}]}'])
 def test_files_of_others_are_not_replaced(tmp_path: Path, text: str) -> None:
     (tmp_path / "runs.json").write_text(text)
-    with pytest.raises(ValueError, match="`output` must be .* Choose another folder"):
+    with pytest.raises(ValueError, match=r"`output` must be .* Choose another folder"):
         demo.Experiment(TINY, seeds=2, output=tmp_path)
     assert (tmp_path / "runs.json").read_text() == text
 
 
 def test_the_table_has_all_arms(finished: Any) -> None:
-    _, runs = finished
+    _, _, runs = finished
     console = Console(file=io.StringIO(), width=200)
     console.print(demo.results_table(runs))
     text = console.file.getvalue()  # type: ignore[attr-defined]
@@ -265,7 +319,7 @@ def test_the_table_has_all_arms(finished: Any) -> None:
 
 
 def test_the_figure_is_a_png(finished: Any, tmp_path: Path) -> None:
-    _, runs = finished
+    _, _, runs = finished
     demo.draw_results(runs, tmp_path / "demo.png")
     assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
     assert len(list(tmp_path.iterdir())) == 1

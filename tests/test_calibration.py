@@ -1,0 +1,109 @@
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import keras_nrs
+from tests import models
+
+
+def linear_regression(weights: int = 3) -> keras.Model:
+    model = keras.Sequential([keras.Input((weights,)), layers.Dense(1, use_bias=False)])
+    model.compile("sgd", "mse")
+    return model
+
+
+def test_eps_equals_the_closed_form() -> None:
+    """GaussianKL of a linear model: eps ** 2 * mean((x @ pattern) ** 2) / 2."""
+    x = np.random.default_rng(0).normal(size=(40, 3)).astype("float32")
+    pattern = np.cos(np.arange(3.0))[:, None]
+    target = 0.3
+    eps = keras_nrs.calibrate_eps(
+        linear_regression(),
+        x,
+        target_divergence=target,
+        perturbation=models.FixedPerturbation(),
+    )
+    expected = np.sqrt(2 * target / np.mean((x @ pattern) ** 2))
+    # Bisection stops at 1 %, from above.
+    assert expected * (1 - 1e-4) <= eps <= expected * 1.011
+    assert eps.divergence == pytest.approx(target, rel=0.025)
+    assert eps.standard_error == pytest.approx(0.0, abs=1e-6)
+    assert "standard_error" in repr(eps)
+
+
+@pytest.mark.parametrize("perturbation", ["ball", "relative", "layerwise", "released"])
+def test_reaches_the_target(perturbation: str) -> None:
+    x, _ = models.image_data(48)
+    eps = keras_nrs.calibrate_eps(
+        models.cnn(batch_norm=False),
+        x,
+        target_divergence=0.05,
+        perturbation=perturbation,
+        num_samples=4,
+    )
+    # The divergence is about quadratic in eps, which is known to 1 %.
+    assert eps.divergence == pytest.approx(0.05, rel=0.05)
+    assert eps.standard_error > 0
+
+
+def test_takes_the_settings_of_a_wrapped_model() -> None:
+    x = np.random.default_rng(0).normal(size=(40, 3)).astype("float32")
+    model = linear_regression()
+    settings: dict[str, Any] = {
+        "perturbation": models.FixedPerturbation(),
+        "divergence": keras_nrs.divergences.GaussianKL(stddev=0.1),
+    }
+    wrapped = keras_nrs.calibrate_eps(
+        keras_nrs.wrap(model, **settings), x, target_divergence=0.2
+    )
+    assert wrapped == keras_nrs.calibrate_eps(
+        model, x, target_divergence=0.2, **settings
+    )
+
+
+def test_larger_target_gives_larger_eps_and_nothing_changes() -> None:
+    x, _ = models.image_data(32)
+    model = models.cnn(dropout=0.5, seed=1)
+    before = models.numpy_values(model.variables)
+    eps = [
+        keras_nrs.calibrate_eps(model, x, target_divergence=t, num_samples=2)
+        for t in (0.001, 0.1)
+    ]
+    assert eps[0] < eps[1]
+    models.assert_equal(models.numpy_values(model.variables), before)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"target_divergence": 0.0}, "`target_divergence` must be > 0"),
+        ({"target_divergence": float("nan")}, "`target_divergence`"),
+        ({"num_samples": 0}, "`num_samples`"),
+        ({"batch_size": 0}, "`batch_size`"),
+        ({"x": np.zeros((0, 3))}, "`x` must be"),
+        ({"x": iter([1])}, "`x` must be"),
+        ({"perturbation": "box"}, "`perturbation`"),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, Any], match: str) -> None:
+    x = arguments.pop("x", np.ones((4, 3), "float32"))
+    with pytest.raises(ValueError, match=match):
+        keras_nrs.calibrate_eps(
+            linear_regression(), x, **({"target_divergence": 0.1} | arguments)
+        )
+
+
+def test_target_that_no_eps_reaches() -> None:
+    """A perturbation that leaves the outputs alone."""
+    nothing = keras_nrs.perturbations.Ball(where=lambda v: False)
+    with pytest.raises(ValueError, match="cannot be reached"):
+        keras_nrs.calibrate_eps(
+            linear_regression(),
+            np.ones((4, 3), "float32"),
+            target_divergence=0.1,
+            perturbation=nothing,
+            num_samples=1,
+        )

@@ -1,0 +1,433 @@
+"""`wrap`, `unwrap` and `NRSModel`: the habits of Keras."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import keras_nrs
+from tests import models
+
+NRS = {"eps": 1.0, "seed": 0}
+
+
+def functional_with_two_outputs() -> keras.Model:
+    """Two named inputs, a class and a regression output, as dicts."""
+    inputs = {"a": keras.Input((4,), name="a"), "b": keras.Input((3,), name="b")}
+    hidden = layers.Concatenate()(list(inputs.values()))
+    hidden = layers.Dense(8, activation="tanh")(hidden)
+    outputs = {
+        "kind": layers.Dense(3, activation="softmax", name="kind")(hidden),
+        "size": layers.Dense(1, name="size")(hidden),
+    }
+    return keras.Model(inputs, outputs)
+
+
+@keras.saving.register_keras_serializable(package="keras_nrs_tests")
+class Subclassed(keras.Model):
+    """Builds itself at the first batch, and has a submodel and no training argument."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.features = keras.Sequential(
+            [layers.Flatten(), layers.Dense(8, activation="relu")]
+        )
+        self.head = layers.Dense(3)
+
+    def call(self, inputs: Any) -> Any:
+        return self.head(self.features(inputs))
+
+
+def test_wrap_shares_everything_with_the_users_model() -> None:
+    model = models.cnn()
+    nrs = keras_nrs.wrap(model)
+    assert isinstance(nrs, keras.Model)
+    assert keras_nrs.unwrap(nrs) is nrs.base_model is model
+    assert nrs.optimizer is model.optimizer
+    assert nrs.loss is model.loss
+    assert nrs.compiled
+    assert [id(w) for w in nrs.weights] == [id(w) for w in model.weights]
+    assert nrs.count_params() == model.count_params()
+
+
+def test_compiled_model_keeps_its_optimizer_slots() -> None:
+    x, y = models.image_data()
+    model = models.cnn()
+    model.fit(x, y, verbose=0)
+    slots = models.numpy_values(model.optimizer.variables)
+    nrs = keras_nrs.wrap(model, **NRS)
+    models.assert_equal(models.numpy_values(nrs.optimizer.variables), slots)
+    nrs.fit(x, y, batch_size=32, verbose=0)
+    assert int(nrs.optimizer.iterations) == 2 + 2
+
+
+def test_plain_python_loss_and_metric() -> None:
+    def my_loss(y_true: Any, y_pred: Any) -> Any:
+        return keras.losses.sparse_categorical_crossentropy(
+            y_true, y_pred, from_logits=True
+        )
+
+    def mean_logit(y_true: Any, y_pred: Any) -> Any:
+        return keras.ops.mean(y_pred)
+
+    x, y = models.image_data()
+    model = models.cnn(compile=False)
+    model.compile("sgd", loss=my_loss, metrics=[mean_logit])
+    nrs = keras_nrs.wrap(model, **NRS)
+    logs = nrs.fit(x, y, verbose=0, validation_split=0.25).history
+    assert list(logs) == [
+        "loss",
+        "mean_logit",
+        "model_divergence",
+        "perturbed_loss",
+        "val_loss",
+        "val_mean_logit",
+    ]
+    assert logs["model_divergence"][0] > 0
+
+
+def test_compile_after_wrap_compiles_the_base_model() -> None:
+    x, y = models.image_data()
+    model = models.cnn(compile=False)
+    nrs = keras_nrs.wrap(model, **NRS)
+    assert not nrs.compiled
+    with pytest.raises(ValueError, match="must call `compile"):
+        nrs.fit(x, y)
+    models.compile_classifier(nrs)
+    nrs.fit(x, y, verbose=0)
+    assert model.compiled
+    # Compiled anew on either side, the next fit uses it.
+    model.compile("adam", loss=model.loss, metrics=["accuracy"])
+    nrs.fit(x, y, verbose=0, batch_size=32)
+    assert isinstance(nrs.optimizer, keras.optimizers.Adam)
+    assert int(model.optimizer.iterations) == 2
+
+
+def test_evaluate_and_predict_equal_the_base_model_bit_for_bit() -> None:
+    x, y = models.image_data()
+    model = models.cnn(dropout=0.5, penalty=0.1)
+    nrs = keras_nrs.wrap(model, **NRS)
+    nrs.fit(x, y, verbose=0)
+    assert nrs.evaluate(x, y, verbose=0) == model.evaluate(x, y, verbose=0)
+    assert nrs.test_on_batch(x, y) == model.test_on_batch(x, y)
+    models.assert_equal(
+        [nrs.predict(x, verbose=0), nrs.predict_on_batch(x)],
+        [model.predict(x, verbose=0), model.predict_on_batch(x)],
+    )
+    np.testing.assert_array_equal(
+        keras.ops.convert_to_numpy(nrs(x, training=False)),
+        keras.ops.convert_to_numpy(model(x, training=False)),
+    )
+
+
+def test_logs() -> None:
+    x, y = models.image_data()
+    nrs = keras_nrs.wrap(models.cnn(), **NRS)
+    history = nrs.fit(x, y, validation_data=(x, y), verbose=0).history
+    training = {"loss", "accuracy", "model_divergence", "perturbed_loss"}
+    assert set(history) == training | {"val_loss", "val_accuracy"}
+    assert set(nrs.train_on_batch(x, y, return_dict=True)) == training
+    assert set(nrs.evaluate(x, y, return_dict=True, verbose=0)) == {"loss", "accuracy"}
+    assert len(nrs.train_on_batch(x, y)) == 4
+    assert nrs.metrics_names[-2:] == ["model_divergence", "perturbed_loss"]
+
+
+def test_logs_are_means_over_the_epoch() -> None:
+    """Weighted by batch size, as Keras's loss is."""
+    x, y = models.image_data(40)
+    nrs = keras_nrs.wrap(
+        models.cnn(batch_norm=False), eps=0.5, perturbation=models.FixedPerturbation()
+    )
+    nrs.optimizer.learning_rate = 0.0
+    epoch = nrs.fit(x, y, batch_size=32, verbose=0).history
+    whole = nrs.fit(x, y, batch_size=40, verbose=0).history
+    for name in ("loss", "model_divergence", "perturbed_loss"):
+        assert epoch[name] == pytest.approx(whole[name], rel=1e-5)
+
+
+def test_functional_with_dicts() -> None:
+    rng = np.random.default_rng(0)
+    x = {"a": rng.normal(size=(32, 4)), "b": rng.normal(size=(32, 3))}
+    y = {"kind": rng.integers(0, 3, 32), "size": rng.normal(size=(32, 1))}
+    model = functional_with_two_outputs()
+    model.compile(
+        "sgd",
+        loss={"kind": "sparse_categorical_crossentropy", "size": "mse"},
+        loss_weights={"kind": 1.0, "size": 0.5},
+        metrics={"kind": ["accuracy"]},
+    )
+    bare = set(model.fit(x, y, verbose=0).history)
+    history = keras_nrs.wrap(model, **NRS).fit(x, y, verbose=0).history
+    assert set(history) == bare | {"model_divergence", "perturbed_loss"}
+    assert history["model_divergence"][0] > 0
+
+
+@pytest.mark.parametrize("outputs", [["kind", "size"], ["kind"]])
+def test_functional_with_lists(outputs: list[str]) -> None:
+    rng = np.random.default_rng(0)
+    x = [rng.normal(size=(32, 4)), rng.normal(size=(32, 3))]
+    labels = {"kind": rng.integers(0, 3, 32), "size": rng.normal(size=(32, 1))}
+    of_dicts = functional_with_two_outputs()
+    model = keras.Model(
+        list(of_dicts.input.values()), [of_dicts.output[name] for name in outputs]
+    )
+    losses = {"kind": "sparse_categorical_crossentropy", "size": "mse"}
+    model.compile("sgd", loss=[losses[name] for name in outputs])
+    y = [labels[name] for name in outputs]
+    history = keras_nrs.wrap(model, **NRS).fit(x, y, verbose=0).history
+    assert history["model_divergence"][0] > 0
+
+
+def test_subclassed_model_builds_in_fit() -> None:
+    x, y = models.image_data()
+    nrs = keras_nrs.wrap(Subclassed(), **NRS)
+    models.compile_classifier(nrs)
+    history = nrs.fit(x, y, epochs=2, verbose=0).history
+    assert nrs.built
+    assert nrs.base_model.built
+    assert history["model_divergence"][0] > 0
+
+
+def test_base_model_with_its_own_loss_metrics_and_test_step() -> None:
+    class Own(Subclassed):
+        def __init__(self) -> None:
+            super().__init__()
+            self.largest = keras.metrics.Mean(name="largest")
+
+        def compute_loss(
+            self, x: Any, y: Any, y_pred: Any, sample_weight: Any, training: bool = True
+        ) -> Any:
+            loss = super().compute_loss(x, y, y_pred, sample_weight, training)
+            return loss + 0.1 * keras.ops.mean(y_pred**2)
+
+        def compute_metrics(
+            self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
+        ) -> Any:
+            self.largest.update_state(keras.ops.max(y_pred))
+            return super().compute_metrics(x, y, y_pred, sample_weight)
+
+    x, y = models.image_data()
+    model = Own()
+    models.compile_classifier(model)
+    nrs = keras_nrs.wrap(model, eps=0.0)
+    model.optimizer.learning_rate = 0.0
+    history = nrs.fit(x, y, validation_data=(x, y), verbose=0).history
+    assert history["largest"] == pytest.approx(history["val_largest"], rel=0.5)
+    assert history["loss"] == pytest.approx([2 * history["val_loss"][0]], rel=1e-5)
+
+
+def batches(x: np.ndarray, y: np.ndarray, size: int = 16) -> Iterator[Any]:
+    while True:
+        for start in range(0, len(x), size):
+            yield x[start : start + size], y[start : start + size]
+
+
+class Batches(keras.utils.PyDataset):
+    def __init__(self, x: np.ndarray, y: np.ndarray) -> None:
+        super().__init__()
+        self.x, self.y = x, y
+
+    def __len__(self) -> int:
+        return len(self.x) // 16
+
+    def __getitem__(self, index: int) -> Any:
+        batch = slice(16 * index, 16 * (index + 1))
+        return self.x[batch], self.y[batch]
+
+
+def test_data_formats_give_the_same_training() -> None:
+    import tensorflow as tf
+    import torch
+
+    x, y = models.image_data()
+    tensors = torch.utils.data.TensorDataset(torch.tensor(x), torch.tensor(y))
+    formats: dict[str, dict[str, Any]] = {
+        "arrays": {"x": x, "y": y, "batch_size": 16},
+        "generator": {"x": batches(x, y), "steps_per_epoch": 4},
+        "PyDataset": {"x": Batches(x, y)},
+        "tf.data": {"x": tf.data.Dataset.from_tensor_slices((x, y)).batch(16)},
+        "DataLoader": {"x": torch.utils.data.DataLoader(tensors, batch_size=16)},
+    }
+    nrs = keras_nrs.wrap(models.cnn(), eps=1.0, seed=0)
+    start = nrs.get_weights()
+    seed_state = models.numpy_values([nrs.seed_generator.state])[0]
+    results = {}
+    for name, arguments in formats.items():
+        models.compile_classifier(nrs)
+        nrs.set_weights(start)
+        nrs.seed_generator.state.assign(seed_state)
+        nrs.fit(**arguments, shuffle=False, epochs=2, verbose=0)
+        results[name] = nrs.get_weights()
+    for name in formats:
+        for a, b in zip(results[name], results["arrays"], strict=True):
+            np.testing.assert_array_equal(a, b, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "compiled_with", [{"run_eagerly": True}, {"jit_compile": True}], ids=str
+)
+def test_execution_modes(compiled_with: dict[str, bool]) -> None:
+    if keras.config.backend() == "torch" and "jit_compile" in compiled_with:
+        compiled_with = {"jit_compile": False}  # torch.compile needs a C++ compiler
+    x, y = models.image_data(48)
+    model = models.cnn(batch_norm=False, compile=False)
+    models.compile_classifier(model, **compiled_with)
+    nrs = keras_nrs.wrap(model, interval=2, **NRS)
+    name, value = next(iter(compiled_with.items()))
+    assert getattr(nrs, name) is value
+    history = nrs.fit(x, y, batch_size=16, verbose=0).history
+    assert history["model_divergence"][0] > 0
+
+
+@pytest.mark.only_jax
+@pytest.mark.only_tensorflow  # Keras has no steps_per_execution on PyTorch.
+def test_steps_per_execution() -> None:
+    """Five steps in executions of two are five single steps."""
+    x, y = models.image_data(80)
+
+    def weights(steps: int) -> list[np.ndarray]:
+        keras.utils.set_random_seed(0)
+        model = models.cnn(dropout=0.2, compile=False)
+        models.compile_classifier(model, steps_per_execution=steps)
+        nrs = keras_nrs.wrap(model, interval=2, **NRS)
+        assert nrs.steps_per_execution == steps
+        nrs.fit(x, y, batch_size=16, shuffle=False, verbose=0)
+        return models.numpy_values(model.variables)
+
+    models.assert_equal(weights(1), weights(2))
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_mixed_precision(policy: str) -> None:
+    x, y = models.image_data()
+    keras.config.set_dtype_policy(policy)
+    try:
+        model = models.cnn(dropout=0.2, compile=False)
+        nrs = keras_nrs.wrap(model, eps=2.0, seed=0)
+        models.compile_classifier(nrs)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    is_scaled = isinstance(nrs.optimizer, keras.optimizers.LossScaleOptimizer)
+    assert is_scaled == (policy == "mixed_float16")
+    assert nrs.dtype_policy.name == policy
+    before = model.get_weights()
+    history = nrs.fit(x, y, batch_size=16, epochs=3, verbose=0).history
+    # The logs are unscaled.
+    assert 0 < history["model_divergence"][-1] < 10
+    assert 0 < history["loss"][-1] < 20
+    assert not np.array_equal(before[0], model.get_weights()[0])
+
+
+def test_gradient_accumulation_and_ema() -> None:
+    """Four steps of a fourth of the batch are one step, and each has its delta."""
+    x, y = models.image_data(64)
+
+    def weights(batch_size: int, **options: Any) -> tuple[list[np.ndarray], Any]:
+        keras.utils.set_random_seed(0)
+        model = models.cnn(batch_norm=False, compile=False)
+        models.compile_classifier(model, optimizer=keras.optimizers.SGD(0.1, **options))
+        nrs = keras_nrs.wrap(model, eps=0.2, perturbation=models.FixedPerturbation())
+        nrs.fit(x, y, batch_size=batch_size, shuffle=False, verbose=0)
+        return model.get_weights(), nrs
+
+    whole, _ = weights(64)
+    accumulated, nrs = weights(16, gradient_accumulation_steps=4)
+    assert int(nrs.optimizer.iterations) == 4
+    assert models.numpy_values([nrs.seed_generator.state])[0][1] == 4
+    for a, b in zip(whole, accumulated, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    # After one step, `fit` leaves the average of both steps in the weights.
+    ema, _ = weights(64, use_ema=True, ema_momentum=0.5)
+    assert not np.array_equal(ema[0], whole[0])
+
+
+def test_keras_callbacks_reach_the_model(tmp_path: Any) -> None:
+    x, y = models.image_data()
+    nrs = keras_nrs.wrap(models.cnn(), **NRS)
+    path = str(tmp_path / "checkpoint.keras")
+    history = nrs.fit(
+        x,
+        y,
+        epochs=3,
+        verbose=0,
+        callbacks=[
+            keras.callbacks.LearningRateScheduler(lambda epoch: 0.1 / (1 + epoch)),
+            keras.callbacks.ModelCheckpoint(path),
+            keras.callbacks.EarlyStopping("loss", patience=0, min_delta=100.0),
+            keras.callbacks.TerminateOnNaN(),
+            keras.callbacks.CSVLogger(str(tmp_path / "log.csv")),
+        ],
+    ).history
+    assert len(history["loss"]) == 2
+    assert "model_divergence" in (tmp_path / "log.csv").read_text().splitlines()[0]
+    assert isinstance(keras.saving.load_model(path), keras_nrs.NRSModel)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "match"),
+    [
+        ({"eps": -0.1}, ValueError, "`eps` must be finite and >= 0"),
+        ({"eps": float("nan")}, ValueError, "`eps`"),
+        ({"eps": "0.1"}, TypeError, "`eps` must be a number"),
+        ({"alpha": -1.0}, ValueError, "`alpha`"),
+        ({"beta": float("inf")}, ValueError, "`beta`"),
+        ({"scheme": "sam"}, ValueError, r"`scheme` must be one of \['nrs', 'rpr'"),
+        ({"perturbation": "box"}, ValueError, "`perturbation` must be one of"),
+        ({"divergence": "kl"}, ValueError, "`divergence` must be 'auto'"),
+        ({"interval": 0}, ValueError, "`interval` must be an integer >= 1"),
+        ({"interval": 1.5}, TypeError, "`interval` must be an integer"),
+        ({"normalize": 1}, TypeError, "`normalize`"),
+        ({"seed": -1}, ValueError, "`seed`"),
+        ({"seed": "a"}, TypeError, "`seed`"),
+    ],
+)
+def test_bad_arguments(
+    arguments: dict[str, Any], error: type[Exception], match: str
+) -> None:
+    with pytest.raises(error, match=match):
+        keras_nrs.wrap(models.cnn(), **arguments)
+
+
+def test_bad_models() -> None:
+    class OwnStep(Subclassed):
+        def train_step(self, *args: Any) -> Any:
+            raise NotImplementedError
+
+    class OwnFit(Subclassed):
+        def fit(self, *args: Any, **kwargs: Any) -> Any:
+            raise NotImplementedError
+
+    with pytest.raises(TypeError, match=r"`model` must be a keras\.Model"):
+        keras_nrs.wrap(layers.Dense(3))
+    with pytest.raises(ValueError, match="wrapped already"):
+        keras_nrs.wrap(keras_nrs.wrap(models.cnn()))
+    with pytest.raises(ValueError, match="nrs_objective"):
+        keras_nrs.wrap(OwnStep())
+    with pytest.warns(UserWarning, match="overrides fit"):
+        keras_nrs.wrap(OwnFit())
+    with pytest.raises(TypeError, match="must be an NRSModel"):
+        keras_nrs.unwrap(models.cnn())
+
+
+def test_bad_assignments() -> None:
+    nrs = keras_nrs.wrap(models.cnn())
+    with pytest.raises(ValueError, match="`eps`"):
+        nrs.eps = -1.0
+    with pytest.raises(TypeError, match="`alpha`"):
+        nrs.alpha = "1"
+
+
+def test_loss_without_a_known_divergence() -> None:
+    x, y = models.image_data()
+    model = models.cnn(compile=False)
+    model.compile("sgd", loss="categorical_hinge")
+    nrs = keras_nrs.wrap(model)
+    with pytest.raises(ValueError, match="divergence='auto' knows no divergence"):
+        nrs.fit(x, np.eye(3)[y], verbose=0)
+    kl = keras_nrs.divergences.CategoricalKL(from_logits=True)
+    nrs = keras_nrs.wrap(model, divergence=kl, **NRS)
+    history = nrs.fit(x, np.eye(3)[y], verbose=0).history
+    assert history["model_divergence"][0] > 0

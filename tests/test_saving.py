@@ -1,0 +1,179 @@
+"""Saving an `NRSModel`, and going on where it was saved."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import keras_nrs
+from tests import models
+
+CONTINUE = """
+import sys
+import keras, numpy as np, keras_nrs
+from tests import models
+x, y = models.image_data()
+nrs = keras.saving.load_model(sys.argv[1])
+assert isinstance(nrs, keras_nrs.NRSModel)
+nrs.fit(x, y, batch_size=16, epochs=4, initial_epoch=2, shuffle=False, verbose=0)
+np.savez(sys.argv[2], *models.numpy_values(nrs.variables + nrs.optimizer.variables))
+"""
+
+
+def trained(epochs: int) -> Any:
+    """Dropout, BatchNorm, Adam, every random state that there is."""
+    keras.utils.set_random_seed(0)
+    model = models.cnn(dropout=0.5, seed=11, penalty=1e-3, compile=False)
+    models.compile_classifier(model, optimizer=keras.optimizers.Adam(0.01))
+    nrs = keras_nrs.wrap(model, eps=0.3, perturbation="relative", interval=2)
+    x, y = models.image_data()
+    nrs.fit(x, y, batch_size=16, epochs=epochs, shuffle=False, verbose=0)
+    return nrs
+
+
+def test_continued_in_a_new_process_is_uninterrupted(tmp_path: Path) -> None:
+    path = tmp_path / "half way.keras"
+    trained(2).save(path)
+    result = subprocess.run(
+        [sys.executable, "-c", CONTINUE, str(path), str(tmp_path / "end.npz")],
+        env=dict(os.environ),
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    whole = trained(4)
+    with np.load(tmp_path / "end.npz") as end:
+        models.assert_equal(
+            list(end.values()),
+            models.numpy_values(whole.variables + whole.optimizer.variables),
+        )
+
+
+def test_save_and_load_is_the_identity(tmp_path: Path) -> None:
+    nrs = trained(1)
+    nrs.eps = 0.7
+    nrs.save(tmp_path / "nrs.keras")
+    loaded = keras.saving.load_model(tmp_path / "nrs.keras")
+    models.assert_equal(
+        models.numpy_values(nrs.variables + nrs.optimizer.variables),
+        models.numpy_values(loaded.variables + loaded.optimizer.variables),
+    )
+    assert nrs.get_config().keys() == loaded.get_config().keys()
+    assert loaded.get_config()["eps"] == pytest.approx(0.7)
+    assert loaded.interval == 2
+    assert isinstance(loaded.perturbation, keras_nrs.perturbations.RelativeBall)
+    x, y = models.image_data()
+    assert nrs.evaluate(x, y, verbose=0) == loaded.evaluate(x, y, verbose=0)
+    # All of it is compiled: another step is the same.
+    assert nrs.train_on_batch(x, y) == loaded.train_on_batch(x, y)
+
+
+def test_own_perturbation_and_divergence_are_saved(tmp_path: Path) -> None:
+    nrs = keras_nrs.wrap(
+        models.cnn(),
+        perturbation=models.FixedPerturbation(),
+        divergence=keras_nrs.divergences.CategoricalKL(from_logits=True),
+    )
+    nrs.save(tmp_path / "nrs.keras")
+    loaded = keras.saving.load_model(tmp_path / "nrs.keras")
+    assert isinstance(loaded.perturbation, models.FixedPerturbation)
+    assert loaded._divergences.given.from_logits is True
+
+
+def test_load_without_compiling(tmp_path: Path) -> None:
+    trained(1).save(tmp_path / "nrs.keras")
+    assert not keras.saving.load_model(tmp_path / "nrs.keras", compile=False).compiled
+
+
+def test_weights_file(tmp_path: Path) -> None:
+    nrs, path = trained(1), tmp_path / "nrs.weights.h5"
+    nrs.save_weights(path)
+    other = trained(0)
+    other.load_weights(path)
+    models.assert_equal(
+        models.numpy_values(nrs.variables), models.numpy_values(other.variables)
+    )
+
+
+def test_weights_file_of_another_model(tmp_path: Path) -> None:
+    models.cnn().save_weights(tmp_path / "bare.weights.h5")
+    with pytest.raises(ValueError, match="unwrap"):
+        trained(0).load_weights(tmp_path / "bare.weights.h5")
+
+
+def test_unwrapped_model_saves_without_keras_nrs(tmp_path: Path) -> None:
+    nrs, path = trained(1), tmp_path / "bare.keras"
+    keras_nrs.unwrap(nrs).save(path)
+    script = (
+        "import keras, sys; m = keras.saving.load_model(sys.argv[1]);"
+        "assert type(m) is keras.Sequential and m.compiled;"
+        "assert 'keras_nrs' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script, str(path)], check=True)
+
+
+def test_backup_and_restore(tmp_path: Path) -> None:
+    """An interrupted `fit` goes on from Keras's own backup."""
+
+    class Interrupt(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            if epoch == 2:
+                raise KeyboardInterrupt
+
+    def fit(nrs: Any, *callbacks: Any) -> None:
+        x, y = models.image_data()
+        nrs.fit(
+            x,
+            y,
+            batch_size=16,
+            epochs=4,
+            shuffle=False,
+            verbose=0,
+            callbacks=[keras.callbacks.BackupAndRestore(tmp_path), *callbacks],
+        )
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(trained(0), Interrupt())
+    resumed = trained(0)
+    fit(resumed)
+    models.assert_equal(
+        models.numpy_values(resumed.variables),
+        models.numpy_values(trained(4).variables),
+    )
+
+
+def test_clone_from_config() -> None:
+    nrs = trained(0)
+    clone = keras_nrs.NRSModel.from_config(nrs.get_config())
+    assert clone.get_config() == nrs.get_config()
+    assert not clone.compiled
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_export(tmp_path: Path) -> None:
+    """The artifact is the base model's."""
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, layers.Dense(3)(inputs))
+    nrs = keras_nrs.wrap(model)
+    if keras.config.backend() == "torch":  # whose SavedModel export needs torch_xla
+        path = str(tmp_path / "nrs.pt2")
+        nrs.export(path, format="torch", verbose=False)
+        import torch
+
+        program = torch.export.load(path)
+        outputs = program.module()(torch.ones(2, 4)).detach().numpy()
+    else:
+        import tensorflow as tf
+
+        nrs.export(str(tmp_path / "nrs"), verbose=False)
+        served = tf.saved_model.load(str(tmp_path / "nrs")).serve(tf.ones((2, 4)))
+        outputs = served.numpy()
+    expected = model.predict(np.ones((2, 4)), verbose=0)
+    np.testing.assert_allclose(outputs, expected, rtol=1e-6)

@@ -1,0 +1,453 @@
+"""What one training step computes: the tests of `keras_nrs/backend/`."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import keras_nrs
+from tests import models
+from tests.models import FixedPerturbation
+
+
+def linear_softmax(x: np.ndarray, seed: int = 0) -> keras.Model:
+    """f(x) = x W + b with fixed weights, trained by SGD at learning rate 1."""
+    rng = np.random.default_rng(seed)
+    model = keras.Sequential([keras.Input((x.shape[1],)), layers.Dense(3)])
+    dtype = keras.config.floatx()
+    model.set_weights(
+        [rng.normal(size=(x.shape[1], 3)).astype(dtype), rng.normal(size=3)]
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(1.0), loss)
+    return model
+
+
+def softmax(z: np.ndarray) -> np.ndarray:
+    e = np.exp(z - z.max(axis=1, keepdims=True))
+    return e / e.sum(axis=1, keepdims=True)
+
+
+def closed_form(
+    x: np.ndarray,
+    y: np.ndarray,
+    weights: list[np.ndarray],
+    deltas: list[np.ndarray],
+    *,
+    alpha: float,
+    beta: float,
+) -> list[np.ndarray]:
+    """The gradient of Equation 3 for the linear-softmax model, in float64."""
+    kernel, bias = weights
+    p = softmax(x @ kernel + bias)
+    q = softmax(x @ (kernel + deltas[0]) + bias + deltas[1])
+    one_hot = np.eye(3)[y]
+    log_ratio = np.log(p) - np.log(q)
+    kl = np.sum(p * log_ratio, axis=1, keepdims=True)
+    d_logits = (p - one_hot) + alpha * p * (log_ratio - kl)
+    d_perturbed_logits = beta * (q - one_hot) + alpha * (q - p)
+    d_both = (d_logits + d_perturbed_logits) / len(x)
+    return [x.T @ d_both, d_both.sum(axis=0)]
+
+
+def one_step_gradient(x: np.ndarray, y: np.ndarray, **kwargs: Any) -> Any:
+    model = linear_softmax(x)
+    before = models.numpy_values(model.trainable_variables)
+    nrs = keras_nrs.wrap(model, perturbation=FixedPerturbation(), **kwargs)
+    nrs.fit(x, y, batch_size=len(x), verbose=0)
+    after = models.numpy_values(model.trainable_variables)
+    return before, [b - a for a, b in zip(after, before, strict=True)]
+
+
+@pytest.fixture
+def data() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(16, 5)).astype(keras.config.floatx())
+    return x, rng.integers(0, 3, 16)
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(1.0, 1.0), (3.0, 0.5), (1.0, 0.0)])
+def test_gradient_equals_closed_form(
+    data: tuple[np.ndarray, np.ndarray], alpha: float, beta: float
+) -> None:
+    x, y = data
+    before, gradient = one_step_gradient(x, y, eps=0.5, alpha=alpha, beta=beta)
+    deltas = FixedPerturbation().sample(before, 0.5, None)
+    deltas = [np.asarray(keras.ops.convert_to_numpy(d), "float64") for d in deltas]
+    expected = closed_form(
+        x.astype("float64"),
+        y,
+        [w.astype("float64") for w in before],
+        deltas,
+        alpha=alpha,
+        beta=beta,
+    )
+    # The gradient is read off as a difference of weights below 4, and summed over 16
+    # samples of about 10 operations each: 200 roundings of size 4 at the most.
+    bound = 200 * 4 * np.finfo("float32").eps
+    for got, want in zip(gradient, expected, strict=True):
+        np.testing.assert_allclose(got, want, rtol=0, atol=bound)
+
+
+def test_gradient_equals_closed_form_in_float64() -> None:
+    """In a process of its own: JAX's 64-bit mode is a global switch."""
+    script = """
+import os, sys
+if os.environ["KERAS_BACKEND"] == "jax":
+    import jax
+    jax.config.update("jax_enable_x64", True)
+import keras, numpy as np
+keras.config.set_floatx("float64")
+from tests import test_train_step as t
+rng = np.random.default_rng(2)
+x, y = rng.normal(size=(16, 5)), rng.integers(0, 3, 16)
+before, gradient = t.one_step_gradient(x, y, eps=0.5, alpha=3.0, beta=0.5)
+deltas = t.FixedPerturbation().sample(before, 0.5, None)
+deltas = [np.asarray(keras.ops.convert_to_numpy(d)) for d in deltas]
+expected = t.closed_form(x, y, before, deltas, alpha=3.0, beta=0.5)
+print(max(np.abs(g - e).max() for g, e in zip(gradient, expected)))
+"""
+    assert float(run_python(script).split()[-1]) < 1e-10
+
+
+def run_python(script: str, backend: str | None = None) -> str:
+    """Output of a Python script that runs in a new process."""
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"KERAS_BACKEND": backend or keras.config.backend()},
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+TWENTY_STEPS = """
+import json, keras, numpy as np, keras_nrs
+from tests import models
+x, y = models.image_data(64)
+model = models.cnn()
+rng = np.random.default_rng(0)
+model.set_weights([0.3 * rng.normal(size=w.shape) + (w.mean() == 1) for w in
+                   model.get_weights()])
+bn = model.layers[1]
+bn.moving_mean.assign(np.zeros(4)); bn.moving_variance.assign(np.ones(4))
+nrs = keras_nrs.wrap(model, eps=0.05, perturbation=models.FixedPerturbation())
+history = nrs.fit(x, y, batch_size=16, epochs=5, shuffle=False, verbose=0).history
+print(json.dumps([[w.tolist() for w in model.get_weights()], history]))
+"""
+
+
+@pytest.mark.only_jax  # The test starts the other backends itself.
+def test_three_backends_reach_the_same_weights() -> None:
+    results = [
+        json.loads(run_python(TWENTY_STEPS, backend).splitlines()[-1])
+        for backend in ("jax", "tensorflow", "torch")
+    ]
+    (weights, history), *others = results
+    assert history["model_divergence"][-1] > 1e-3
+    for other_weights, other_history in others:
+        # 20 steps, each of which rounds 1,000-term sums of order-one numbers and
+        # passes on the errors of the last one, doubled at the most every 5 steps.
+        bound = 16 * 1000 * np.finfo("float32").eps
+        for a, b in zip(weights, other_weights, strict=True):
+            np.testing.assert_allclose(a, b, rtol=bound, atol=bound)
+        for name, values in history.items():
+            np.testing.assert_allclose(values, other_history[name], rtol=bound)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"scheme": "baseline"}, {"eps": 0.0, "alpha": 0.0, "beta": 0.0}]
+)
+def test_nothing_regularized_is_bare_keras(arguments: dict[str, Any]) -> None:
+    """Bit for bit, with dropout, BatchNorm, a penalty and validation."""
+    x, y = models.image_data(50)
+
+    def run(**kwargs: Any) -> tuple[Any, Any, Any]:
+        keras.utils.set_random_seed(3)
+        model = models.cnn(dropout=0.5, penalty=1e-3)
+        trained = keras_nrs.wrap(model, **kwargs) if kwargs else model
+        history = trained.fit(
+            x, y, batch_size=16, epochs=3, validation_split=0.2, verbose=0
+        ).history
+        variables = model.variables + model.optimizer.variables
+        return models.numpy_values(variables), history, trained
+
+    bare_values, bare_history, _ = run()
+    values, history, nrs = run(**arguments)
+    models.assert_equal(values, bare_values)
+    assert {name: history[name] for name in bare_history} == bare_history
+    extra = set(history) - set(bare_history)
+    assert extra == {tracker.name for tracker in nrs._trackers}
+
+
+@pytest.mark.parametrize("seed", [None, 5])
+def test_both_passes_see_the_same_dropout_masks(seed: int | None) -> None:
+    x, y = models.image_data()
+    nrs = keras_nrs.wrap(models.cnn(dropout=0.5, seed=seed), eps=0.0)
+    history = nrs.fit(x, y, epochs=3, verbose=0).history
+    assert history["model_divergence"] == [0.0, 0.0, 0.0]
+
+
+def test_dropout_masks_differ_between_steps() -> None:
+    x, y = models.image_data()
+    model = models.cnn(dropout=0.5, seed=5)
+    nrs = keras_nrs.wrap(model, eps=0.0)
+    model.optimizer.learning_rate = 0.0
+    losses = [nrs.train_on_batch(x, y)[0] for _ in range(3)]
+    assert len(set(map(float, losses))) == 3
+
+
+def test_batch_norm_statistics_come_from_the_clean_pass() -> None:
+    x, y = models.image_data()
+
+    def moving_statistics(eps: float | None) -> list[np.ndarray]:
+        keras.utils.set_random_seed(0)
+        model = models.cnn()
+        model.optimizer.learning_rate = 0.0
+        nrs = model if eps is None else keras_nrs.wrap(model, eps=eps)
+        nrs.fit(x, y, batch_size=16, shuffle=False, verbose=0)
+        bn = model.layers[1]
+        return models.numpy_values([bn.moving_mean, bn.moving_variance])
+
+    for got, want in zip(moving_statistics(1e6), moving_statistics(None), strict=True):
+        # The same moments, maybe fused differently: a sum of 256 terms.
+        np.testing.assert_allclose(got, want, rtol=256 * np.finfo("float32").eps)
+
+
+@pytest.mark.parametrize("scheme", ["nrs", "rpr"])
+def test_penalties_count_once(scheme: str) -> None:
+    """With frozen weights, the loss grows by the penalty itself."""
+    x, y = models.image_data()
+
+    def loss(penalty: float) -> tuple[float, float, float]:
+        keras.utils.set_random_seed(0)
+        model = models.cnn(penalty=penalty)
+        model.optimizer.learning_rate = 0.0
+        norm = float(np.sum(np.square(model.layers[-2].get_weights()[0])))
+        nrs = keras_nrs.wrap(model, eps=0.5, scheme=scheme, seed=1)
+        logs = nrs.train_on_batch(x, y, return_dict=True)
+        return float(logs["loss"]), float(logs["perturbed_loss"]), penalty * norm
+
+    bare, bare_perturbed, _ = loss(0.0)
+    total, perturbed, penalty = loss(0.1)
+    assert penalty > 0.1
+    # Differences of numbers below 8, each rounded a few times.
+    bound = 10 * 8 * np.finfo("float32").eps
+    assert total - bare == pytest.approx(penalty, abs=bound)
+    assert perturbed == pytest.approx(bare_perturbed, abs=bound)
+
+
+def test_activity_penalties_count_once() -> None:
+    x, y = models.image_data()
+    inputs = keras.Input((6, 6, 1))
+    hidden = layers.Flatten()(inputs)
+    hidden = layers.ActivityRegularization(l2=0.1)(hidden)
+    model = keras.Model(inputs, layers.Dense(3)(hidden))
+    models.compile_classifier(model, optimizer=keras.optimizers.SGD(0.0))
+    # With delta = 0 both losses are equal, so the rest of the total is the penalty.
+    logs = keras_nrs.wrap(model, eps=0.0).train_on_batch(x, y, return_dict=True)
+    penalty = float(logs["loss"]) - 2 * float(logs["perturbed_loss"])
+    expected = 0.1 * np.sum(np.square(x)) / len(x)
+    assert penalty == pytest.approx(expected, rel=1e-4)
+
+
+def test_rpr_has_no_gradient_from_the_clean_loss(
+    data: tuple[np.ndarray, np.ndarray],
+) -> None:
+    x, y = data
+    before, gradient = one_step_gradient(x, y, eps=0.5, scheme="rpr")
+    deltas = FixedPerturbation().sample(before, 0.5, None)
+    deltas = [keras.ops.convert_to_numpy(d) for d in deltas]
+    q = softmax(x @ (before[0] + deltas[0]) + before[1] + deltas[1])
+    d_logits = (q - np.eye(3)[y]) / len(x)
+    bound = 200 * 4 * np.finfo("float32").eps
+    np.testing.assert_allclose(gradient[0], x.T @ d_logits, rtol=0, atol=bound)
+
+
+def test_normalize_divides_the_total(data: tuple[np.ndarray, np.ndarray]) -> None:
+    x, y = data
+    _, plain = one_step_gradient(x, y, eps=0.5, beta=3.0)
+    _, normalized = one_step_gradient(x, y, eps=0.5, beta=3.0, normalize=True)
+    bound = 200 * 4 * np.finfo("float32").eps
+    for a, b in zip(plain, normalized, strict=True):
+        np.testing.assert_allclose(a, 4 * b, rtol=0, atol=4 * bound)
+
+
+def test_zero_sample_weight_removes_a_sample_from_all_terms() -> None:
+    x, y = models.image_data(16)
+    weight = np.where(np.arange(16) < 12, 1.0, 0.0)
+    garbage = np.where(weight[:, None, None, None] == 1, x, 50.0).astype("float32")
+
+    def logs(x: np.ndarray) -> dict[str, Any]:
+        keras.utils.set_random_seed(0)
+        nrs = keras_nrs.wrap(models.cnn(batch_norm=False), eps=1.0, seed=0)
+        return nrs.train_on_batch(x, y, sample_weight=weight, return_dict=True)
+
+    first, second = logs(x), logs(garbage)
+    for name in ("loss", "model_divergence", "perturbed_loss"):
+        assert float(first[name]) == float(second[name])
+
+
+def test_class_weight_weighs_the_divergence() -> None:
+    """A weight of 2 on every class doubles all three terms."""
+    x, y = models.image_data()
+
+    def logs(**kwargs: Any) -> dict[str, Any]:
+        keras.utils.set_random_seed(0)
+        nrs = keras_nrs.wrap(models.cnn(), eps=1.0, seed=0)
+        return nrs.train_on_batch(x, y, return_dict=True, **kwargs)
+
+    plain, doubled = logs(), logs(class_weight={0: 2.0, 1: 2.0, 2: 2.0})
+    for name in ("loss", "model_divergence", "perturbed_loss"):
+        ratio = float(doubled[name]) / float(plain[name])
+        assert ratio == pytest.approx(2.0, rel=1e-5)
+
+
+def test_reported_terms_add_up_to_the_loss() -> None:
+    x, y = models.image_data(60)
+    nrs = keras_nrs.wrap(models.cnn(), eps=1.0, alpha=0.7, beta=0.3, seed=0)
+    clean = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    for _ in range(3):
+        expected_clean = float(clean(y, nrs.base_model(x, training=True)))
+        logs = nrs.train_on_batch(x, y, return_dict=True)
+        nrs.reset_metrics()
+        terms = 0.7 * float(logs["model_divergence"])
+        terms += 0.3 * float(logs["perturbed_loss"])
+        expected = expected_clean + terms
+        assert float(logs["loss"]) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("interval", [2, 3])
+def test_interval_perturbs_every_kth_step(interval: int) -> None:
+    """On the other steps the loss is the plain one."""
+    x, y = models.image_data()
+    model = models.cnn(batch_norm=False)
+    model.optimizer.learning_rate = 0.0
+    nrs = keras_nrs.wrap(model, eps=0.0, interval=interval)
+    losses = []
+    for _ in range(7):
+        losses.append(float(nrs.train_on_batch(x, y)[0]))
+        nrs.reset_metrics()
+    plain = float(nrs.evaluate(x, y, verbose=0)[0])
+    expected = [2 * plain if i % interval == 0 else plain for i in range(7)]
+    assert losses == pytest.approx(expected, rel=1e-5)
+
+
+def test_interval_skips_the_perturbed_pass_at_run_time() -> None:
+    """Counted by a perturbation that calls back into Python."""
+    calls: list[int] = []
+
+    class Counting(keras_nrs.perturbations.Perturbation):
+        def sample(self, weights: Any, eps: Any, rng: Any) -> Any:
+            count_at_run_time(calls)
+            return [keras.ops.zeros(w.shape) for w in weights]
+
+    x, y = models.image_data(80)
+    nrs = keras_nrs.wrap(models.cnn(), eps=0, perturbation=Counting(), interval=4)
+    nrs.fit(x, y, batch_size=10, verbose=0)
+    wait_for_device()
+    assert len(calls) == 2
+
+
+def count_at_run_time(calls: list[int]) -> None:
+    """Append to `calls` whenever the compiled program passes here."""
+    if keras.config.backend() == "jax":
+        import jax
+
+        jax.debug.callback(lambda: calls.append(1))
+    elif keras.config.backend() == "tensorflow":
+        import tensorflow as tf
+
+        tf.py_function(lambda: calls.append(1), [], [])
+    else:
+        calls.append(1)
+
+
+def wait_for_device() -> None:
+    if keras.config.backend() == "jax":
+        import jax
+
+        jax.effects_barrier()
+
+
+def test_eps_and_alpha_take_effect_without_retracing() -> None:
+    traces: list[int] = []
+
+    class Counting(keras_nrs.perturbations.Ball):
+        def sample(self, weights: Any, eps: Any, rng: Any) -> Any:
+            traces.append(1)
+            return super().sample(weights, eps, rng)
+
+    class Assign(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+            self.model.eps = 0.0 if batch < 3 else 2.0
+            self.model.alpha.assign(0.5)
+
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            seen.append(float(logs["model_divergence"]))
+
+    seen: list[float] = []
+    x, y = models.image_data(64)
+    nrs = keras_nrs.wrap(models.cnn(), eps=1.0, perturbation=Counting())
+    nrs.fit(x, y, batch_size=8, verbose=0, callbacks=[Assign()])
+    assert seen[2] == 0.0
+    assert seen[3] > 0.0
+    assert float(keras.ops.convert_to_numpy(nrs.eps.value)) == 2.0
+    assert float(keras.ops.convert_to_numpy(nrs.alpha.value)) == 0.5
+    if keras.config.backend() != "torch":  # which runs eagerly
+        assert len(traces) <= 2  # Keras traces once more where shapes are unknown
+
+
+def test_same_seed_same_run_and_other_seed_other_run() -> None:
+    x, y = models.image_data()
+
+    def weights(seed: int | None, global_seed: int = 0) -> list[np.ndarray]:
+        keras.utils.set_random_seed(0)
+        model = models.cnn()
+        keras.utils.set_random_seed(global_seed)
+        nrs = keras_nrs.wrap(model, eps=2.0, seed=seed)
+        nrs.fit(x, y, batch_size=16, epochs=2, shuffle=False, verbose=0)
+        return models.numpy_values(model.variables)
+
+    models.assert_equal(weights(7), weights(7, global_seed=1))
+    models.assert_equal(weights(None), weights(None))
+    assert not np.array_equal(weights(7)[0], weights(8)[0])
+    assert not np.array_equal(weights(None)[0], weights(None, global_seed=1)[0])
+
+
+def test_only_chosen_trainable_weights_are_perturbed() -> None:
+    """Seen through an output that depends on the kept weights only."""
+    x, y = models.image_data()
+    model = models.cnn()
+    kept = keras_nrs.perturbations.Ball(where=lambda v: False)
+    nrs = keras_nrs.wrap(model, eps=10.0, perturbation=kept)
+    with pytest.warns(UserWarning, match="no effect"):
+        history = nrs.fit(x, y, verbose=0).history
+    assert history["model_divergence"] == [0.0]
+    last = model.layers[-1]
+    for layer in model.layers[:-1]:
+        layer.trainable = False
+    models.compile_classifier(model)
+    nrs = keras_nrs.wrap(model, eps=10.0)
+    frozen = models.numpy_values(model.layers[0].variables)
+    assert nrs.fit(x, y, verbose=0).history["model_divergence"][0] > 0
+    models.assert_equal(models.numpy_values(model.layers[0].variables), frozen)
+    last.trainable = False
+    model.layers[0].trainable = True
+    models.compile_classifier(nrs)
+    before = models.numpy_values(last.variables)
+    nrs.fit(x, y, verbose=0)
+    models.assert_equal(models.numpy_values(last.variables), before)
+    assert not np.array_equal(
+        frozen[0], models.numpy_values(model.layers[0].variables)[0]
+    )

@@ -350,6 +350,12 @@ class NRSModel(BackendTrainer, keras.Model):  # type: ignore[misc]
 
     # Parts of the training step, which is in `keras_nrs/backend/`.
 
+    def _perturbed_pass_matters(self) -> bool:
+        """Whether anything of the perturbed pass is minimized."""
+        if self.scheme == "nrs" and self.beta == 0:
+            return float(ops.convert_to_numpy(self.alpha.value)) > 0
+        return self.scheme != "baseline"
+
     def _sample(
         self, weights: list[Tensor], eps: Tensor, rng: Any
     ) -> list[Tensor | None]:

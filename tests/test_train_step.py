@@ -16,6 +16,8 @@ import keras_nrs
 from tests import models
 from tests.models import FixedPerturbation
 
+ROUNDING = float(np.finfo("float32").eps)
+
 
 def linear_softmax(x: np.ndarray, seed: int = 0) -> keras.Model:
     """f(x) = x W + b with fixed weights, trained by SGD at learning rate 1."""
@@ -91,7 +93,7 @@ def test_gradient_equals_closed_form(
     )
     # The gradient is read off as a difference of weights below 4, and summed over 16
     # samples of about 10 operations each: 200 roundings of size 4 at the most.
-    bound = 200 * 4 * np.finfo("float32").eps
+    bound = 200 * 4 * ROUNDING
     for got, want in zip(gradient, expected, strict=True):
         np.testing.assert_allclose(got, want, rtol=0, atol=bound)
 
@@ -158,7 +160,7 @@ def test_three_backends_reach_the_same_weights() -> None:
     for other_weights, other_history in others:
         # 20 steps, each of which rounds 1,000-term sums of order-one numbers and
         # passes on the errors of the last one, doubled at the most every 5 steps.
-        bound = 16 * 1000 * np.finfo("float32").eps
+        bound = 16 * 1000 * ROUNDING
         for a, b in zip(weights, other_weights, strict=True):
             np.testing.assert_allclose(a, b, rtol=bound, atol=bound)
         for name, values in history.items():
@@ -221,7 +223,7 @@ def test_batch_norm_statistics_come_from_the_clean_pass() -> None:
 
     for got, want in zip(moving_statistics(1e6), moving_statistics(None), strict=True):
         # The same moments, maybe fused differently: a sum of 256 terms.
-        np.testing.assert_allclose(got, want, rtol=256 * np.finfo("float32").eps)
+        np.testing.assert_allclose(got, want, rtol=256 * ROUNDING)
 
 
 @pytest.mark.parametrize("scheme", ["nrs", "rpr"])
@@ -242,7 +244,7 @@ def test_penalties_count_once(scheme: str) -> None:
     total, perturbed, penalty = loss(0.1)
     assert penalty > 0.1
     # Differences of numbers below 8, each rounded a few times.
-    bound = 10 * 8 * np.finfo("float32").eps
+    bound = 10 * 8 * ROUNDING
     assert total - bare == pytest.approx(penalty, abs=bound)
     assert perturbed == pytest.approx(bare_perturbed, abs=bound)
 
@@ -270,7 +272,7 @@ def test_rpr_has_no_gradient_from_the_clean_loss(
     deltas = [keras.ops.convert_to_numpy(d) for d in deltas]
     q = softmax(x @ (before[0] + deltas[0]) + before[1] + deltas[1])
     d_logits = (q - np.eye(3)[y]) / len(x)
-    bound = 200 * 4 * np.finfo("float32").eps
+    bound = 200 * 4 * ROUNDING
     np.testing.assert_allclose(gradient[0], x.T @ d_logits, rtol=0, atol=bound)
 
 
@@ -278,7 +280,7 @@ def test_normalize_divides_the_total(data: tuple[np.ndarray, np.ndarray]) -> Non
     x, y = data
     _, plain = one_step_gradient(x, y, eps=0.5, beta=3.0)
     _, normalized = one_step_gradient(x, y, eps=0.5, beta=3.0, normalize=True)
-    bound = 200 * 4 * np.finfo("float32").eps
+    bound = 200 * 4 * ROUNDING
     for a, b in zip(plain, normalized, strict=True):
         np.testing.assert_allclose(a, 4 * b, rtol=0, atol=4 * bound)
 
@@ -451,3 +453,29 @@ def test_only_chosen_trainable_weights_are_perturbed() -> None:
     assert not np.array_equal(
         frozen[0], models.numpy_values(model.layers[0].variables)[0]
     )
+
+
+def test_masked_positions_do_not_count() -> None:
+    """Divergence and perturbed loss are means over the positions that are not padding."""
+    tokens = np.array([[1, 2, 3, 0], [4, 0, 0, 0]])
+    labels = np.array([[0, 1, 2, 0], [1, 0, 0, 0]])
+    model = keras.Sequential(
+        [layers.Embedding(5, 3, mask_zero=True), layers.Dense(3, use_bias=False)]
+    )
+    models.compile_classifier(model, metrics=None)
+    model.build((2, 4))
+    table, kernel = model.get_weights()
+    nrs = keras_nrs.wrap(model, eps=0.5, perturbation=FixedPerturbation())
+    logs = nrs.train_on_batch(tokens, labels, return_dict=True)
+    deltas = [
+        keras.ops.convert_to_numpy(d)
+        for d in FixedPerturbation().sample([table, kernel], 0.5, None)
+    ]
+    counted = tokens != 0
+    p = softmax((table @ kernel)[tokens][counted])
+    q = softmax(((table + deltas[0]) @ (kernel + deltas[1]))[tokens][counted])
+    divergence = np.mean(np.sum(p * np.log(p / q), axis=1))
+    loss = -np.mean(np.log(q[np.arange(4), labels[counted]]))
+    # A handful of sums of ten terms in float32.
+    assert float(logs["model_divergence"]) == pytest.approx(divergence, rel=1e-4)
+    assert float(logs["perturbed_loss"]) == pytest.approx(loss, rel=1e-4)

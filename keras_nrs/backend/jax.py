@@ -108,9 +108,6 @@ class BackendTrainer:
             return PerturbedStep(batch, self.eps.value, self.alpha.value)
         return CleanStep(batch)
 
-    def _perturbed_pass_matters(self: Any) -> bool:
-        return self.beta > 0 or self.scheme == "rpr" or float(self.alpha.value) != 0
-
     def train_step(self: Any, state: Any, data: Any) -> Any:
         if self.scheme == "baseline":
             data = CleanStep(data)
@@ -173,10 +170,12 @@ class BackendTrainer:
         kwargs = {"training": True} if base._call_has_training_arg else {}
         deltas = self._sample(trainable, data.eps, RandomStream(key))
 
-        def compute_loss(y_pred: Any, layer_losses: list[Tensor]) -> Any:
+        def compute_loss(
+            weights: list[Tensor], y_pred: Any, layer_losses: list[Tensor]
+        ) -> Any:
             with self._layer_losses(layer_losses):
                 return base.stateless_compute_loss(
-                    trainable,
+                    weights,
                     non_trainable,
                     metrics,
                     x=x,
@@ -190,11 +189,14 @@ class BackendTrainer:
             y_pred, updated, layer_losses = base.stateless_call(
                 weights, non_trainable, x, return_losses=True, **kwargs
             )
-            clean_loss, (_, _, updated_metrics) = compute_loss(y_pred, layer_losses)
-            perturbed, _ = base.stateless_call(
-                self._add(weights, deltas), non_trainable, x, **kwargs
+            clean_loss, (_, _, updated_metrics) = compute_loss(
+                weights, y_pred, layer_losses
             )
-            perturbed_loss, _ = compute_loss(perturbed, [])
+            perturbed_weights = self._add(weights, deltas)
+            perturbed, _ = base.stateless_call(
+                perturbed_weights, non_trainable, x, **kwargs
+            )
+            perturbed_loss, _ = compute_loss(perturbed_weights, perturbed, [])
             terms = self._terms(
                 clean_loss,
                 self._divergence(y, y_pred, perturbed, sample_weight),

@@ -56,17 +56,37 @@ def _unscaled(loss: Tensor) -> Tensor:
 class BackendTrainer:
     """Steps of an `NRSModel`, as `keras.Model` calls them on TensorFlow."""
 
+    _perturbs = True
+
+    def make_train_function(self: Any, force: bool = False) -> None:
+        if self.train_function is not None and not force:
+            return
+        # Two graphs, traced when first called. In one graph, with a conditional, the
+        # optimizer of graphs may round the clean pass otherwise than in bare Keras.
+        functions = {}
+        for perturbs in (True, False):
+            super().make_train_function(force=True)  # type: ignore[misc]
+            functions[perturbs] = self.train_function
+
+        def train_function(iterator: Any) -> Any:
+            self._perturbs = self._perturbed_pass_matters()
+            return functions[self._perturbs](iterator)
+
+        self.train_function = train_function
+
     def train_step(self: Any, data: Any) -> dict[str, Tensor]:
         base = self.base_model
-        if self.scheme == "baseline":
-            return base.train_step(data)
+        if not self._perturbs:
+            if self.scheme != "baseline":
+                self.seed_generator.next()
+            return base.train_step(data) | self._tracker_logs()
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         kwargs = {"training": True} if base._call_has_training_arg else {}
         key = self.seed_generator.next()
         # Read before the clean pass advances the seeds: both passes must see the
         # same dropout masks.
         state = [tf.identity(v.value) for v in base.non_trainable_variables]
-        perturb = self._perturbed_pass_runs(key)
+        perturb = True if self.interval == 1 else key[1] % self.interval == 0
 
         with tf.GradientTape() as tape:
             y_pred = base(x, **kwargs)
@@ -127,15 +147,6 @@ class BackendTrainer:
         )
         logs = base.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
         return logs | self._tracker_logs()
-
-    def _perturbed_pass_runs(self: Any, key: Tensor) -> Any:
-        """`True` where that is known before the step, else a boolean tensor."""
-        always = self.beta > 0 or self.scheme == "rpr"
-        if self.interval == 1 and always:
-            return True
-        on_schedule = tf.equal(tf.math.floormod(key[1], self.interval), 0)
-        matters = tf.constant(True) if always else tf.not_equal(self.alpha.value, 0)
-        return tf.logical_and(on_schedule, matters)
 
     def test_step(self: Any, data: Any) -> Any:
         return self.base_model.test_step(data)

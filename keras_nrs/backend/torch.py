@@ -93,7 +93,8 @@ class BackendTrainer:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         kwargs = {"training": True} if base._call_has_training_arg else {}
         key = self.seed_generator.next()
-        perturb = self._perturbed_pass_runs(key)
+        on_schedule = self.interval == 1 or int(key[1]) % self.interval == 0
+        perturb = on_schedule and self._perturbed_pass_matters()
         # Copied before the clean pass advances the seeds: both passes must see the
         # same dropout masks. Keras's unseeded dropout draws from the global generator.
         state = [v.value.detach().clone() for v in base.non_trainable_variables]
@@ -142,11 +143,6 @@ class BackendTrainer:
                 self._update_trackers(terms, data)
         logs = base.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
         return logs | self._tracker_logs()
-
-    def _perturbed_pass_runs(self: Any, key: Tensor) -> bool:
-        if self.interval > 1 and int(key[1]) % self.interval:
-            return False
-        return self.beta > 0 or self.scheme == "rpr" or float(self.alpha.value) != 0
 
     def test_step(self: Any, data: Any) -> Any:
         return self.base_model.test_step(data)

@@ -1,0 +1,82 @@
+"""The command `keras-nrs`.
+
+What it needs beyond Keras is imported when a command runs, never before.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+from typing import Any
+
+_EXTRAS = ("typer", "sklearn", "scipy", "matplotlib")
+
+
+def build_app() -> Any:
+    """The typer application.
+
+    Raises:
+        ModuleNotFoundError: if typer is not installed.
+    """
+    import typer
+
+    # Rich's boxes would break error messages into pieces.
+    app = typer.Typer(
+        no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
+    )
+
+    @app.callback()
+    def keras_nrs() -> None:
+        """Neighborhood Region Smoothing for Keras models."""
+
+    @app.command()
+    def demo(
+        seeds: Annotated[int, typer.Option(help="Runs of each arm, >= 2.")] = 8,
+        train_images: Annotated[int, typer.Option(help="From 10 to 900.")] = 100,
+        epochs: Annotated[int, typer.Option(help="Epochs of each run, >= 1.")] = 100,
+        output: Annotated[
+            Path, typer.Option(help="Folder of results; runs in it are not repeated.")
+        ] = Path("demo"),
+    ) -> None:
+        """Compare NRS with its controls on scikit-learn's handwritten digits."""
+        run_demo(seeds=seeds, train_images=train_images, epochs=epochs, output=output)
+
+    return app
+
+
+def run_demo(*, seeds: int, train_images: int, epochs: int, output: Path) -> None:
+    """Run the demo, print its table and draw its figure.
+
+    Raises:
+        ModuleNotFoundError: if an extra is not installed.
+        typer.BadParameter: if an argument is not as described.
+    """
+    import typer
+    from rich.console import Console
+
+    from keras_nrs.experiments import demo
+
+    console = Console()
+    try:
+        settings = demo.Settings(train_images=train_images, epochs=epochs)
+        experiment = demo.Experiment(settings, seeds=seeds, output=output)
+    except (TypeError, ValueError) as error:
+        raise typer.BadParameter(str(error)) from error
+    if experiment.finished:
+        typer.echo(f"{len(experiment.finished)} runs are in {output} already.")
+    runs = experiment.run(console)
+    console.print(demo.results_table(runs))
+    demo.draw_results(runs, output / "demo.png")
+    typer.echo(f"Written: {output / 'runs.json'} and {output / 'demo.png'}")
+
+
+def main() -> None:
+    """Entry point of `keras-nrs`."""
+    try:
+        build_app()()
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in _EXTRAS:
+            raise
+        sys.exit(
+            f"Error: keras-nrs needs the package {error.name}. Install it with: "
+            'pip install "keras-nrs[demo]"'
+        )

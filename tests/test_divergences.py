@@ -53,6 +53,11 @@ def gradients(function: Callable[..., Any], *arrays: Any) -> list[np.ndarray]:
     return [to_numpy(gradient) for gradient in result]
 
 
+def copied(weights: np.ndarray | None) -> np.ndarray | None:
+    """On torch Keras multiplies sample weights by the mask in place."""
+    return None if weights is None else weights.copy()
+
+
 # References in float64.
 
 
@@ -190,6 +195,9 @@ def test_categorical_gradients_equal_their_closed_forms() -> None:
 finite_logits = hypothesis.extra.numpy.arrays(
     "float32", (2, 3, 4), elements=strategies.floats(-1e4, 1e4, width=32)
 )
+small_logits = hypothesis.extra.numpy.arrays(
+    "float32", (2, 3, 4), elements=strategies.floats(-100, 100, width=32)
+)
 properties = hypothesis.settings(
     max_examples=60, deadline=None, derandomize=True, database=None
 )
@@ -215,15 +223,15 @@ def test_bernoulli_is_never_negative(pair: np.ndarray) -> None:
 
 
 @properties
-@hypothesis.given(finite_logits, strategies.floats(-100, 100, width=32))
+@hypothesis.given(small_logits, strategies.floats(-100, 100, width=32))
 def test_a_shift_of_all_logits_changes_nothing(pair: np.ndarray, shift: float) -> None:
-    hypothesis.assume(np.max(np.abs(pair)) <= 100)
     kl = CategoricalKL(from_logits=True, reduction=None)
     p, q = pair
     shifted = p + np.float32(shift)
     both = [to_numpy(kl(tensor(r), tensor(q))) for r in (p, shifted)]
-    # The shift itself rounds by up to ULP * 200, which the bound of the larger covers.
-    atol = 2 * rounding(shifted.astype("float64"), q, 4) + 200 * ULP * 400
+    # The shift itself moves logits by up to 200 ULP, and KL by up to 2 + D times that,
+    # where D <= 200 + log(4) is the largest log(p / q).
+    atol = 2 * rounding(shifted.astype("float64"), q, 4) + 204 * 200 * ULP
     np.testing.assert_allclose(*both, rtol=0, atol=atol)
 
 
@@ -358,15 +366,16 @@ def test_masks_and_weights_act_as_on_the_loss(
     """With a variance of 1/2 the Gaussian divergence is the mean squared error."""
     f, g = logits(0, (5, 6, 3)), tensor(logits(1, (5, 6, 3)))
     rng = np.random.default_rng(2)
-    weights = tensor(rng.uniform(size=(5, 6))) if weighted else None
+    weights = rng.uniform(size=(5, 6)).astype("float32") if weighted else None
     if masked:
         set_keras_mask(g, ops.convert_to_tensor(rng.uniform(size=(5, 6)) > 0.4))
     kl = GaussianKL(stddev=math.sqrt(0.5), reduction=reduction)
     loss = keras.losses.MeanSquaredError(reduction=reduction)
-    expected = float(loss(tensor(f), g, weights))
+    expected = float(loss(tensor(f), g, copied(weights)))
     assert expected > 0
     # sqrt(2) * sqrt(0.5) is rounded: two numbers, a quotient, a square; all positive.
-    assert float(kl(tensor(f), g, weights)) == pytest.approx(expected, rel=40 * ULP)
+    value = float(kl(tensor(f), g, copied(weights)))
+    assert value == pytest.approx(expected, rel=40 * ULP)
 
 
 def test_masked_positions_do_not_count() -> None:
@@ -597,7 +606,8 @@ def test_one_output() -> None:
     chosen = divergences.for_model(model, "auto", outputs, DIGITS)
     assert summary(chosen) == {(): (CategoricalKL, None)}
     value = divergences.total_divergence(chosen, DIGITS, outputs, perturbed, None)
-    assert float(value) == float(CategoricalKL(True)(outputs, perturbed))
+    expected = CategoricalKL(True)(outputs, perturbed)
+    np.testing.assert_array_equal(to_numpy(value), to_numpy(expected))
 
 
 @pytest.mark.parametrize("trained", [False, True])
@@ -636,8 +646,8 @@ def test_dict_of_losses(as_dict: bool) -> None:
         ),
         GaussianKL()(outputs[angle[0]], perturbed[angle[0]]),
     ]
-    expected = 2.0 * float(parts[0]) + 0.5 * float(parts[1])
-    assert float(value) == pytest.approx(expected, rel=4 * ULP)
+    expected = 2.0 * to_numpy(parts[0]) + 0.5 * to_numpy(parts[1])
+    np.testing.assert_allclose(to_numpy(value), expected, rtol=4 * ULP)
 
 
 @pytest.mark.xfail(strict=True, reason="targets are not put in the outputs' order")
@@ -766,7 +776,7 @@ def test_ignored_classes_do_not_count(
     model.compile(loss=loss)
     rng = np.random.default_rng(0)
     labels = rng.integers(3, size=shape)
-    weights = rng.uniform(size=positions) if weighted else None
+    weights = rng.uniform(size=positions) if weighted else None  # Float64: copied.
     # The same at every position, so that the loss tells what counts.
     p, q = (np.tile(logits(s, (3,)), (*positions, 1)) for s in (0, 1))
     perturbed, equal = tensor(q), tensor(np.zeros_like(q))

@@ -1,0 +1,1 @@
+"""Experiments that compare NRS with its controls: `keras-nrs demo` runs one."""

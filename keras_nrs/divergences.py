@@ -70,7 +70,7 @@ class CategoricalKL(Divergence):
     """KL(p || q) of the categorical distributions that two classifiers give.
 
     Computed from log-softmax in float32: finite for logits of 1e4, exactly zero for
-    equal outputs.
+    equal outputs. The outputs must be finite.
 
     Args:
         from_logits: Whether the outputs are logits rather than probabilities. Logits
@@ -232,14 +232,14 @@ _GAUSSIAN = (
 class OutputDivergence(NamedTuple):
     """The divergence of one output of a model.
 
-    `path` leads to the output in the structure of the outputs and `loss_path` in that
-    of the compiled losses, labels and sample weights; `weight` is its weight in the
-    compiled loss; positions labelled `ignore_class` do not count.
+    The first of `paths` leads to the output in the structure of the outputs; labels
+    and sample weights may be in another structure, where another of `paths` leads to
+    them. `weight` is that of the output's loss. Positions labelled `ignore_class` do
+    not count.
     """
 
-    path: tuple[Any, ...]
+    paths: tuple[tuple[Any, ...], ...]
     divergence: Divergence
-    loss_path: tuple[Any, ...] = ()
     weight: float | None = None
     ignore_class: int | None = None
 
@@ -268,12 +268,12 @@ def for_loss(loss: Any, output: Any, target: Any = None) -> Divergence:
         return BernoulliKL(from_logits, axis, reduction=reduction)
     if function in _GAUSSIAN:
         return GaussianKL(reduction=reduction)
-    activation = _activation(output)
+    activation, axis = _activation(output)
     if activation == "softmax":
-        return CategoricalKL(reduction=reduction)
+        return CategoricalKL(axis=axis, reduction=reduction)
     if activation == "sigmoid":
         return BernoulliKL(reduction=reduction)
-    if activation in (None, "linear") and _are_class_indices(target, output):
+    if activation == "linear" and _are_class_indices(target, output):
         return CategoricalKL(from_logits=True, reduction=reduction)
     name = getattr(function, "__name__", type(loss).__name__)
     raise ValueError(
@@ -285,12 +285,12 @@ def for_loss(loss: Any, output: Any, target: Any = None) -> Divergence:
     )
 
 
-def _activation(output: Any) -> str | None:
-    """Name of the activation that made a symbolic output, if that is known."""
+def _activation(output: Any) -> tuple[str | None, int]:
+    """Name and axis of the activation that made a symbolic output, if known."""
     operation = getattr(getattr(output, "_keras_history", None), "operation", None)
     if isinstance(operation, keras.layers.Softmax):
-        return "softmax"
-    return getattr(getattr(operation, "activation", None), "__name__", None)
+        return "softmax", operation.axis
+    return getattr(getattr(operation, "activation", None), "__name__", None), -1
 
 
 def _are_class_indices(target: Any, output: Any) -> bool:
@@ -314,77 +314,91 @@ def for_model(
         targets: Tensors, the labels, if known.
     """
     paths = [path for path, _ in keras.tree.flatten_with_path(outputs)]
-    losses = _flat_losses(model, outputs, targets)
-    if divergence == "auto":
-        if losses is None:
-            raise ValueError(
-                "divergence='auto' needs a model that is compiled with a loss. "
-                "Received: a model without one. Call compile(loss=...), or pass "
-                "divergence=keras_nrs.divergences.CategoricalKL(from_logits=...)."
-            )
-        chosen = None
-        # Symbolic outputs know the layer, and so the activation, that made them.
-        flat_outputs = getattr(model, "outputs", None) or []
-        if len(flat_outputs) != len(paths):
-            flat_outputs = keras.tree.flatten(outputs)
-        flat_targets = keras.tree.flatten(targets)
-        if len(flat_targets) != len(paths):
-            flat_targets = [None] * len(paths)
-    else:
-        chosen = _per_output(divergence, outputs)
-    if losses is None:
-        losses = [(path, None, None, None) for path in paths]
-    result = []
-    for loss_path, loss, weight, _ in losses:
-        path = _output_path(loss_path, outputs, model)
+    names = getattr(model, "output_names", None) or [None] * len(paths)
+    losses = _flat_losses(model, outputs)
+    chosen: list[Divergence | None] = []
+    if divergence != "auto":
+        chosen = _per_output(divergence, outputs, names)
+    elif losses is None:
+        raise ValueError(
+            "divergence='auto' needs a model that is compiled with a loss. Received: "
+            "a model without one. Call compile(loss=...), or pass divergence="
+            "keras_nrs.divergences.CategoricalKL(from_logits=...)."
+        )
+    result: dict[Any, OutputDivergence] = {}
+    for loss_path, loss, weight, _ in losses or [(path, *[None] * 3) for path in paths]:
+        path = _output_path(loss_path, outputs, names)
         position = paths.index(path)
-        member: Divergence | None
-        if chosen is None:
-            member = for_loss(loss, flat_outputs[position], flat_targets[position])
-        else:
+        # Labels may be in the structure of the outputs, of the losses, or by name.
+        alternatives = (path, loss_path, (names[position],))
+        if chosen:
             member = chosen[position]
-        if member is not None:
-            ignore_class = getattr(loss, "_fn_kwargs", {}).get("ignore_class")
-            result.append(
-                OutputDivergence(path, member, loss_path, weight, ignore_class)
+        else:
+            output = _symbolic(model, outputs, position)
+            member = for_loss(loss, output, _at(targets, alternatives))
+        # Of several losses of one output Keras minimizes the first.
+        if member is not None and path not in result:
+            result[path] = OutputDivergence(
+                alternatives, member, weight, ignored_class(loss)
             )
-    return result
+    return list(result.values())
 
 
-def _flat_losses(model: Any, outputs: Any, targets: Any) -> Any:
+def _symbolic(model: Any, outputs: Any, position: int) -> Any:
+    """An output that knows the layer that made it, if there is one."""
+    flat_outputs = keras.tree.flatten(outputs)
+    symbolic = getattr(model, "outputs", None) or []
+    return (symbolic if len(symbolic) == len(flat_outputs) else flat_outputs)[position]
+
+
+def _flat_losses(model: Any, outputs: Any) -> Any:
     """Keras's own resolution of the compiled losses: path, loss, weight, name."""
     compiled = model._compile_loss
     if compiled is None:
         return None
     if not compiled.built:
-        # Targets are needed for their structure only.
         compiled = type(compiled)(
             compiled._user_loss,
             compiled._user_loss_weights,
             output_names=getattr(model, "output_names", None),
         )
-        compiled.build(outputs if targets is None else targets, outputs)
+        # Of the labels only their structure matters here, which is the outputs'.
+        compiled.build(outputs, outputs)
     return compiled._flat_losses
 
 
 def _output_path(
-    loss_path: tuple[Any, ...], outputs: Any, model: Any
+    loss_path: tuple[Any, ...], outputs: Any, names: list[Any]
 ) -> tuple[Any, ...]:
     """The compiled losses may name outputs that the model returns as a list."""
     if loss_path and isinstance(loss_path[0], str) and not isinstance(outputs, dict):
-        position = list(model.output_names).index(loss_path[0])
-        return (position,) if keras.tree.is_nested(outputs) else ()
+        return (names.index(loss_path[0]),) if keras.tree.is_nested(outputs) else ()
     return loss_path
 
 
-def _per_output(divergence: Any, outputs: Any) -> list[Divergence | None]:
+def ignored_class(loss: Any) -> int | None:
+    """The label that a loss leaves out, if there is one."""
+    return getattr(loss, "_fn_kwargs", {}).get("ignore_class")
+
+
+def _per_output(
+    divergence: Any, outputs: Any, names: list[Any]
+) -> list[Divergence | None]:
     """The user's divergences in the order of the flattened outputs."""
     flat_outputs = keras.tree.flatten(outputs)
     if isinstance(divergence, Divergence):
         return [divergence] * len(flat_outputs)
-    if isinstance(divergence, dict) and isinstance(outputs, dict):
-        divergence = {name: divergence.get(name) for name in outputs}
-    chosen = keras.tree.flatten(divergence)
+    if isinstance(divergence, dict):
+        keys = list(outputs) if isinstance(outputs, dict) else list(names)
+        unknown = set(divergence) - set(keys)
+        if unknown:
+            raise ValueError(
+                f"`divergence` must be a dict with keys among the outputs {keys}. "
+                f"Received: the keys {sorted(map(str, unknown))}."
+            )
+        members = {key: divergence.get(key) for key in keys}
+        divergence = members if isinstance(outputs, dict) else list(members.values())
+    chosen: list[Divergence | None] = keras.tree.flatten(divergence)
     if len(chosen) != len(flat_outputs):
         raise ValueError(
             "`divergence` must be one Divergence, or a list or dict with one (or "
@@ -422,21 +436,25 @@ def total_divergence(
     Sample weights and masks apply to each output as they do to its loss.
     """
     total: Any = 0.0
-    for path, divergence, loss_path, weight, ignore_class in divergences:
-        perturbed = _at(perturbed_outputs, path)
+    for paths, divergence, weight, ignore_class in divergences:
+        perturbed = _at(perturbed_outputs, paths)
         if ignore_class is not None:
-            labels = _at(targets, path, loss_path)
-            perturbed = _with_ignored(perturbed, labels, ignore_class)
+            perturbed = _with_ignored(perturbed, _at(targets, paths), ignore_class)
         weights = sample_weight
         if keras.tree.is_nested(sample_weight):
-            weights = _at(sample_weight, path, loss_path)
-        value = divergence(_at(outputs, path), perturbed, weights)
+            weights = _at(sample_weight, paths)
+        value = divergence(_at(outputs, paths), perturbed, copied(weights))
         total = total + (value if weight is None else value * weight)
     return total
 
 
-def _at(structure: Any, *paths: tuple[Any, ...]) -> Any:
-    """The member of a structure at the first of some paths that it has."""
+def copied(weights: Any) -> Any:
+    """A copy of sample weights: on PyTorch, Keras multiplies masks into them."""
+    return keras.tree.map_structure(lambda w: None if w is None else 1 * w, weights)
+
+
+def _at(structure: Any, paths: Sequence[tuple[Any, ...]]) -> Any:
+    """The member of a structure at the first of some paths that it has, or `None`."""
     for path in paths:
         member = structure
         try:
@@ -445,7 +463,7 @@ def _at(structure: Any, *paths: tuple[Any, ...]) -> Any:
         except (KeyError, IndexError, TypeError):
             continue
         return member
-    raise KeyError(f"None of the paths {paths} is in the structure {structure}.")
+    return None
 
 
 def _with_ignored(output: Tensor, labels: Tensor, ignore_class: int) -> Tensor:
@@ -455,6 +473,6 @@ def _with_ignored(output: Tensor, labels: Tensor, ignore_class: int) -> Tensor:
         labels = ops.squeeze(labels, -1)
     counted = ops.not_equal(labels, ignore_class)
     mask = get_keras_mask(output)
-    output = ops.identity(output)
+    output = ops.copy(output)
     set_keras_mask(output, counted if mask is None else ops.logical_and(counted, mask))
     return output

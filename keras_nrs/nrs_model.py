@@ -311,11 +311,12 @@ class NRSModel(BackendTrainer, keras.Model):  # type: ignore[misc]
         call = inspect.signature(keras.Model.fit).bind(self, *args, **kwargs)
         arguments = dict(call.arguments)
         del arguments["self"]
-        callbacks = arguments.get("callbacks")
+        callbacks, warning = arguments.get("callbacks"), InertEpsWarning()
         if isinstance(callbacks, keras.callbacks.CallbackList):
-            callbacks.append(InertEpsWarning())
+            warning.set_model(self)
+            callbacks.callbacks.append(warning)
         else:
-            callbacks = [*keras.tree.flatten(callbacks or []), InertEpsWarning()]
+            callbacks = [*keras.tree.flatten(callbacks or []), warning]
         return self._fit(**(arguments | {"callbacks": callbacks}))
 
     fit.__doc__ = keras.Model.fit.__doc__

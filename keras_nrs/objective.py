@@ -1,5 +1,6 @@
 """Equation 3 of the paper, as pure functions of the outputs of both passes."""
 
+from numbers import Real
 from typing import Any
 from typing import NamedTuple
 
@@ -8,7 +9,11 @@ from keras.src.losses.losses import LossFunctionWrapper
 
 from keras_nrs._checks import check_nonnegative
 from keras_nrs.divergences import Divergence
+from keras_nrs.divergences import OutputDivergence
+from keras_nrs.divergences import copied
 from keras_nrs.divergences import for_loss
+from keras_nrs.divergences import ignored_class
+from keras_nrs.divergences import total_divergence
 
 Tensor = Any
 
@@ -47,7 +52,9 @@ def combine(  # noqa: PLR0913
     `penalty` is the part of `loss` that does not depend on the outputs (weight decay
     and the like), which `rpr` keeps although it drops the rest of `loss`.
     """
-    if scheme == "rpr":
+    if scheme == "baseline":
+        total = loss
+    elif scheme == "rpr":
         total = perturbed_loss + penalty
     else:
         total = loss + alpha * divergence + beta * perturbed_loss
@@ -90,7 +97,8 @@ def nrs_objective(  # noqa: PLR0913
         terms `loss`, `divergence` and `perturbed_loss`.
 
     Raises:
-        ValueError: if `divergence="auto"` knows none for `loss`, or `beta` < 0.
+        ValueError: if `divergence="auto"` knows none for `loss`, or if `alpha` or
+            `beta` is negative.
 
     Reference: [Zhao and Zhang, 2022](https://arxiv.org/abs/2201.06064),
     Equation 3.
@@ -156,6 +164,8 @@ def nrs_objective(  # noqa: PLR0913
     ```
     """
     beta = check_nonnegative("beta", beta)
+    if isinstance(alpha, Real):
+        alpha = check_nonnegative("alpha", alpha)
     loss = keras.losses.get(loss)
     if not isinstance(loss, keras.losses.Loss):
         loss = LossFunctionWrapper(loss)
@@ -166,10 +176,13 @@ def nrs_objective(  # noqa: PLR0913
             "`divergence` must be 'auto' or a keras_nrs.divergences.Divergence. "
             f"Received: divergence={divergence!r}."
         )
+    # A copy for each: on PyTorch, Keras multiplies masks into the weights in place.
+    loss_weight, perturbed_weight = copied(sample_weight), copied(sample_weight)
+    output = OutputDivergence(((),), divergence, ignore_class=ignored_class(loss))
     return combine(
-        loss(y_true, y_pred, sample_weight),
-        divergence(y_pred, y_pred_perturbed, sample_weight),
-        loss(y_true, y_pred_perturbed, sample_weight),
+        loss(y_true, y_pred, loss_weight),
+        total_divergence([output], y_true, y_pred, y_pred_perturbed, sample_weight),
+        loss(y_true, y_pred_perturbed, perturbed_weight),
         alpha=alpha,
         beta=beta,
     )

@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Callable
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import keras
@@ -21,30 +22,27 @@ NOISES = ("normal", "rademacher")
 _ROUNDING_MARGIN = 1 - 2.0**-20
 
 
-def _squared_norm(tensors: Sequence[Tensor]) -> Tensor:
-    return sum(ops.sum(ops.square(tensor)) for tensor in tensors)
+def _norm(tensors: Sequence[Tensor]) -> Tensor:
+    """The norm of all tensors together."""
+    return ops.sqrt(sum(ops.sum(ops.square(tensor)) for tensor in tensors))
+
+
+def _reciprocal(norm: Tensor) -> Tensor:
+    """1 / norm, and 0 for a norm of 0."""
+    is_zero = norm == 0
+    return ops.where(is_zero, 0.0 * norm, 1.0 / ops.where(is_zero, 1.0 + norm, norm))
 
 
 def _num_elements(tensors: Sequence[Tensor]) -> int:
     return sum(math.prod(tensor.shape) for tensor in tensors)
 
 
-def _standardize(weights: Sequence[Any]) -> list[Tensor]:
-    """Weights as tensors of at least float32: norms need it."""
-    return [
-        ops.convert_to_tensor(w)
-        if keras.backend.standardize_dtype(w.dtype) == "float64"
-        else ops.cast(w, "float32")
-        for w in weights
-    ]
-
-
 def random_stream(rng: Any) -> RandomStream:
     """A `RandomStream` from an int, a `SeedGenerator`, a key, or itself."""
     if isinstance(rng, RandomStream):
         return rng
-    if isinstance(rng, int):
-        rng = keras.random.SeedGenerator(rng)
+    if isinstance(rng, Integral):
+        rng = keras.random.SeedGenerator(int(rng))
     if isinstance(rng, keras.random.SeedGenerator):
         rng = rng.next()
     return RandomStream(rng)
@@ -97,8 +95,8 @@ class Perturbation:
                 classes also take an `int` or a `keras.random.SeedGenerator`.
 
         Returns:
-            A list of tensors with the shapes of `weights`, in float32 (float64 for
-            float64 weights).
+            A list of tensors with the shapes of `weights`, in float32 (in float64 if
+            any of the weights is).
         """
         raise NotImplementedError(
             f"{type(self).__name__} must implement sample(weights, eps, rng)."
@@ -138,14 +136,29 @@ class _RandomDirection(Perturbation):
         self.radius = check_choice("radius", radius, RADII)
         self.noise = check_choice("noise", noise, NOISES)
 
+    def sample(self, weights: Sequence[Any], eps: Tensor, rng: Any) -> list[Tensor]:
+        if not weights:
+            return []
+        dtypes = {keras.backend.standardize_dtype(w.dtype) for w in weights}
+        dtype = "float64" if "float64" in dtypes else "float32"
+        weights = [ops.cast(ops.convert_to_tensor(w), dtype) for w in weights]
+        eps = ops.convert_to_tensor(eps, dtype)
+        return self._draw(weights, eps, random_stream(rng))
+
+    def _draw(
+        self, weights: list[Tensor], eps: Tensor, rng: RandomStream
+    ) -> list[Tensor]:
+        """delta for weights of one dtype."""
+        raise NotImplementedError
+
     def _direction(self, weights: list[Tensor], rng: RandomStream) -> list[Tensor]:
         """Independent noise for every element, in one draw: it compiles faster."""
         draw = rng.normal if self.noise == "normal" else rng.rademacher
-        dtypes = {keras.backend.standardize_dtype(w.dtype) for w in weights}
-        noise = draw((_num_elements(weights),), max(dtypes))
+        dtype = keras.backend.standardize_dtype(weights[0].dtype)
+        noise = draw((_num_elements(weights),), dtype)
         ends = list(itertools.accumulate(math.prod(w.shape) for w in weights))
         return [
-            ops.cast(ops.reshape(noise[start:end], w.shape), w.dtype)
+            ops.reshape(noise[start:end], w.shape)
             for w, start, end in zip(weights, [0, *ends], ends, strict=False)
         ]
 
@@ -155,7 +168,7 @@ class _RandomDirection(Perturbation):
             return 1.0
         uniform = rng.uniform((), keras.backend.standardize_dtype(weights[0].dtype))
         if self.radius == "volume":
-            return uniform ** (1.0 / _num_elements(weights))
+            return uniform ** (1.0 / max(1, _num_elements(weights)))
         return uniform
 
     def _in_ball(
@@ -164,8 +177,8 @@ class _RandomDirection(Perturbation):
         """A random point in a ball of the given radius around zero."""
         direction = self._direction(weights, rng)
         factor = _ROUNDING_MARGIN * self._relative_radius(weights, rng)
-        scale = radius * factor / ops.sqrt(_squared_norm(direction))
-        return [ops.cast(scale, g.dtype) * g for g in direction]
+        scale = radius * factor * _reciprocal(_norm(direction))
+        return [scale * g for g in direction]
 
     def get_config(self) -> dict[str, Any]:
         return super().get_config() | {"radius": self.radius, "noise": self.noise}
@@ -203,8 +216,10 @@ class Ball(_RandomDirection):
 
     default_radius = "volume"
 
-    def sample(self, weights: Sequence[Any], eps: Tensor, rng: Any) -> list[Tensor]:
-        return self._in_ball(_standardize(weights), eps, random_stream(rng))
+    def _draw(
+        self, weights: list[Tensor], eps: Tensor, rng: RandomStream
+    ) -> list[Tensor]:
+        return self._in_ball(weights, eps, rng)
 
 
 @keras.saving.register_keras_serializable(package="keras_nrs")
@@ -227,10 +242,10 @@ class RelativeBall(_RandomDirection):
     ```
     """
 
-    def sample(self, weights: Sequence[Any], eps: Tensor, rng: Any) -> list[Tensor]:
-        weights = _standardize(weights)
-        norm = ops.sqrt(_squared_norm(weights))
-        return self._in_ball(weights, eps * norm, random_stream(rng))
+    def _draw(
+        self, weights: list[Tensor], eps: Tensor, rng: RandomStream
+    ) -> list[Tensor]:
+        return self._in_ball(weights, eps * _norm(weights), rng)
 
 
 @keras.saving.register_keras_serializable(package="keras_nrs")
@@ -253,12 +268,12 @@ class LayerwiseBall(_RandomDirection):
     ```
     """
 
-    def sample(self, weights: Sequence[Any], eps: Tensor, rng: Any) -> list[Tensor]:
-        weights, rng = _standardize(weights), random_stream(rng)
+    def _draw(
+        self, weights: list[Tensor], eps: Tensor, rng: RandomStream
+    ) -> list[Tensor]:
         deltas = []
         for weight in weights:
-            norm = ops.sqrt(_squared_norm([weight]))
-            deltas += self._in_ball([weight], eps * norm, rng)
+            deltas += self._in_ball([weight], eps * _norm([weight]), rng)
         return deltas
 
 
@@ -287,12 +302,13 @@ class ReleasedCode(_RandomDirection):
     ```
     """
 
-    def sample(self, weights: Sequence[Any], eps: Tensor, rng: Any) -> list[Tensor]:
-        weights, rng = _standardize(weights), random_stream(rng)
+    def _draw(
+        self, weights: list[Tensor], eps: Tensor, rng: RandomStream
+    ) -> list[Tensor]:
         direction = self._direction(weights, rng)
         factor = self._relative_radius(weights, rng)
-        scale = eps * factor / ops.sqrt(_squared_norm(weights))
-        return [ops.cast(scale, g.dtype) * g for g in direction]
+        scale = eps * factor * _reciprocal(_norm(weights))
+        return [scale * g for g in direction]
 
 
 _NAMES: dict[str, type[Perturbation]] = {
@@ -329,17 +345,19 @@ def sample_deltas(
     if not selected:
         return deltas
     sampled = perturbation.sample([values[i] for i in selected], eps, rng)
-    if len(sampled) != len(selected):
+    name = f"{type(perturbation).__name__}.sample()"
+    if not isinstance(sampled, list | tuple) or len(sampled) != len(selected):
+        count = len(sampled) if isinstance(sampled, list | tuple) else "no list of"
         raise ValueError(
-            f"{type(perturbation).__name__}.sample() must return one tensor for each "
-            f"weight. Received {len(sampled)} tensors for {len(selected)} weights."
+            f"{name} must return a list with one tensor for each weight. Received: "
+            f"{count} tensors for {len(selected)} weights."
         )
     for i, delta in zip(selected, sampled, strict=True):
-        if tuple(delta.shape) != tuple(values[i].shape):
+        shape = tuple(getattr(delta, "shape", ("no tensor",)))
+        if shape != tuple(values[i].shape):
             raise ValueError(
-                f"{type(perturbation).__name__}.sample() must return tensors of the "
-                f"weights' shapes. Received shape {tuple(delta.shape)} for "
-                f"{variables[i].path} of shape {tuple(values[i].shape)}."
+                f"{name} must return tensors of the weights' shapes. Received: shape "
+                f"{shape} for {variables[i].path} of shape {tuple(values[i].shape)}."
             )
         deltas[i] = ops.stop_gradient(ops.convert_to_tensor(delta))
     return deltas
@@ -348,10 +366,13 @@ def sample_deltas(
 def add_deltas(
     values: Sequence[Tensor], deltas: Sequence[Tensor | None]
 ) -> list[Tensor]:
-    """theta + delta, added in delta's precision."""
+    """theta + delta, added in float32 at least, in the dtype of theta."""
     return [
-        value
-        if delta is None
-        else ops.cast(ops.cast(value, delta.dtype) + delta, value.dtype)
+        value if delta is None else _add(value, delta)
         for value, delta in zip(values, deltas, strict=True)
     ]
+
+
+def _add(value: Tensor, delta: Tensor) -> Tensor:
+    dtype = keras.backend.result_type(value.dtype, delta.dtype, "float32")
+    return ops.cast(ops.cast(value, dtype) + ops.cast(delta, dtype), value.dtype)

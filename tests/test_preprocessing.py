@@ -9,6 +9,9 @@ import pytest
 import keras_nrs
 from tests import models
 
+# Keras warns so of every KerasHub task, wrapped or not.
+pytestmark = pytest.mark.filterwarnings("ignore:`shuffle=True` was passed")
+
 
 def vit_classifier() -> Any:
     """A tiny `ViTImageClassifier` that takes raw uint8 images of any size."""

@@ -81,6 +81,7 @@ def test_own_perturbation_and_divergence_are_saved(tmp_path: Path) -> None:
         perturbation=models.FixedPerturbation(),
         divergence=keras_nrs.divergences.CategoricalKL(from_logits=True),
     )
+    nrs.train_on_batch(*models.image_data())
     nrs.save(tmp_path / "nrs.keras")
     loaded = keras.saving.load_model(tmp_path / "nrs.keras")
     assert isinstance(loaded.perturbation, models.FixedPerturbation)
@@ -173,7 +174,7 @@ def test_export(tmp_path: Path) -> None:
         import tensorflow as tf
 
         nrs.export(str(tmp_path / "nrs"), verbose=False)
-        served = tf.saved_model.load(str(tmp_path / "nrs")).serve(tf.ones((2, 4)))
-        outputs = served.numpy()
+        artifact = tf.saved_model.load(str(tmp_path / "nrs"))
+        outputs = artifact.serve(tf.ones((2, 4))).numpy()
     expected = model.predict(np.ones((2, 4)), verbose=0)
     np.testing.assert_allclose(outputs, expected, rtol=1e-6)

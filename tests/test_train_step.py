@@ -456,7 +456,7 @@ def test_only_chosen_trainable_weights_are_perturbed() -> None:
 
 
 def test_masked_positions_do_not_count() -> None:
-    """Divergence and perturbed loss are means over the positions that are not padding."""
+    """Divergence and perturbed loss are means over positions that are no padding."""
     tokens = np.array([[1, 2, 3, 0], [4, 0, 0, 0]])
     labels = np.array([[0, 1, 2, 0], [1, 0, 0, 0]])
     model = keras.Sequential(

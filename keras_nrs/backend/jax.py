@@ -94,9 +94,31 @@ class BackendTrainer:
         self._step = int(self.seed_generator.state[1])
         if is_new:
             train_function = self.train_function
-            self.train_function = lambda state, batches: train_function(
-                state, self._plan_steps(batches)
-            )
+
+            def planned_train_function(state: Any, batches: Iterator[Any]) -> Any:
+                try:
+                    return train_function(state, self._plan_steps(batches))
+                except Exception:
+                    self._put_back(state)
+                    raise
+
+            self.train_function = planned_train_function
+
+    def _put_back(self: Any, state: Any) -> None:
+        """Give the variables their values again, which Keras moved into the state.
+
+        Without this an error in the first step would leave a model without weights.
+        """
+        names = ("trainable", "non_trainable", "optimizer", "metrics")
+        values = [value for part in state for value in part]
+        if not self._jax_state and not any(value.is_deleted() for value in values):
+            self._jax_state = {
+                f"{name}_variables": part
+                for name, part in zip(names, state, strict=True)
+            }
+            self._jax_state_synced = False
+            self.jax_state_sync()
+            self._jax_state = None
 
     def _plan_steps(self: Any, batches: Iterator[Any]) -> Iterator[Any]:
         for batch in batches:

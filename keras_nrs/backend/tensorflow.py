@@ -22,7 +22,9 @@ class RandomStream:
 
     def _next_key(self) -> Tensor:
         self._draws += 1
-        return tf.random.experimental.stateless_fold_in(self._key, self._draws)
+        # With a Python int it would return a key of 32 bits instead of 64.
+        draws = tf.constant(self._draws, "int64")
+        return tf.random.experimental.stateless_fold_in(self._key, draws)
 
     def normal(self, shape: tuple[int, ...], dtype: str = "float32") -> Tensor:
         """Standard normal numbers."""

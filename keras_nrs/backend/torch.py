@@ -8,6 +8,8 @@ from typing import Any
 import keras
 import torch
 
+from keras_nrs.divergences import copied
+
 Tensor = Any
 
 
@@ -99,6 +101,9 @@ class BackendTrainer:
         # same dropout masks. Keras's unseeded dropout draws from the global generator.
         state = [v.value.detach().clone() for v in base.non_trainable_variables]
         random_state = _global_random_state(key.device)
+        # Keras multiplies masks into the weights in place.
+        perturbed_weight = copied(sample_weight)
+        divergence_weight = copied(sample_weight)
 
         y_pred = base(x, **kwargs)
         base.zero_grad()
@@ -123,9 +128,9 @@ class BackendTrainer:
             ):
                 perturbed = base(x, **kwargs)
                 perturbed_loss = base._compute_loss(
-                    x, y, perturbed, sample_weight, training=True
+                    x, y, perturbed, perturbed_weight, training=True
                 )
-                divergence = self._divergence(y, y_pred, perturbed, sample_weight)
+                divergence = self._divergence(y, y_pred, perturbed, divergence_weight)
             terms = self._terms(
                 total,
                 divergence,

@@ -75,6 +75,9 @@ class Perturbation:
     ```
     """
 
+    # Also for subclasses that do not call `super().__init__()`.
+    where: Callable[[Any], bool] | None = None
+
     def __init__(self, *, where: Callable[[Any], bool] | None = None) -> None:
         if where is not None and not callable(where):
             raise TypeError(

@@ -54,6 +54,7 @@ def run_demo(*, seeds: int, train_images: int, epochs: int, output: Path) -> Non
     from rich.console import Console
 
     from keras_nrs.experiments import demo
+    from keras_nrs.experiments import demo_report
 
     console = Console()
     try:
@@ -64,8 +65,8 @@ def run_demo(*, seeds: int, train_images: int, epochs: int, output: Path) -> Non
     if experiment.finished:
         typer.echo(f"{len(experiment.finished)} runs are in {output} already.")
     runs = experiment.run(console)
-    console.print(demo.results_table(runs))
-    demo.draw_results(runs, output / "demo.png")
+    console.print(demo_report.results_table(runs))
+    demo_report.draw_results(runs, output / "demo.png")
     typer.echo(f"Written: {output / 'runs.json'} and {output / 'demo.png'}")
 
 

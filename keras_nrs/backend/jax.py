@@ -111,7 +111,9 @@ class BackendTrainer:
         """
         names = ("trainable", "non_trainable", "optimizer", "metrics")
         values = [value for part in state for value in part]
-        if not self._jax_state and not any(value.is_deleted() for value in values):
+        if not getattr(self, "_jax_state", None) and not any(
+            value.is_deleted() for value in values
+        ):
             self._jax_state = {
                 f"{name}_variables": part
                 for name, part in zip(names, state, strict=True)

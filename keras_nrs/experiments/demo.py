@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 from dataclasses import asdict
 from dataclasses import dataclass
+from itertools import count
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,6 @@ from rich.progress import BarColumn
 from rich.progress import Progress
 from rich.progress import TextColumn
 from rich.progress import TimeRemainingColumn
-from rich.table import Table
 
 import keras_nrs
 from keras_nrs._checks import check_choice
@@ -33,15 +33,10 @@ from keras_nrs._checks import check_nonnegative
 from keras_nrs._checks import check_positive
 
 try:
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator
-    from matplotlib.ticker import NullFormatter
-    from matplotlib.ticker import StrMethodFormatter
     from scipy.sparse.linalg import LinearOperator
     from scipy.sparse.linalg import eigsh
     from scipy.special import log_softmax
     from scipy.special import softmax
-    from scipy.stats import t as student_t
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 except ModuleNotFoundError as error:
@@ -376,8 +371,8 @@ class RunFile:
     """Finished runs in a JSON file that is never half written.
 
     Args:
-        path: Of the file. One that other settings wrote is replaced at the first
-            `append()`.
+        path: Of the file. One that other settings wrote gets another name at the
+            first `append()`.
         settings: Of the experiment.
 
     Raises:
@@ -392,6 +387,7 @@ class RunFile:
             "keras_nrs": keras_nrs.__version__,
         }
         self.runs: list[Run] = []
+        self._is_of_others = False
         if not path.exists():
             return
         try:
@@ -404,7 +400,8 @@ class RunFile:
                 f"output={str(path.parent)!r}, where {path.name} was written by "
                 "something else. Choose another folder."
             ) from error
-        if header == self._header:
+        self._is_of_others = header != self._header
+        if not self._is_of_others:
             self.runs = runs
 
     def append(self, run: Run) -> None:
@@ -412,9 +409,16 @@ class RunFile:
         self.runs.append(run)
         content = {"settings": self._header, "runs": [asdict(r) for r in self.runs]}
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self._is_of_others:
+            os.replace(self.path, self._free_path())
+            self._is_of_others = False
         partial = self.path.with_suffix(".partial")
         partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         os.replace(partial, self.path)
+
+    def _free_path(self) -> Path:
+        numbered = (self.path.with_suffix(f".{i}.json") for i in count(1))
+        return next(path for path in numbered if not path.exists())
 
 
 class _Advance(keras.callbacks.Callback):  # type: ignore[misc]
@@ -434,8 +438,8 @@ class Experiment:
     Args:
         settings: What all runs share.
         seeds: Number of runs of each arm, >= 2: a spread needs two.
-        output: Folder of `runs.json`. Runs that other settings, another backend or
-            another version left there are replaced.
+        output: Folder of `runs.json`. One that other settings, another backend or
+            another version wrote is kept as `runs.1.json`.
 
     Raises:
         TypeError, ValueError: if an argument is not as described.
@@ -444,7 +448,7 @@ class Experiment:
 
     ```python
     runs = Experiment(Settings(epochs=20), seeds=3, output=Path("demo")).run()
-    rich.print(results_table(runs))
+    rich.print(demo_report.results_table(runs))
     ```
     """
 
@@ -502,120 +506,3 @@ class Experiment:
         split = load_split(train_images=settings.train_images, seed=seed)
         train(model, split, epochs=settings.epochs, seed=seed, callbacks=[callback])
         return Run(arm=arm, seed=seed, **measure(model, split, settings))
-
-
-def values(runs: Sequence[Run], arm: str, name: str) -> Array:
-    """One measurement of an arm, ordered by seed."""
-    of_arm = sorted((run for run in runs if run.arm == arm), key=lambda run: run.seed)
-    return np.array([getattr(run, name) for run in of_arm])
-
-
-def mean_and_interval(differences: Array) -> tuple[float, float]:
-    """Mean, and half the width of its 95 % confidence interval (Student's t)."""
-    n = len(differences)
-    width = student_t.ppf(0.975, n - 1) * np.std(differences, ddof=1) / np.sqrt(n)
-    return float(np.mean(differences)), float(width)
-
-
-def results_table(runs: Sequence[Run]) -> Table:
-    """One row for each arm: mean and standard deviation over the seeds.
-
-    The last column is the paired difference in accuracy to the baseline and half the
-    width of its 95 % confidence interval.
-    """
-    seeds = len(values(runs, BASELINE, "seed"))
-    table = Table(
-        title=f"Handwritten digits, {seeds} seeds: mean ± standard deviation",
-        caption="Eigenvalue: the largest of the last layer's Hessian on the training "
-        "images. Gain: accuracy - that of the baseline with the same seed, mean ± half "
-        "its 95 % confidence interval.",
-    )
-    table.add_column("arm", no_wrap=True)
-    for column in (
-        "test accuracy (%)",
-        "test loss (nats)",
-        "model divergence (nats)",
-        "eigenvalue",
-        "gain (points)",
-    ):
-        table.add_column(column, justify="right")
-    for arm in ARMS:
-        cells = [
-            f"{scale * np.mean(x):{form}} ± {scale * np.std(x, ddof=1):{form}}"
-            for name, scale, form in (
-                ("test_accuracy", 100, ".2f"),
-                ("test_loss", 1, ".3f"),
-                ("model_divergence", 1, ".4f"),
-                ("eigenvalue", 1, ".3f"),
-            )
-            for x in [values(runs, arm, name)]
-        ]
-        table.add_row(arm, *cells, _difference(runs, arm))
-    return table
-
-
-def _difference(runs: Sequence[Run], arm: str) -> str:
-    if arm == BASELINE:
-        return ""
-    of_arm, of_baseline = (values(runs, a, "test_accuracy") for a in (arm, BASELINE))
-    mean, interval = mean_and_interval(100 * (of_arm - of_baseline))
-    return f"{mean:+.2f} ± {interval:.2f}"
-
-
-# Okabe and Ito's palette, which the colour-blind tell apart.
-_COLORS = ("#000000", "#56B4E9", "#E69F00", "#009E73", "#0072B2")
-
-
-def _draw_panel(axes: Any, points: Sequence[Array], *, label: str, log: bool) -> None:
-    """One row of dots for each arm, and their mean as a bar."""
-    for row, (x, color) in enumerate(zip(points, _COLORS, strict=True)):
-        offsets = np.linspace(-0.2, 0.2, len(x))
-        axes.scatter(x, row + offsets, s=16, color=color, alpha=0.5, linewidths=0)
-        axes.plot([np.mean(x)] * 2, [row - 0.36, row + 0.36], color=color, linewidth=3)
-    axes.set_xlabel(label)
-    axes.grid(axis="x", color="0.9")
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    if log:
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-
-
-def draw_results(runs: Sequence[Run], path: Path) -> None:
-    """Write a PNG of all runs: one panel for each measurement."""
-    accuracy = {arm: 100 * values(runs, arm, "test_accuracy") for arm in ARMS}
-    differences = [accuracy[arm] - accuracy[BASELINE] for arm in ARMS]
-    figure = Figure(figsize=(10, 5.6), dpi=150, layout="constrained")
-    panels = figure.subplots(2, 2, sharey=True)
-    _draw_panel(
-        panels[0, 0],
-        differences,
-        label="test accuracy - baseline of the same seed (points)",
-        log=False,
-    )
-    panels[0, 0].axvline(0, color="0.6", linewidth=1, zorder=0)
-    for axes, name, label, log in (
-        (panels[0, 1], "test_loss", "test loss (nats)", False),
-        (panels[1, 0], "model_divergence", "model divergence (nats), log scale", True),
-        (
-            panels[1, 1],
-            "eigenvalue",
-            "largest eigenvalue of the last layer's Hessian\n"
-            "(nats per squared weight), log scale",
-            True,
-        ),
-    ):
-        points = [values(runs, arm, name) for arm in ARMS]
-        _draw_panel(axes, points, label=label, log=log)
-    for axes in panels[:, 0]:
-        axes.set_yticks(range(len(ARMS)), ARMS)
-    panels[0, 0].invert_yaxis()
-    figure.suptitle(
-        f"Handwritten digits, {len(differences[0])} seeds: a dot for each seed, "
-        "a bar for the mean"
-    )
-    partial = path.with_suffix(".partial")
-    figure.savefig(partial, format="png")
-    os.replace(partial, path)

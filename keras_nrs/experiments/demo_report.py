@@ -1,0 +1,136 @@
+"""The demo's table and figure."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
+from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import StrMethodFormatter
+from rich.table import Table
+from scipy.stats import t as student_t
+
+from keras_nrs.experiments.demo import ARMS
+from keras_nrs.experiments.demo import BASELINE
+from keras_nrs.experiments.demo import Array
+from keras_nrs.experiments.demo import Run
+
+
+def values(runs: Sequence[Run], arm: str, name: str) -> Array:
+    """One measurement of an arm, ordered by seed."""
+    of_arm = sorted((run for run in runs if run.arm == arm), key=lambda run: run.seed)
+    return np.array([getattr(run, name) for run in of_arm])
+
+
+def mean_and_interval(differences: Array) -> tuple[float, float]:
+    """Mean, and half the width of its 95 % confidence interval (Student's t)."""
+    n = len(differences)
+    width = student_t.ppf(0.975, n - 1) * np.std(differences, ddof=1) / np.sqrt(n)
+    return float(np.mean(differences)), float(width)
+
+
+def results_table(runs: Sequence[Run]) -> Table:
+    """One row for each arm: mean and standard deviation over the seeds.
+
+    The last column is the paired difference in accuracy to the baseline and half the
+    width of its 95 % confidence interval.
+    """
+    seeds = len(values(runs, BASELINE, "seed"))
+    table = Table(
+        title=f"Handwritten digits, {seeds} seeds: mean ± standard deviation",
+        caption="Eigenvalue: the largest of the last layer's Hessian on the training "
+        "images. Gain: accuracy - that of the baseline with the same seed, mean ± half "
+        "its 95 % confidence interval.",
+    )
+    table.add_column("arm", no_wrap=True)
+    for column in (
+        "test accuracy (%)",
+        "test loss (nats)",
+        "model divergence (nats)",
+        "eigenvalue",
+        "gain (points)",
+    ):
+        table.add_column(column, justify="right")
+    for arm in ARMS:
+        cells = [
+            f"{scale * np.mean(x):{form}} ± {scale * np.std(x, ddof=1):{form}}"
+            for name, scale, form in (
+                ("test_accuracy", 100, ".2f"),
+                ("test_loss", 1, ".3f"),
+                ("model_divergence", 1, ".4f"),
+                ("eigenvalue", 1, ".3f"),
+            )
+            for x in [values(runs, arm, name)]
+        ]
+        table.add_row(arm, *cells, _difference(runs, arm))
+    return table
+
+
+def _difference(runs: Sequence[Run], arm: str) -> str:
+    if arm == BASELINE:
+        return ""
+    of_arm, of_baseline = (values(runs, a, "test_accuracy") for a in (arm, BASELINE))
+    mean, interval = mean_and_interval(100 * (of_arm - of_baseline))
+    return f"{mean:+.2f} ± {interval:.2f}"
+
+
+# Okabe and Ito's palette, which the colour-blind tell apart.
+_COLORS = ("#000000", "#56B4E9", "#E69F00", "#009E73", "#0072B2")
+
+
+def _draw_panel(axes: Any, points: Sequence[Array], *, label: str, log: bool) -> None:
+    """One row of dots for each arm, and their mean as a bar."""
+    for row, (x, color) in enumerate(zip(points, _COLORS, strict=True)):
+        offsets = np.linspace(-0.2, 0.2, len(x))
+        axes.scatter(x, row + offsets, s=16, color=color, alpha=0.5, linewidths=0)
+        axes.plot([np.mean(x)] * 2, [row - 0.36, row + 0.36], color=color, linewidth=3)
+    axes.set_xlabel(label)
+    axes.grid(axis="x", color="0.9")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    if log:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def draw_results(runs: Sequence[Run], path: Path) -> None:
+    """Write a PNG of all runs: one panel for each measurement."""
+    accuracy = {arm: 100 * values(runs, arm, "test_accuracy") for arm in ARMS}
+    differences = [accuracy[arm] - accuracy[BASELINE] for arm in ARMS]
+    figure = Figure(figsize=(10, 5.6), dpi=150, layout="constrained")
+    panels = figure.subplots(2, 2, sharey=True)
+    _draw_panel(
+        panels[0, 0],
+        differences,
+        label="test accuracy - baseline of the same seed (points)",
+        log=False,
+    )
+    panels[0, 0].axvline(0, color="0.6", linewidth=1, zorder=0)
+    for axes, name, label, log in (
+        (panels[0, 1], "test_loss", "test loss (nats)", False),
+        (panels[1, 0], "model_divergence", "model divergence (nats), log scale", True),
+        (
+            panels[1, 1],
+            "eigenvalue",
+            "largest eigenvalue of the last layer's Hessian\n"
+            "(nats per squared weight), log scale",
+            True,
+        ),
+    ):
+        points = [values(runs, arm, name) for arm in ARMS]
+        _draw_panel(axes, points, label=label, log=log)
+    for axes in panels[:, 0]:
+        axes.set_yticks(range(len(ARMS)), ARMS)
+    panels[0, 0].invert_yaxis()
+    figure.suptitle(
+        f"Handwritten digits, {len(differences[0])} seeds: a dot for each seed, "
+        "a bar for the mean"
+    )
+    partial = path.with_suffix(".partial")
+    figure.savefig(partial, format="png")
+    os.replace(partial, path)

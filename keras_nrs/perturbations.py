@@ -33,6 +33,12 @@ def _reciprocal(norm: Tensor) -> Tensor:
     return ops.where(is_zero, 0.0 * norm, 1.0 / ops.where(is_zero, 1.0 + norm, norm))
 
 
+def _common_dtype(tensors: Sequence[Any]) -> str:
+    """float32, or float64 if any of the tensors has it."""
+    dtypes = {keras.backend.standardize_dtype(tensor.dtype) for tensor in tensors}
+    return "float64" if "float64" in dtypes else "float32"
+
+
 def _num_elements(tensors: Sequence[Tensor]) -> int:
     return sum(math.prod(tensor.shape) for tensor in tensors)
 
@@ -142,8 +148,7 @@ class _RandomDirection(Perturbation):
     def sample(self, weights: Sequence[Any], eps: Tensor, rng: Any) -> list[Tensor]:
         if not weights:
             return []
-        dtypes = {keras.backend.standardize_dtype(w.dtype) for w in weights}
-        dtype = "float64" if "float64" in dtypes else "float32"
+        dtype = _common_dtype(weights)
         weights = [ops.cast(ops.convert_to_tensor(w), dtype) for w in weights]
         eps = ops.convert_to_tensor(eps, dtype)
         return self._draw(weights, eps, random_stream(rng))
@@ -377,5 +382,5 @@ def add_deltas(
 
 
 def _add(value: Tensor, delta: Tensor) -> Tensor:
-    dtype = keras.backend.result_type(value.dtype, delta.dtype, "float32")
+    dtype = _common_dtype([value, delta])
     return ops.cast(ops.cast(value, dtype) + ops.cast(delta, dtype), value.dtype)

@@ -325,12 +325,14 @@ def test_gradient_accumulation_and_ema() -> None:
     """Four steps of a fourth of the batch are one step, and each has its delta."""
     x, y = models.image_data(64)
 
-    def weights(batch_size: int, **options: Any) -> tuple[list[np.ndarray], Any]:
+    def weights(
+        batch_size: int, epochs: int = 1, **options: Any
+    ) -> tuple[list[np.ndarray], Any]:
         keras.utils.set_random_seed(0)
         model = models.cnn(batch_norm=False, compile=False)
         models.compile_classifier(model, optimizer=keras.optimizers.SGD(0.1, **options))
         nrs = keras_nrs.wrap(model, eps=0.2, perturbation=models.FixedPerturbation())
-        nrs.fit(x, y, batch_size=batch_size, shuffle=False, verbose=0)
+        nrs.fit(x, y, batch_size=batch_size, epochs=epochs, shuffle=False, verbose=0)
         return model.get_weights(), nrs
 
     whole, _ = weights(64)
@@ -339,9 +341,11 @@ def test_gradient_accumulation_and_ema() -> None:
     assert models.numpy_values([nrs.seed_generator.state])[0][1] == 4
     for a, b in zip(whole, accumulated, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
-    # After one step, `fit` leaves the average of both steps in the weights.
-    ema, _ = weights(64, use_ema=True, ema_momentum=0.5)
-    assert not np.array_equal(ema[0], whole[0])
+    # The average starts at the first step, and `fit` leaves it in the weights.
+    twice, _ = weights(64, epochs=2)
+    ema, _ = weights(64, epochs=2, use_ema=True, ema_momentum=0.75)
+    for a, b, c in zip(whole, twice, ema, strict=True):
+        np.testing.assert_allclose(0.75 * a + 0.25 * b, c, atol=1e-6)
 
 
 def test_keras_callbacks_reach_the_model(tmp_path: Any) -> None:

@@ -293,9 +293,15 @@ class NRSModel(BackendTrainer, keras.Model):  # type: ignore[misc]
         self.base_model.compile(*args, **kwargs)
         self.train_function = self.test_function = self.predict_function = None
 
-    def compute_loss(self, *args: Any, **kwargs: Any) -> Tensor:
-        kwargs.pop("training", None)
-        return self.base_model.compute_loss(*args, **kwargs)
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Tensor:
+        return self.base_model._compute_loss(x, y, y_pred, sample_weight, training)
 
     def compute_metrics(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         logs: dict[str, Tensor] = self.base_model.compute_metrics(*args, **kwargs)
@@ -330,19 +336,20 @@ class NRSModel(BackendTrainer, keras.Model):  # type: ignore[misc]
     predict_on_batch = _preprocessed("predict_on_batch")
 
     def make_train_function(self, force: bool = False) -> None:
-        self._drop_stale_functions()
+        self._follow_base_model()
         super().make_train_function(force)
 
     def make_test_function(self, force: bool = False) -> None:
-        self._drop_stale_functions()
+        self._follow_base_model()
         super().make_test_function(force)
 
     def make_predict_function(self, force: bool = False) -> None:
-        self._drop_stale_functions()
+        self._follow_base_model()
         super().make_predict_function(force)
 
-    def _drop_stale_functions(self) -> None:
-        """Forget functions made before the base model was last compiled."""
+    def _follow_base_model(self) -> None:
+        """Forget what was made before the base model was last compiled."""
+        self.built = self.base_model.built
         compiled_as = getattr(self.base_model, "_compile_config", None)
         if compiled_as is not self._divergences.compiled_as:
             self.train_function = self.test_function = self.predict_function = None

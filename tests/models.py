@@ -26,6 +26,21 @@ class FixedPerturbation(keras_nrs.perturbations.Perturbation):
         ]
 
 
+@keras.saving.register_keras_serializable(package="keras_nrs_tests")
+class Subclassed(keras.Model):
+    """Builds itself at the first batch, and has a submodel and no training argument."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.features = keras.Sequential(
+            [layers.Flatten(), layers.Dense(8, activation="relu")]
+        )
+        self.head = layers.Dense(3)
+
+    def call(self, inputs: Any) -> Any:
+        return self.head(self.features(inputs))
+
+
 def image_data(num: int = 64, classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
     """Images with a class-dependent mean, and their classes."""
     rng = np.random.default_rng(1)

@@ -26,21 +26,6 @@ def functional_with_two_outputs() -> keras.Model:
     return keras.Model(inputs, outputs)
 
 
-@keras.saving.register_keras_serializable(package="keras_nrs_tests")
-class Subclassed(keras.Model):
-    """Builds itself at the first batch, and has a submodel and no training argument."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.features = keras.Sequential(
-            [layers.Flatten(), layers.Dense(8, activation="relu")]
-        )
-        self.head = layers.Dense(3)
-
-    def call(self, inputs: Any) -> Any:
-        return self.head(self.features(inputs))
-
-
 def test_wrap_shares_everything_with_the_users_model() -> None:
     model = models.cnn()
     nrs = keras_nrs.wrap(model)
@@ -183,7 +168,7 @@ def test_functional_with_lists(outputs: list[str]) -> None:
 
 def test_subclassed_model_builds_in_fit() -> None:
     x, y = models.image_data()
-    nrs = keras_nrs.wrap(Subclassed(), **NRS)
+    nrs = keras_nrs.wrap(models.Subclassed(), **NRS)
     models.compile_classifier(nrs)
     history = nrs.fit(x, y, epochs=2, verbose=0).history
     assert nrs.built
@@ -192,7 +177,7 @@ def test_subclassed_model_builds_in_fit() -> None:
 
 
 def test_base_model_with_its_own_loss_metrics_and_test_step() -> None:
-    class Own(Subclassed):
+    class Own(models.Subclassed):
         def __init__(self) -> None:
             super().__init__()
             self.largest = keras.metrics.Mean(name="largest")
@@ -396,11 +381,11 @@ def test_bad_arguments(
 
 
 def test_bad_models() -> None:
-    class OwnStep(Subclassed):
+    class OwnStep(models.Subclassed):
         def train_step(self, *args: Any) -> Any:
             raise NotImplementedError
 
-    class OwnFit(Subclassed):
+    class OwnFit(models.Subclassed):
         def fit(self, *args: Any, **kwargs: Any) -> Any:
             raise NotImplementedError
 
@@ -429,12 +414,12 @@ def test_loss_without_a_known_divergence() -> None:
     model = models.cnn(compile=False)
     model.compile("sgd", loss="categorical_hinge")
     nrs = keras_nrs.wrap(model)
-    weights = model.get_weights()
+    weights = models.numpy_values(model.trainable_variables)
     with pytest.raises(ValueError, match="divergence='auto' knows no divergence"):
         nrs.fit(x, np.eye(3)[y], verbose=0)
     with pytest.raises(ValueError, match="divergence='auto' knows no divergence"):
         nrs.train_on_batch(x, np.eye(3)[y])
-    models.assert_equal(model.get_weights(), weights)
+    models.assert_equal(models.numpy_values(model.trainable_variables), weights)
     kl = keras_nrs.divergences.CategoricalKL(from_logits=True)
     nrs = keras_nrs.wrap(model, divergence=kl, **NRS)
     history = nrs.fit(x, np.eye(3)[y], verbose=0).history

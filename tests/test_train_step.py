@@ -170,13 +170,23 @@ def test_three_backends_reach_the_same_weights() -> None:
 @pytest.mark.parametrize(
     "arguments", [{"scheme": "baseline"}, {"eps": 0.0, "alpha": 0.0, "beta": 0.0}]
 )
-def test_nothing_regularized_is_bare_keras(arguments: dict[str, Any]) -> None:
+@pytest.mark.parametrize("kind", ["sequential", "subclassed"])
+def test_nothing_regularized_is_bare_keras(
+    kind: str, arguments: dict[str, Any]
+) -> None:
     """Bit for bit, with dropout, BatchNorm, a penalty and validation."""
     x, y = models.image_data(50)
 
+    def make() -> keras.Model:
+        if kind == "sequential":
+            return models.cnn(dropout=0.5, penalty=1e-3)
+        model = models.Subclassed()
+        models.compile_classifier(model)
+        return model
+
     def run(**kwargs: Any) -> tuple[Any, Any, Any]:
         keras.utils.set_random_seed(3)
-        model = models.cnn(dropout=0.5, penalty=1e-3)
+        model = make()
         trained = keras_nrs.wrap(model, **kwargs) if kwargs else model
         history = trained.fit(
             x, y, batch_size=16, epochs=3, validation_split=0.2, verbose=0

@@ -92,6 +92,7 @@ class BackendTrainer:
 
         with tf.GradientTape() as tape:
             y_pred = base(x, **kwargs)
+            self.built = True
             clean_loss = base._compute_loss(x, y, y_pred, sample_weight, training=True)
             penalty = sum(map(keras.ops.sum, base.losses))
 

@@ -88,6 +88,12 @@ def _replayed(states: list[Tensor], device: torch.device) -> Iterator[None]:
 class BackendTrainer:
     """Steps of an `NRSModel`, as `keras.Model` calls them on PyTorch."""
 
+    def make_train_function(self: Any, force: bool = False) -> None:
+        # Keras registers the parameters, which `zero_grad()` clears, of the model that
+        # is fitted. Here that is not the base model.
+        self.base_model._post_build()
+        super().make_train_function(force)  # type: ignore[misc]
+
     def train_step(self: Any, data: Any) -> dict[str, Tensor]:
         base = self.base_model
         if self.scheme == "baseline":
@@ -106,6 +112,7 @@ class BackendTrainer:
         divergence_weight = copied(sample_weight)
 
         y_pred = base(x, **kwargs)
+        self.built = True
         base.zero_grad()
         total = base._compute_loss(x, y, y_pred, sample_weight, training=True)
         terms = None

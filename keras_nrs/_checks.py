@@ -6,9 +6,13 @@ from numbers import Integral
 from numbers import Real
 from typing import Any
 
+import keras
+
 
 def check_nonnegative(name: str, value: Any) -> float:
-    """`value` as a float, or an error that names the argument."""
+    """A number or a scalar tensor as a float, or an error that names the argument."""
+    if tuple(getattr(value, "shape", ("no tensor",))) == ():
+        value = keras.ops.convert_to_numpy(value).item()
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(
             f"`{name}` must be a number. Received: {name}={value!r} of type "
@@ -29,18 +33,27 @@ def check_positive(name: str, value: Any) -> float:
     return number
 
 
-def check_int(name: str, value: Any, minimum: int) -> int:
-    """`value` as an int of at least `minimum`, or an error that names the argument."""
+def check_int(
+    name: str, value: Any, *, minimum: int, maximum: int | None = None
+) -> int:
+    """`value` as an int in a range, or an error that names the argument."""
+    allowed = f">= {minimum}" if maximum is None else f"from {minimum} to {maximum}"
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(
             f"`{name}` must be an integer. Received: {name}={value!r} of type "
-            f"{type(value).__name__}. Pass an integer >= {minimum}."
+            f"{type(value).__name__}. Pass an integer {allowed}."
         )
-    if value < minimum:
+    number = int(value)
+    if number < minimum or (maximum is not None and number > maximum):
         raise ValueError(
-            f"`{name}` must be an integer >= {minimum}. Received: {name}={value!r}."
+            f"`{name}` must be an integer {allowed}. Received: {name}={value!r}."
         )
-    return int(value)
+    return number
+
+
+def check_seed(name: str, value: Any) -> int:
+    """`value` if it is a seed on every backend, or an error that names the argument."""
+    return check_int(name, value, minimum=0, maximum=2**31 - 1)
 
 
 def check_choice(name: str, value: Any, choices: Iterable[str]) -> str:

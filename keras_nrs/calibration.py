@@ -77,13 +77,15 @@ def calibrate_eps(  # noqa: PLR0913
             and to `"ball"` for others.
         divergence: As in `keras_nrs.wrap`. Defaults to that of a wrapped model, and
             to `"auto"`, which needs a compiled model, for others.
-        num_samples: Number of perturbations, >= 1.
+        num_samples: Number of perturbations, >= 1. Raise it if the standard error is
+            not small against the divergence.
         batch_size: Number of inputs at a time, >= 1.
         seed: Seed of the perturbations.
 
     Returns:
         eps, a `float` with two attributes: `divergence`, the mean that it gives, and
-        `standard_error`, the standard error of that mean.
+        `standard_error`, the standard error of that mean (NaN for one sample). There
+        are no labels here, so positions of a loss's `ignore_class` count.
 
     Raises:
         TypeError, ValueError: if an argument is not as described, or if the target
@@ -103,21 +105,30 @@ def calibrate_eps(  # noqa: PLR0913
     target = check_positive("target_divergence", target_divergence)
     num_samples = check_int("num_samples", num_samples, minimum=1)
     batch_size = check_int("batch_size", batch_size, minimum=1)
-    seed = check_int("seed", seed, minimum=0)
+    seed = check_int("seed", seed, minimum=0, maximum=2**31 - 1 - num_samples)
     if not isinstance(model, keras.Model):
         raise TypeError(
             f"`model` must be a keras.Model. Received: model={model!r} of type "
             f"{type(model).__name__}."
         )
+    resolved = None
     if isinstance(model, NRSModel):
         perturbation = perturbation or model.perturbation
-        divergence = divergence or model._divergences.given
+        if divergence is None:
+            divergence, resolved = model.divergence_in_use()
         model = model.base_model
+    perturbation = perturbations.get(perturbation or "ball")
+    divergence = divergences.check(divergence or "auto")
+    batches = _batches(model, x, batch_size)
+    kwargs = {"training": False} if model._call_has_training_arg else {}
+    outputs = [model(batch, **kwargs) for batch in batches]
+    if resolved is None:
+        resolved = divergences.for_model(model, divergence, outputs[0])
     measure = _divergence_function(
         model,
-        _batches(model, x, batch_size),
-        perturbations.get(perturbation or "ball"),
-        divergences.check(divergence or "auto"),
+        list(zip(batches, outputs, strict=True)),
+        perturbation,
+        resolved,
         keys=[keras.random.SeedGenerator(seed + i).next() for i in range(num_samples)],
     )
     low, high = _bracket(measure, target)
@@ -150,16 +161,17 @@ def _batches(model: Any, x: Any, batch_size: int) -> list[Any]:
 
 def _divergence_function(
     model: Any,
-    batches: list[Any],
+    batches: list[tuple[Any, Any]],
     perturbation: perturbations.Perturbation,
-    divergence: Any,
+    resolved: list[divergences.OutputDivergence],
     *,
     keys: list[Any],
 ) -> Callable[[float], np.ndarray]:
-    """The function from eps to the mean divergence under each key's delta."""
+    """The function from eps to the mean divergence under each key's delta.
+
+    `batches` are of inputs and of the model's outputs for them.
+    """
     kwargs = {"training": False} if model._call_has_training_arg else {}
-    outputs = [model(batch, **kwargs) for batch in batches]
-    resolved = divergences.for_model(model, divergence, outputs[0])
     variables = model.trainable_variables
     weights = [ops.convert_to_tensor(v.value) for v in variables]
     state = [ops.convert_to_tensor(v.value) for v in model.non_trainable_variables]
@@ -174,14 +186,14 @@ def _divergence_function(
         return divergences.total_divergence(resolved, None, clean, perturbed, None)
 
     compiled = compile_function(batch_divergence)
-    sizes = [len(keras.tree.flatten(batch)[0]) for batch in batches]
+    sizes = [len(keras.tree.flatten(batch)[0]) for batch, _ in batches]
 
     def measure(eps: float) -> np.ndarray:
         eps_tensor = ops.convert_to_tensor(eps, "float32")
         values = [
             [
                 float(ops.convert_to_numpy(compiled(batch, clean, eps_tensor, key)))
-                for batch, clean in zip(batches, outputs, strict=True)
+                for batch, clean in batches
             ]
             for key in keys
         ]

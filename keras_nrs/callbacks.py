@@ -18,51 +18,65 @@ class InertEpsWarning(keras.callbacks.Callback):  # type: ignore[misc]
 
     Added by `NRSModel.fit()`. After the first epoch (the first epochs, if they are of
     one step) it compares alpha times the mean divergence with the loss. It is silent
-    if `eps` or `alpha` is 0, or if `eps` was assigned since training began.
+    if `eps` or `alpha` is 0, or if one of them was assigned since training began.
     """
 
     def on_train_begin(self, logs: Any = None) -> None:
-        self._is_open = self.model.scheme == "nrs"
-        self._first_eps = _value(self.model.eps)
+        model = self.model
+        self._is_open = model.scheme == "nrs" and not model._inert_eps_reported
+        self._first_values = _values(model)
         self._first_step = self._step()
-        self._shares: list[float] = []
+        self._divergences: list[float] = []
+        self._losses: list[float] = []
 
     def _step(self) -> int:
         return int(self.model.seed_generator.state[1])
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        eps, alpha = _value(self.model.eps), _value(self.model.alpha)
-        is_fixed = eps == self._first_eps and eps > 0 and alpha > 0
-        if not self._is_open or not is_fixed or self.model._inert_eps_reported:
+        is_fixed = _values(self.model) == self._first_values
+        if not self._is_open or not is_fixed or 0 in self._first_values:
             return
-        divergence, loss = (
-            float((logs or {}).get(name, math.nan))
-            for name in ("model_divergence", "loss")
-        )
-        self._shares.append(alpha * divergence / loss if loss > 0 else math.nan)
+        logs = logs or {}
+        self._divergences.append(float(logs.get("model_divergence", math.nan)))
+        self._losses.append(float(logs.get("loss", math.nan)))
         steps = (self._step() - self._first_step) / self.model.interval
-        if steps < _FEWEST_STEPS:
-            return
-        self._is_open = False
-        share = sum(self._shares) / len(self._shares)
-        if not share < _INERT_SHARE:
+        if steps >= _FEWEST_STEPS:
+            self._is_open = False
+            self._judge()
+
+    def _judge(self) -> None:
+        eps, alpha = self._first_values
+        epochs = len(self._losses)
+        divergence = sum(self._divergences) / epochs
+        loss = sum(self._losses) / epochs
+        if not alpha * divergence < _INERT_SHARE * loss:
             return
         self.model._inert_eps_reported = True
         weights = self.model.trainable_variables
         norm = math.hypot(
             *(np.linalg.norm(keras.ops.convert_to_numpy(w.value)) for w in weights)
         )
+        advice = (
+            "Use wrap(model, eps=0.3, perturbation='relative'), whose radius grows "
+            "with that norm, or find an eps with keras_nrs.calibrate_eps(model, x, "
+            "target_divergence=0.05)."
+        )
+        if divergence >= _INERT_SHARE * loss:
+            advice = f"alpha={alpha:.3g} is too small: start with 1."
         warnings.warn(
             f"eps={eps:.3g} has no effect with perturbation "
-            f"{type(self.model.perturbation).__name__}: over the first epoch the mean "
-            f"model divergence was {divergence:.2g}, and alpha * divergence is "
-            f"{share:.1g} of the loss. The norm of the weights is {norm:.3g}. Use "
-            "wrap(model, eps=0.3, perturbation='relative'), whose radius grows with "
-            "that norm, or find an eps with keras_nrs.calibrate_eps(model, x, "
-            "target_divergence=0.05).",
+            f"{type(self.model.perturbation).__name__}: over the first "
+            f"{'epoch' if epochs == 1 else f'{epochs} epochs'} the mean model "
+            f"divergence was {divergence:.2g}, and alpha * divergence is "
+            f"{alpha * divergence / loss:.1g} of the loss. The norm of the weights is "
+            f"{norm:.3g}. {advice}",
             stacklevel=2,
         )
 
 
-def _value(variable: keras.Variable) -> float:
-    return float(keras.ops.convert_to_numpy(variable.value))
+def _values(model: Any) -> tuple[float, float]:
+    """eps and alpha."""
+    eps, alpha = (
+        float(keras.ops.convert_to_numpy(v.value)) for v in (model.eps, model.alpha)
+    )
+    return eps, alpha

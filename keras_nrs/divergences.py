@@ -312,12 +312,16 @@ def for_model(
             them in the structure of the outputs.
         outputs: Tensors, the outputs of the model.
         targets: Tensors, the labels, if known.
+
+    Raises:
+        ValueError: if `divergence` does not fit the outputs, or if `"auto"` knows none
+            for a loss, or if the model has no loss.
     """
     paths = [path for path, _ in keras.tree.flatten_with_path(outputs)]
     names = getattr(model, "output_names", None) or [None] * len(paths)
     losses = _flat_losses(model, outputs)
     chosen: list[Divergence | None] = []
-    if divergence != "auto":
+    if not _is_auto(divergence):
         chosen = _per_output(divergence, outputs, names)
     elif losses is None:
         raise ValueError(
@@ -408,9 +412,13 @@ def _per_output(
     return chosen
 
 
+def _is_auto(divergence: Any) -> bool:
+    return isinstance(divergence, str) and divergence == "auto"
+
+
 def check(divergence: Any) -> Any:
     """`divergence` itself, or an error if it cannot be one."""
-    valid = divergence == "auto" or isinstance(divergence, Divergence)
+    valid = _is_auto(divergence) or isinstance(divergence, Divergence)
     if isinstance(divergence, list | tuple | dict):
         members = keras.tree.flatten(divergence)
         valid = any(isinstance(d, Divergence) for d in members) and all(
@@ -438,8 +446,9 @@ def total_divergence(
     total: Any = 0.0
     for paths, divergence, weight, ignore_class in divergences:
         perturbed = _at(perturbed_outputs, paths)
-        if ignore_class is not None:
-            perturbed = _with_ignored(perturbed, _at(targets, paths), ignore_class)
+        labels = _at(targets, paths)
+        if ignore_class is not None and labels is not None:
+            perturbed = _with_ignored(perturbed, labels, ignore_class)
         weights = sample_weight
         if keras.tree.is_nested(sample_weight):
             weights = _at(sample_weight, paths)

@@ -17,6 +17,7 @@ from keras_nrs import perturbations
 from keras_nrs._checks import check_choice
 from keras_nrs._checks import check_int
 from keras_nrs._checks import check_nonnegative
+from keras_nrs._checks import check_seed
 from keras_nrs.backend import BackendTrainer
 from keras_nrs.callbacks import InertEpsWarning
 from keras_nrs.objective import SCHEMES
@@ -66,8 +67,9 @@ def wrap(  # noqa: PLR0913
             other steps minimize L(theta), at the cost of a plain step.
         normalize: Whether to divide Equation 3, weight penalties included, by
             `1 + beta`, so that a learning rate tuned without NRS carries over.
-        seed: Seed of the perturbations. By default drawn from Python's generator, so
-            `keras.utils.set_random_seed()` makes a run repeatable.
+        seed: Seed of the perturbations, from 0 to 2**31 - 1. By default drawn from
+            Python's generator, so `keras.utils.set_random_seed()` makes a run
+            repeatable.
 
     Returns:
         An `NRSModel`.
@@ -170,7 +172,8 @@ class NRSModel(BackendTrainer, keras.Model):  # type: ignore[misc]
     statistics, layer losses and metrics come from the pass at theta alone.
 
     Everything but training is the base model's: `compile()` compiles it,
-    `evaluate()` and `predict()` give its results. Training logs are `loss` (the
+    `evaluate()` and `predict()` give its results. For its layers and inputs ask
+    `base_model` itself. Training logs are `loss` (the
     minimized total), `model_divergence` (not multiplied by alpha), `perturbed_loss`
     and the base model's metrics. On steps that `interval` leaves out, or with
     `alpha = beta = 0`, nothing is perturbed and the two are not updated.
@@ -245,7 +248,7 @@ class NRSModel(BackendTrainer, keras.Model):  # type: ignore[misc]
             )
         self.normalize = normalize
         if seed is not None:
-            seed = check_int("seed", seed, minimum=0)
+            seed = check_seed("seed", seed)
         self._seed = seed
         # In namespaces, so that Keras counts neither as weights nor as layers.
         self._coefficients = SimpleNamespace(
@@ -284,9 +287,7 @@ class NRSModel(BackendTrainer, keras.Model):  # type: ignore[misc]
     # What Keras sees of the base model.
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
-        if self.base_model._call_has_training_arg:
-            return self.base_model(inputs, training=training)
-        return self.base_model(inputs)
+        return self.base_model(inputs, **self._call_kwargs(training))
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the base model: the arguments are those of its `compile()`."""
@@ -358,8 +359,15 @@ class NRSModel(BackendTrainer, keras.Model):  # type: ignore[misc]
 
     # Parts of the training step, which is in `keras_nrs/backend/`.
 
+    def divergence_in_use(self) -> tuple[Any, Any]:
+        """`divergence` as given, and what it came to for each output, if known yet."""
+        self._follow_base_model()
+        return self._divergences.given, self._divergences.resolved
+
     def _perturbed_pass_matters(self) -> bool:
         """Whether anything of the perturbed pass is minimized."""
+        if not self.base_model.trainable_variables:
+            return False
         if self.scheme == "nrs" and self.beta == 0:
             return float(ops.convert_to_numpy(self.alpha.value)) > 0
         return self.scheme != "baseline"
@@ -374,6 +382,22 @@ class NRSModel(BackendTrainer, keras.Model):  # type: ignore[misc]
     @staticmethod
     def _add(weights: list[Tensor], deltas: list[Tensor | None]) -> list[Tensor]:
         return perturbations.add_deltas(weights, deltas)
+
+    def _call_kwargs(self, training: bool | None) -> dict[str, Any]:
+        takes_training = self.base_model._call_has_training_arg
+        return {"training": training} if takes_training else {}
+
+    @contextmanager
+    def _perturbed_scope(
+        self, weights: list[Tensor], deltas: list[Tensor | None], state: list[Tensor]
+    ) -> Iterator[None]:
+        """The base model at theta + delta and a given state, for reading only."""
+        base = self.base_model
+        variables = base.trainable_variables + base.non_trainable_variables
+        values = self._add(weights, deltas) + state
+        mapping = list(zip(variables, values, strict=True))
+        with keras.StatelessScope(mapping), self._layer_losses([]):
+            yield
 
     @contextmanager
     def _layer_losses(self, losses: list[Tensor]) -> Iterator[None]:

@@ -98,7 +98,7 @@ def nrs_objective(  # noqa: PLR0913
 
     Raises:
         ValueError: if `divergence="auto"` knows none for `loss`, or if `alpha` or
-            `beta` is negative.
+            `beta` is negative, or if the outputs differ in shape.
 
     Reference: [Zhao and Zhang, 2022](https://arxiv.org/abs/2201.06064),
     Equation 3.
@@ -166,10 +166,16 @@ def nrs_objective(  # noqa: PLR0913
     beta = check_nonnegative("beta", beta)
     if isinstance(alpha, Real):
         alpha = check_nonnegative("alpha", alpha)
+    if tuple(y_pred.shape) != tuple(y_pred_perturbed.shape):
+        raise ValueError(
+            "`y_pred` and `y_pred_perturbed` must have the same shape. Received: "
+            f"{tuple(y_pred.shape)} and {tuple(y_pred_perturbed.shape)}. Pass the "
+            "outputs of both passes on one batch."
+        )
     loss = keras.losses.get(loss)
     if not isinstance(loss, keras.losses.Loss):
         loss = LossFunctionWrapper(loss)
-    if divergence == "auto":
+    if isinstance(divergence, str) and divergence == "auto":
         divergence = for_loss(loss, y_pred, y_true)
     elif not isinstance(divergence, Divergence):
         raise ValueError(

@@ -51,6 +51,11 @@ def random_stream(rng: Any) -> RandomStream:
         rng = keras.random.SeedGenerator(int(rng))
     if isinstance(rng, keras.random.SeedGenerator):
         rng = rng.next()
+    if tuple(getattr(rng, "shape", ())) != (2,):
+        raise TypeError(
+            "`rng` must be an int, a keras.random.SeedGenerator, or a key of shape "
+            f"(2,) that one gave. Received: rng={rng!r}."
+        )
     return RandomStream(rng)
 
 
@@ -66,7 +71,8 @@ class Perturbation:
 
     Args:
         where: `None`, or a function of a `keras.Variable` that tells whether it is
-            perturbed. Non-trainable and integer variables never are.
+            perturbed. Non-trainable and integer variables never are. If the model is
+            to be saved, a function that is registered with Keras, not a lambda.
 
     Reference: [Zhao and Zhang, 2022](https://arxiv.org/abs/2201.06064), Section 3.3.
 
@@ -117,6 +123,13 @@ class Perturbation:
         return is_float and (self.where is None or bool(self.where(variable)))
 
     def get_config(self) -> dict[str, Any]:
+        own = type(self)
+        has_own_init = own.__init__ is not Perturbation.__init__
+        if has_own_init and own.get_config is Perturbation.get_config:
+            raise NotImplementedError(
+                f"{own.__name__} has an __init__() of its own, so it must implement "
+                "get_config() to be saved: return a dict of its arguments."
+            )
         return {"where": self.where}
 
     @classmethod
@@ -148,8 +161,9 @@ class _RandomDirection(Perturbation):
     def sample(self, weights: Sequence[Any], eps: Tensor, rng: Any) -> list[Tensor]:
         if not weights:
             return []
+        weights = [ops.convert_to_tensor(w) for w in weights]
         dtype = _common_dtype(weights)
-        weights = [ops.cast(ops.convert_to_tensor(w), dtype) for w in weights]
+        weights = [ops.cast(w, dtype) for w in weights]
         eps = ops.convert_to_tensor(eps, dtype)
         return self._draw(weights, eps, random_stream(rng))
 
@@ -333,8 +347,8 @@ def get(identifier: str | Perturbation) -> Perturbation:
         return identifier
     if not isinstance(identifier, str) or identifier not in _NAMES:
         raise ValueError(
-            f"`perturbation` must be one of {list(_NAMES)} or an instance of a "
-            "keras_nrs.perturbations.Perturbation. Received: "
+            f"`perturbation` must be one of {list(_NAMES)} or an instance (not the "
+            "class) of a keras_nrs.perturbations.Perturbation. Received: "
             f"perturbation={identifier!r}."
         )
     return _NAMES[identifier]()

@@ -76,6 +76,25 @@ def test_larger_target_gives_larger_eps_and_nothing_changes() -> None:
     models.assert_equal(models.numpy_values(model.variables), before)
 
 
+def test_ignored_class_and_loss_of_ones_own() -> None:
+    x, y = models.image_data(16)
+    ignoring = keras.losses.SparseCategoricalCrossentropy(
+        from_logits=True, ignore_class=0
+    )
+
+    def own(y_true: Any, y_pred: Any) -> Any:
+        return ignoring.fn(y_true, y_pred, from_logits=True)
+
+    for loss in (ignoring, own):
+        model = models.cnn(compile=False)
+        model.compile("sgd", loss)
+        nrs = keras_nrs.wrap(model, eps=1.0)
+        nrs.train_on_batch(x, y)
+        assert keras_nrs.calibrate_eps(
+            nrs, x, target_divergence=0.1, num_samples=2
+        ).divergence == pytest.approx(0.1, rel=0.05)
+
+
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [

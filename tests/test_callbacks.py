@@ -56,6 +56,11 @@ def test_no_warning_for_a_scheduled_eps() -> None:
     nrs.fit(x, y, epochs=2, verbose=0, callbacks=WarmUp())
 
 
+def test_alpha_is_named_where_alpha_is_at_fault() -> None:
+    with pytest.warns(UserWarning, match="alpha=1e-06 is too small"):
+        fit(eps=2.0, alpha=1e-6)
+
+
 def test_added_to_the_users_callback_list() -> None:
     x, y = models.image_data()
     nrs = keras_nrs.wrap(models.cnn(), eps=1e-3)

@@ -366,6 +366,9 @@ def test_keras_callbacks_reach_the_model(tmp_path: Any) -> None:
         ({"scheme": "sam"}, ValueError, r"`scheme` must be one of \['nrs', 'rpr'"),
         ({"perturbation": "box"}, ValueError, "`perturbation` must be one of"),
         ({"divergence": "kl"}, ValueError, "`divergence` must be 'auto'"),
+        ({"divergence": np.zeros(2)}, ValueError, "`divergence` must be 'auto'"),
+        ({"perturbation": keras_nrs.perturbations.Ball}, ValueError, "not the class"),
+        ({"seed": 2**31}, ValueError, "`seed` must be an integer from 0"),
         ({"interval": 0}, ValueError, "`interval` must be an integer >= 1"),
         ({"interval": 1.5}, TypeError, "`interval` must be an integer"),
         ({"normalize": 1}, TypeError, "`normalize`"),
@@ -399,6 +402,29 @@ def test_bad_models() -> None:
         keras_nrs.wrap(OwnFit())
     with pytest.raises(TypeError, match="must be an NRSModel"):
         keras_nrs.unwrap(models.cnn())
+
+
+def test_frozen_model_trains_as_in_keras() -> None:
+    """That is, with a warning where Keras warns."""
+    x, y = models.image_data()
+    model = models.cnn(batch_norm=False)
+    model.trainable = False
+    models.compile_classifier(model)
+    nrs = keras_nrs.wrap(model)
+    weights = model.get_weights()
+    if keras.config.backend() == "jax":
+        nrs.fit(x, y, verbose=0)
+    else:
+        with pytest.warns(UserWarning, match="does not have any trainable"):
+            nrs.fit(x, y, verbose=0)
+    models.assert_equal(model.get_weights(), weights)
+
+
+def test_scalar_tensors_may_be_assigned() -> None:
+    nrs = keras_nrs.wrap(models.cnn(), eps=np.array(0.5))
+    nrs.alpha = keras.ops.convert_to_tensor(0.25)
+    assert nrs.get_config()["eps"] == 0.5
+    assert nrs.get_config()["alpha"] == 0.25
 
 
 def test_bad_assignments() -> None:

@@ -88,6 +88,17 @@ def test_own_perturbation_and_divergence_are_saved(tmp_path: Path) -> None:
     assert loaded._divergences.given.from_logits is True
 
 
+def test_perturbation_that_cannot_be_saved_says_so(tmp_path: Path) -> None:
+    class Own(keras_nrs.perturbations.Perturbation):
+        def __init__(self, factor: float) -> None:
+            super().__init__()
+            self.factor = factor
+
+    nrs = keras_nrs.wrap(models.cnn(), perturbation=Own(2.0))
+    with pytest.raises(NotImplementedError, match=r"Own has .* implement get_config"):
+        nrs.save(tmp_path / "nrs.keras")
+
+
 def test_load_without_compiling(tmp_path: Path) -> None:
     trained(1).save(tmp_path / "nrs.keras")
     assert not keras.saving.load_model(tmp_path / "nrs.keras", compile=False).compiled

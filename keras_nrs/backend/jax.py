@@ -191,7 +191,7 @@ class BackendTrainer:
     ) -> Any:
         base = self.base_model
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data.batch)
-        kwargs = {"training": True} if base._call_has_training_arg else {}
+        kwargs = self._call_kwargs(training=True)
         deltas = self._sample(trainable, data.eps, RandomStream(key))
 
         def compute_loss(

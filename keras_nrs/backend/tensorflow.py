@@ -83,7 +83,7 @@ class BackendTrainer:
                 self.seed_generator.next()
             return base.train_step(data) | self._tracker_logs()
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        kwargs = {"training": True} if base._call_has_training_arg else {}
+        kwargs = self._call_kwargs(training=True)
         key = self.seed_generator.next()
         # Read before the clean pass advances the seeds: both passes must see the
         # same dropout masks.
@@ -99,14 +99,7 @@ class BackendTrainer:
             def perturbed_terms() -> tuple[Tensor, Tensor]:
                 weights = [v.value for v in base.trainable_variables]
                 deltas = self._sample(weights, self.eps.value, RandomStream(key))
-                mapping = list(
-                    zip(
-                        base.trainable_variables + base.non_trainable_variables,
-                        self._add(weights, deltas) + state,
-                        strict=True,
-                    )
-                )
-                with keras.StatelessScope(mapping), self._layer_losses([]):
+                with self._perturbed_scope(weights, deltas, state):
                     perturbed = base(x, **kwargs)
                     loss = base._compute_loss(
                         x, y, perturbed, sample_weight, training=True

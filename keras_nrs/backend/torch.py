@@ -98,11 +98,12 @@ class BackendTrainer:
         base = self.base_model
         if self.scheme == "baseline":
             return base.train_step(data)
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        kwargs = {"training": True} if base._call_has_training_arg else {}
         key = self.seed_generator.next()
         on_schedule = self.interval == 1 or int(key[1]) % self.interval == 0
-        perturb = on_schedule and self._perturbed_pass_matters()
+        if not on_schedule or not self._perturbed_pass_matters():
+            return base.train_step(data) | self._tracker_logs()
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        kwargs = self._call_kwargs(training=True)
         # Copied before the clean pass advances the seeds: both passes must see the
         # same dropout masks. Keras's unseeded dropout draws from the global generator.
         state = [v.value.detach().clone() for v in base.non_trainable_variables]
@@ -114,45 +115,33 @@ class BackendTrainer:
         y_pred = base(x, **kwargs)
         self.built = True
         base.zero_grad()
-        total = base._compute_loss(x, y, y_pred, sample_weight, training=True)
-        terms = None
-        if perturb:
-            penalty = sum(map(keras.ops.sum, base.losses))
-            weights = [v.value for v in base.trainable_variables]
-            with torch.no_grad():
-                deltas = self._sample(weights, self.eps.value, RandomStream(key))
-            mapping = list(
-                zip(
-                    base.trainable_variables + base.non_trainable_variables,
-                    self._add(weights, deltas) + state,
-                    strict=True,
-                )
-            )
-            with (
-                _replayed(random_state, key.device),
-                keras.StatelessScope(mapping),
-                self._layer_losses([]),
-            ):
-                perturbed = base(x, **kwargs)
-                perturbed_loss = base._compute_loss(
-                    x, y, perturbed, perturbed_weight, training=True
-                )
-                divergence = self._divergence(y, y_pred, perturbed, divergence_weight)
-            terms = self._terms(
-                total,
-                divergence,
-                perturbed_loss,
-                penalty=penalty,
-                alpha=self.alpha.value,
-            )
-            total = terms.total
-        base._loss_tracker.update_state(total, sample_weight=self._batch_size(x))
-        base.optimizer.scale_loss(total).backward()
-        weights = base.trainable_weights[:]
+        clean_loss = base._compute_loss(x, y, y_pred, sample_weight, training=True)
+        penalty = sum(map(keras.ops.sum, base.losses))
+        weights = [v.value for v in base.trainable_variables]
         with torch.no_grad():
-            base.optimizer.apply([v.value.grad for v in weights], weights)
-            if terms is not None:
-                self._update_trackers(terms, data)
+            deltas = self._sample(weights, self.eps.value, RandomStream(key))
+        with (
+            _replayed(random_state, key.device),
+            self._perturbed_scope(weights, deltas, state),
+        ):
+            perturbed = base(x, **kwargs)
+            perturbed_loss = base._compute_loss(
+                x, y, perturbed, perturbed_weight, training=True
+            )
+            divergence = self._divergence(y, y_pred, perturbed, divergence_weight)
+        terms = self._terms(
+            clean_loss,
+            divergence,
+            perturbed_loss,
+            penalty=penalty,
+            alpha=self.alpha.value,
+        )
+        base._loss_tracker.update_state(terms.total, sample_weight=self._batch_size(x))
+        base.optimizer.scale_loss(terms.total).backward()
+        trainable = base.trainable_weights[:]
+        with torch.no_grad():
+            base.optimizer.apply([v.value.grad for v in trainable], trainable)
+            self._update_trackers(terms, data)
         logs = base.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
         return logs | self._tracker_logs()
 

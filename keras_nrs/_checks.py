@@ -33,9 +33,7 @@ def check_positive(name: str, value: Any) -> float:
     return number
 
 
-def check_int(
-    name: str, value: Any, *, minimum: int, maximum: int | None = None
-) -> int:
+def check_int(name: str, value: Any, minimum: int, maximum: int | None = None) -> int:
     """`value` as an int in a range, or an error that names the argument."""
     allowed = f">= {minimum}" if maximum is None else f"from {minimum} to {maximum}"
     if isinstance(value, bool) or not isinstance(value, Integral):

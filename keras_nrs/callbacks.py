@@ -23,7 +23,11 @@ class InertEpsWarning(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_train_begin(self, logs: Any = None) -> None:
         model = self.model
-        self._is_open = model.scheme == "nrs" and not model._inert_eps_reported
+        self._is_open = (
+            model.scheme == "nrs"
+            and not model._inert_eps_reported
+            and bool(model.trainable_variables)
+        )
         self._first_values = _values(model)
         self._first_step = self._step()
         self._divergences: list[float] = []

@@ -18,7 +18,8 @@ def take_a_step(model: keras.Model, x: np.ndarray, classes: int) -> None:
     y = np.arange(len(x)) % classes
     logs = nrs.train_on_batch(x, y, return_dict=True)
     assert np.isfinite(float(logs["loss"]))
-    assert float(logs["model_divergence"]) > 0
+    # VGG16's outputs are uniform at first, up to rounding.
+    assert float(logs["model_divergence"]) > -1e-6
     (after,) = models.numpy_values(model.trainable_variables[:1])
     assert not np.array_equal(before, after)
 

@@ -366,7 +366,8 @@ class NRSModel(BackendTrainer, keras.Model):  # type: ignore[misc]
 
     def _perturbed_pass_matters(self) -> bool:
         """Whether anything of the perturbed pass is minimized."""
-        if not self.base_model.trainable_variables:
+        base = self.base_model
+        if base.built and not base.trainable_variables:
             return False
         if self.scheme == "nrs" and self.beta == 0:
             return float(ops.convert_to_numpy(self.alpha.value)) > 0

@@ -23,11 +23,7 @@ class InertEpsWarning(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_train_begin(self, logs: Any = None) -> None:
         model = self.model
-        self._is_open = (
-            model.scheme == "nrs"
-            and not model._inert_eps_reported
-            and bool(model.trainable_variables)
-        )
+        self._is_open = model.scheme == "nrs" and not model._inert_eps_reported
         self._first_values = _values(model)
         self._first_step = self._step()
         self._divergences: list[float] = []
@@ -53,7 +49,8 @@ class InertEpsWarning(keras.callbacks.Callback):  # type: ignore[misc]
         epochs = len(self._losses)
         divergence = sum(self._divergences) / epochs
         loss = sum(self._losses) / epochs
-        if not alpha * divergence < _INERT_SHARE * loss:
+        is_inert = alpha * divergence < _INERT_SHARE * loss
+        if not is_inert or not self.model.trainable_variables:
             return
         self.model._inert_eps_reported = True
         weights = self.model.trainable_variables

@@ -56,6 +56,14 @@ def test_no_warning_for_a_scheduled_eps() -> None:
     nrs.fit(x, y, epochs=2, verbose=0, callbacks=WarmUp())
 
 
+def test_model_that_builds_itself_in_fit() -> None:
+    model = models.Subclassed()
+    models.compile_classifier(model)
+    x, y = models.image_data()
+    with pytest.warns(UserWarning, match="no effect"):
+        keras_nrs.wrap(model, eps=1e-3).fit(x, y, batch_size=16, verbose=0)
+
+
 def test_alpha_is_named_where_alpha_is_at_fault() -> None:
     with pytest.warns(UserWarning, match="alpha=1e-06 is too small"):
         fit(eps=2.0, alpha=1e-6)

@@ -18,6 +18,7 @@ from keras_nrs.divergences import BernoulliKL
 from keras_nrs.divergences import CategoricalKL
 from keras_nrs.divergences import Divergence
 from keras_nrs.divergences import GaussianKL
+from tests.models import value_and_gradients
 
 BACKEND = keras.config.backend()
 ULP = 2.0**-24
@@ -34,23 +35,7 @@ def to_numpy(value: Any) -> np.ndarray:
 
 def gradients(function: Callable[..., Any], *arrays: Any) -> list[np.ndarray]:
     tensors = [tensor(array) for array in arrays]
-    if BACKEND == "jax":
-        import jax
-
-        result = jax.grad(function, argnums=tuple(range(len(tensors))))(*tensors)
-    elif BACKEND == "tensorflow":
-        import tensorflow as tf
-
-        with tf.GradientTape() as tape:
-            tape.watch(tensors)
-            value = function(*tensors)
-        result = tape.gradient(value, tensors)
-    else:
-        import torch
-
-        tensors = [t.clone().requires_grad_() for t in tensors]
-        result = torch.autograd.grad(function(*tensors), tensors)
-    return [to_numpy(gradient) for gradient in result]
+    return [g.astype("float64") for g in value_and_gradients(function, tensors)[1]]
 
 
 def copied(weights: np.ndarray | None) -> np.ndarray | None:

@@ -4,7 +4,6 @@ import contextlib
 import inspect
 import re
 import types
-from collections.abc import Callable
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +18,7 @@ from keras_nrs.divergences import CategoricalKL
 from keras_nrs.divergences import GaussianKL
 from keras_nrs.objective import combine
 from keras_nrs.objective import nrs_objective
+from tests.models import value_and_gradients
 
 BACKEND = keras.config.backend()
 CROSSENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -41,30 +41,6 @@ def floatx(dtype: str) -> Iterator[None]:
 
 def number(value: Any) -> float:
     return float(ops.convert_to_numpy(value))
-
-
-def value_and_gradients(
-    function: Callable[..., Any], tensors: list[Any]
-) -> tuple[Any, list[np.ndarray]]:
-    if BACKEND == "jax":
-        import jax
-
-        argnums = tuple(range(len(tensors)))
-        value, result = jax.value_and_grad(function, argnums=argnums)(*tensors)
-    elif BACKEND == "tensorflow":
-        import tensorflow as tf
-
-        with tf.GradientTape() as tape:
-            tape.watch(tensors)
-            value = function(*tensors)
-        result = tape.gradient(value, tensors)
-    else:
-        import torch
-
-        tensors = [t.clone().detach().requires_grad_() for t in tensors]
-        value = function(*tensors)
-        result = torch.autograd.grad(value, tensors)
-    return number(value), [ops.convert_to_numpy(gradient) for gradient in result]
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

@@ -42,13 +42,14 @@ APPLICATIONS = [
     "MobileNet",
     "MobileNetV2",
     "MobileNetV3Small",
-    "NASNetMobile",
     "ResNet50",
     "ResNet101",
     "ResNet50V2",
     "VGG16",
     "Xception",
 ]
+if keras.config.backend() != "torch":  # where Keras itself refuses to build it
+    APPLICATIONS.append("NASNetMobile")
 
 
 @pytest.mark.slow

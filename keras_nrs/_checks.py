@@ -49,6 +49,16 @@ def check_int(name: str, value: Any, minimum: int, maximum: int | None = None) -
     return number
 
 
+def check_bool(name: str, value: Any) -> bool:
+    """`value` if it is True or False, or an error that names the argument."""
+    if not isinstance(value, bool):
+        raise TypeError(
+            f"`{name}` must be True or False. Received: {name}={value!r} of type "
+            f"{type(value).__name__}."
+        )
+    return value
+
+
 def check_seed(name: str, value: Any) -> int:
     """`value` if it is a seed on every backend, or an error that names the argument."""
     return check_int(name, value, minimum=0, maximum=2**31 - 1)

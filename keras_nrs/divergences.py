@@ -319,7 +319,7 @@ def for_model(
     """
     paths = [path for path, _ in keras.tree.flatten_with_path(outputs)]
     names = getattr(model, "output_names", None) or [None] * len(paths)
-    losses = _flat_losses(model, outputs)
+    losses = flat_losses(model, outputs)
     chosen: list[Divergence | None] = []
     if not _is_auto(divergence):
         chosen = _per_output(divergence, outputs, names)
@@ -355,7 +355,7 @@ def _symbolic(model: Any, outputs: Any, position: int) -> Any:
     return (symbolic if len(symbolic) == len(flat_outputs) else flat_outputs)[position]
 
 
-def _flat_losses(model: Any, outputs: Any) -> Any:
+def flat_losses(model: Any, outputs: Any) -> Any:
     """Keras's own resolution of the compiled losses: path, loss, weight, name."""
     compiled = model._compile_loss
     if compiled is None:

@@ -4,8 +4,6 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +12,7 @@ from keras import ops
 
 from keras_nrs import divergences
 from keras_nrs import perturbations
+from keras_nrs._checks import check_bool
 from keras_nrs._checks import check_choice
 from keras_nrs._checks import check_int
 from keras_nrs._checks import check_nonnegative
@@ -21,9 +20,8 @@ from keras_nrs._checks import check_seed
 from keras_nrs.backend import BackendTrainer
 from keras_nrs.callbacks import InertEpsWarning
 from keras_nrs.objective import SCHEMES
-from keras_nrs.objective import Terms
-from keras_nrs.objective import combine
 from keras_nrs.preprocessing import with_preprocessing
+from keras_nrs.training_step import TrainingStep
 
 Tensor = Any
 
@@ -39,6 +37,8 @@ def wrap(  # noqa: PLR0913
     divergence: Any = "auto",
     interval: int = 1,
     normalize: bool = False,
+    perturbations_per_replica: int = 1,
+    sync_perturbation: bool = False,
     seed: int | None = None,
 ) -> "NRSModel":
     """Regularize a Keras model with NRS.
@@ -67,6 +67,12 @@ def wrap(  # noqa: PLR0913
             other steps minimize L(theta), at the cost of a plain step.
         normalize: Whether to divide Equation 3, weight penalties included, by
             `1 + beta`, so that a learning rate tuned without NRS carries over.
+        perturbations_per_replica: The batch of each device is split into so many
+            groups, each with a delta of its own, at the cost of smaller batches
+            for the hardware. Dropout masks are independent, and BatchNorm's batch
+            moments are those of a group. With 1 each device draws one delta, as in
+            the paper.
+        sync_perturbation: Whether all devices draw the same delta.
         seed: Seed of the perturbations, from 0 to 2**31 - 1. By default drawn from
             Python's generator, so `keras.utils.set_random_seed()` makes a run
             repeatable.
@@ -101,6 +107,8 @@ def wrap(  # noqa: PLR0913
         divergence=divergence,
         interval=interval,
         normalize=normalize,
+        perturbations_per_replica=perturbations_per_replica,
+        sync_perturbation=sync_perturbation,
         seed=seed,
     )
 
@@ -151,15 +159,16 @@ def _preprocessed(name: str) -> Callable[..., Any]:
     @functools.wraps(method)
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
         preprocessing = with_preprocessing(self)
-        if preprocessing is None:
-            return method(self, *args, **kwargs)
-        return getattr(preprocessing, name)(*args, **kwargs)
+        with self._placing_batches():
+            if preprocessing is None:
+                return method(self, *args, **kwargs)
+            return getattr(preprocessing, name)(*args, **kwargs)
 
     return run
 
 
 @keras.saving.register_keras_serializable(package="keras_nrs")
-class NRSModel(BackendTrainer, keras.Model):  # type: ignore[misc]
+class NRSModel(BackendTrainer, TrainingStep, keras.Model):  # type: ignore[misc]
     """A model that trains `base_model` with Neighborhood Region Smoothing.
 
     Each training step draws a random perturbation delta of the weights theta and
@@ -214,6 +223,7 @@ class NRSModel(BackendTrainer, keras.Model):  # type: ignore[misc]
     _compile_loss = _OfBaseModel()
     _compile_metrics = _OfBaseModel()
     _loss_tracker = _OfBaseModel()
+    _distribute_strategy = _OfBaseModel()
 
     def __init__(  # noqa: PLR0913
         self,
@@ -227,6 +237,8 @@ class NRSModel(BackendTrainer, keras.Model):  # type: ignore[misc]
         divergence: Any = "auto",
         interval: int = 1,
         normalize: bool = False,
+        perturbations_per_replica: int = 1,
+        sync_perturbation: bool = False,
         seed: int | None = None,
         name: str | None = None,
     ) -> None:
@@ -242,28 +254,29 @@ class NRSModel(BackendTrainer, keras.Model):  # type: ignore[misc]
         self.scheme = check_choice("scheme", scheme, SCHEMES)
         self.perturbation = perturbations.get(perturbation)
         self.interval = check_int("interval", interval, minimum=1)
-        if not isinstance(normalize, bool):
-            raise TypeError(
-                f"`normalize` must be True or False. Received: normalize={normalize!r}."
-            )
-        self.normalize = normalize
+        self.normalize = check_bool("normalize", normalize)
+        self.perturbations_per_replica = check_int(
+            "perturbations_per_replica", perturbations_per_replica, minimum=1
+        )
+        self.sync_perturbation = check_bool("sync_perturbation", sync_perturbation)
         if seed is not None:
             seed = check_seed("seed", seed)
         self._seed = seed
         # In namespaces, so that Keras counts neither as weights nor as layers.
-        self._coefficients = SimpleNamespace(
-            eps=_coefficient(eps, "eps"), alpha=_coefficient(alpha, "alpha")
-        )
         self._divergences = SimpleNamespace(
-            given=divergences.check(divergence), resolved=None, compiled_as=None
+            given=divergences.check(divergence), resolved=None, made_for=(None, None)
         )
-        self.seed_generator = keras.random.SeedGenerator(seed)
-        self._trackers: list[keras.metrics.Metric] = []
-        if scheme != "baseline":
-            self._trackers = [
-                keras.metrics.Mean(name="model_divergence"),
-                keras.metrics.Mean(name="perturbed_loss"),
-            ]
+        with self._scope_of(base_model):
+            self._coefficients = SimpleNamespace(
+                eps=_coefficient(eps, "eps"), alpha=_coefficient(alpha, "alpha")
+            )
+            self.seed_generator = keras.random.SeedGenerator(seed)
+            self._trackers: list[keras.metrics.Metric] = []
+            if scheme != "baseline":
+                self._trackers = [
+                    keras.metrics.Mean(name="model_divergence"),
+                    keras.metrics.Mean(name="perturbed_loss"),
+                ]
         self._inert_eps_reported = False
         self.base_model = base_model
         self.built = base_model.built
@@ -349,111 +362,17 @@ class NRSModel(BackendTrainer, keras.Model):  # type: ignore[misc]
         super().make_predict_function(force)
 
     def _follow_base_model(self) -> None:
-        """Forget what was made before the base model was last compiled."""
+        """Forget what was made before the base model was last compiled or moved."""
         self.built = self.base_model.built
-        compiled_as = getattr(self.base_model, "_compile_config", None)
-        if compiled_as is not self._divergences.compiled_as:
+        made_for = (
+            getattr(self.base_model, "_compile_config", None),
+            keras.distribution.distribution(),
+        )
+        was_made_for = self._divergences.made_for
+        if any(a is not b for a, b in zip(made_for, was_made_for, strict=True)):
             self.train_function = self.test_function = self.predict_function = None
-            self._divergences.compiled_as = compiled_as
+            self._divergences.made_for = made_for
             self._divergences.resolved = None
-
-    # Parts of the training step, which is in `keras_nrs/backend/`.
-
-    def divergence_in_use(self) -> tuple[Any, Any]:
-        """`divergence` as given, and what it came to for each output, if known yet."""
-        self._follow_base_model()
-        return self._divergences.given, self._divergences.resolved
-
-    def _perturbed_pass_matters(self) -> bool:
-        """Whether anything of the perturbed pass is minimized."""
-        base = self.base_model
-        if base.built and not base.trainable_variables:
-            return False
-        if self.scheme == "nrs" and self.beta == 0:
-            return float(ops.convert_to_numpy(self.alpha.value)) > 0
-        return self.scheme != "baseline"
-
-    def _sample(
-        self, weights: list[Tensor], eps: Tensor, rng: Any
-    ) -> list[Tensor | None]:
-        return perturbations.sample_deltas(
-            self.perturbation, self.base_model.trainable_variables, weights, eps, rng
-        )
-
-    @staticmethod
-    def _add(weights: list[Tensor], deltas: list[Tensor | None]) -> list[Tensor]:
-        return perturbations.add_deltas(weights, deltas)
-
-    def _call_kwargs(self, training: bool | None) -> dict[str, Any]:
-        takes_training = self.base_model._call_has_training_arg
-        return {"training": training} if takes_training else {}
-
-    @contextmanager
-    def _perturbed_scope(
-        self, weights: list[Tensor], deltas: list[Tensor | None], state: list[Tensor]
-    ) -> Iterator[None]:
-        """The base model at theta + delta and a given state, for reading only."""
-        base = self.base_model
-        variables = base.trainable_variables + base.non_trainable_variables
-        values = self._add(weights, deltas) + state
-        mapping = list(zip(variables, values, strict=True))
-        with keras.StatelessScope(mapping), self._layer_losses([]):
-            yield
-
-    @contextmanager
-    def _layer_losses(self, losses: list[Tensor]) -> Iterator[None]:
-        """Make `compute_loss()` add these losses instead of the layers' own."""
-        zero = ops.zeros((), keras.config.floatx())
-        self.base_model._losses_override = list(losses) or [zero]
-        try:
-            yield
-        finally:
-            self.base_model._losses_override = []
-
-    def _divergence(
-        self, y: Any, outputs: Any, perturbed_outputs: Any, sample_weight: Any
-    ) -> Tensor:
-        if self._divergences.resolved is None:
-            self._divergences.resolved = divergences.for_model(
-                self.base_model, self._divergences.given, outputs, y
-            )
-        return divergences.total_divergence(
-            self._divergences.resolved, y, outputs, perturbed_outputs, sample_weight
-        )
-
-    def _terms(
-        self,
-        loss: Tensor,
-        divergence: Tensor,
-        perturbed_loss: Tensor,
-        *,
-        penalty: Any,
-        alpha: Tensor,
-    ) -> Terms:
-        return combine(
-            loss,
-            divergence,
-            perturbed_loss,
-            alpha=alpha,
-            beta=self.beta,
-            scheme=self.scheme,
-            normalize=self.normalize,
-            penalty=penalty,
-        )
-
-    @staticmethod
-    def _batch_size(x: Any) -> Any:
-        return ops.shape(next(i for i in keras.tree.flatten(x) if i is not None))[0]
-
-    def _update_trackers(self, terms: Terms, data: Any, *, weight: Any = 1) -> None:
-        x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
-        samples = self._batch_size(x) * weight
-        divergence, perturbed_loss = self._trackers
-        divergence.update_state(terms.divergence, sample_weight=samples)
-        perturbed_loss.update_state(terms.perturbed_loss, sample_weight=samples)
-
-    def _tracker_logs(self) -> dict[str, Tensor]:
-        return {tracker.name: tracker.result() for tracker in self._trackers}
 
     # Saving.
 
@@ -503,6 +422,8 @@ class NRSModel(BackendTrainer, keras.Model):  # type: ignore[misc]
             "divergence": keras.saving.serialize_keras_object(given),
             "interval": self.interval,
             "normalize": self.normalize,
+            "perturbations_per_replica": self.perturbations_per_replica,
+            "sync_perturbation": self.sync_perturbation,
             "seed": self._seed,
             "name": self.name,
         }

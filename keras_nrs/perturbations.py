@@ -174,9 +174,11 @@ class _RandomDirection(Perturbation):
         raise NotImplementedError
 
     def _direction(self, weights: list[Tensor], rng: RandomStream) -> list[Tensor]:
-        """Independent noise for every element, in one draw: it compiles faster."""
+        """Independent noise for every element."""
         draw = rng.normal if self.noise == "normal" else rng.rademacher
         dtype = keras.backend.standardize_dtype(weights[0].dtype)
+        if not rng.draws_whole:
+            return [draw(tuple(w.shape), dtype) for w in weights]
         noise = draw((_num_elements(weights),), dtype)
         ends = list(itertools.accumulate(math.prod(w.shape) for w in weights))
         return [

@@ -1,12 +1,25 @@
 """The training step and the random numbers on JAX."""
 
+import atexit
+import functools
+import math
 from collections.abc import Callable
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from contextlib import contextmanager
+from contextlib import nullcontext
 from typing import Any
 from typing import NamedTuple
 
 import jax
 import keras
+from jax._src.api import clean_up as jax_clean_up
+from jax.sharding import PartitionSpec as P
+from keras.src.backend.jax import trainer as keras_trainer
+
+from keras_nrs.groups import Outcome
+from keras_nrs.groups import num_samples
+from keras_nrs.groups import with_masks
 
 Tensor = Any
 
@@ -47,6 +60,20 @@ class RandomStream:
         )
         self._draws = 0
 
+    def fold_in(self, index: Any) -> "RandomStream":
+        """A stream that is independent of this one and those of other indices."""
+        return RandomStream(jax.random.key_data(jax.random.fold_in(self._key, index)))
+
+    @property
+    def draws_whole(self) -> bool:
+        """Whether to draw the noise of all weights at once: it compiles faster.
+
+        Not where each device holds a shard of the weights: it would hold all noise.
+        """
+        return not isinstance(
+            keras.distribution.distribution(), keras.distribution.ModelParallel
+        )
+
     def _next_key(self) -> Tensor:
         self._draws += 1
         return jax.random.fold_in(self._key, self._draws)
@@ -70,6 +97,66 @@ def compile_function(function: Callable[..., Any]) -> Callable[..., Any]:
     return compiled
 
 
+def replicas() -> tuple[str, int, Any]:
+    """The mesh axis over which batches are split, its size, and the mesh."""
+    distribution = keras.distribution.distribution()
+    if distribution is None or distribution.batch_dim_name is None:
+        return "", 1, None
+    mesh, axis = distribution.device_mesh.backend_mesh, distribution.batch_dim_name
+    return axis, mesh.shape[axis], mesh
+
+
+def _mean_over(axis: str, tensor: Tensor) -> Tensor:
+    """The mean over replicas; of counters and seeds, which are equal, the value."""
+    if jax.numpy.issubdtype(tensor.dtype, jax.numpy.floating):
+        return jax.lax.pmean(tensor, axis)
+    if tensor.dtype == bool:
+        return jax.lax.pmax(tensor.astype("int32"), axis) > 0
+    return jax.lax.pmax(tensor, axis)
+
+
+def _share(batch: Any, index: Tensor, size: int, num_shares: int) -> Any:
+    """Share `index` of a batch that is cut into equal ones."""
+    length = size // num_shares
+    return jax.tree.map(
+        lambda t: jax.lax.dynamic_slice_in_dim(t, index * length, length), batch
+    )
+
+
+@contextmanager
+def _uneven_batches() -> Iterator[None]:
+    """Let Keras place batches that do not divide among the devices: it refuses to.
+
+    They go to all devices as a whole.
+    """
+    place = keras_trainer._distribute_data
+
+    def place_any(data: Any, layouts: Any = None) -> Any:
+        _, num_replicas, mesh = replicas()
+        sizes = {t.shape[0] for t in keras.tree.flatten(data) if t is not None}
+        num_processes = jax.process_count()
+        num_local = max(1, num_replicas // num_processes)
+        if all(size % num_local == 0 for size in sizes):
+            return place(data, layouts)
+        if num_processes > 1:
+            raise ValueError(
+                "In a run of several processes, the batches of each must divide among "
+                f"its devices. Received: a batch of {sizes} samples for {num_local} "
+                "devices. Use dataset.batch(batch_size, drop_remainder=True) with a "
+                f"batch size that is a multiple of {num_replicas}."
+            )
+        everywhere = jax.sharding.NamedSharding(mesh, P())
+        return keras.tree.map_structure(
+            lambda t: None if t is None else jax.device_put(t, everywhere), data
+        )
+
+    keras_trainer._distribute_data = place_any
+    try:
+        yield
+    finally:
+        keras_trainer._distribute_data = place
+
+
 def _by_id(variables: list[Any], values: list[Tensor]) -> dict[int, Tensor]:
     return {id(v): value for v, value in zip(variables, values, strict=True)}
 
@@ -82,8 +169,48 @@ def _replace(
     return [values_by_id[id(v)] for v in variables]
 
 
+def _do_not_wait_at_exit() -> None:
+    """Let this process end with its error, and not wait for one that has died.
+
+    JAX's exit handler waits until all processes end. For a dead one that takes until
+    its heartbeat is missed, 100 seconds by default.
+    """
+    atexit.unregister(jax_clean_up)
+
+
 class BackendTrainer:
     """Steps of an `NRSModel`, as `keras.Model` calls them on JAX."""
+
+    _placing_batches = staticmethod(_uneven_batches)
+    process_index = staticmethod(jax.process_index)
+
+    @staticmethod
+    def _scope_of(model: Any) -> AbstractContextManager[None]:
+        """A scope in which variables are placed on the devices that the model is on."""
+        is_placed = keras.distribution.distribution() is not None
+        sharding = model.variables[0].value.sharding if model.variables else None
+        if is_placed or not isinstance(sharding, jax.sharding.NamedSharding):
+            return nullcontext()
+        devices = sharding.mesh.devices
+        mesh = keras.distribution.DeviceMesh(
+            devices.shape,
+            sharding.mesh.axis_names,
+            [f"{d.platform}:{d.id}" for d in devices.flatten()],
+        )
+        # Without a layout for any variable: they are replicated.
+        layouts = keras.distribution.LayoutMap(mesh)
+        scope: Any = keras.distribution.ModelParallel(layout_map=layouts).scope()
+        return scope
+
+    @staticmethod
+    def values_of_processes(values: list[int]) -> list[list[int]]:
+        """These values in every process. All of them must call this."""
+        if jax.process_count() == 1:
+            return [values]
+        from jax.experimental import multihost_utils
+
+        gathered = multihost_utils.process_allgather(jax.numpy.asarray(values))
+        return [list(map(int, row)) for row in gathered]
 
     def make_train_function(self: Any, force: bool = False) -> None:
         is_new = force or self.train_function is None
@@ -91,7 +218,8 @@ class BackendTrainer:
         if self.scheme == "baseline":
             return
         # Counted here, because reading it from the device would wait for the step.
-        self._step = int(self.seed_generator.state[1])
+        state = keras.ops.convert_to_numpy(self.seed_generator.state.value)
+        self._step = int(state[1])
         if is_new:
             train_function = self.train_function
 
@@ -99,7 +227,10 @@ class BackendTrainer:
                 try:
                     return train_function(state, self._plan_steps(batches))
                 except Exception:
-                    self._put_back(state)
+                    if jax.process_count() > 1:
+                        _do_not_wait_at_exit()
+                    else:
+                        self._put_back(state)
                     raise
 
             self.train_function = planned_train_function
@@ -148,22 +279,28 @@ class BackendTrainer:
             )
             terms = None
         else:
-            gradients, terms, y_pred, base_non_trainable, base_metrics = (
-                self._gradients(
-                    trainable,
-                    base_non_trainable,
-                    optimizer,
-                    base_metrics,
-                    data=data,
-                    key=_by_id(self.non_trainable_variables, non_trainable)[
-                        id(self.seed_generator.state)
-                    ],
-                )
+            key = _by_id(self.non_trainable_variables, non_trainable)[
+                id(self.seed_generator.state)
+            ]
+            base_state = (trainable, base_non_trainable, optimizer, base_metrics)
+            gradients, (terms, y_pred, masks, base_non_trainable) = (
+                self._gradients_of_replicas(base_state, data, key)
             )
             trainable, optimizer = base.optimizer.stateless_apply(
                 optimizer, gradients, trainable
             )
             x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data.batch)
+            y_pred = with_masks(y_pred, masks)
+            if self._loss_updates_metrics():
+                _, (_, _, base_metrics) = base.stateless_compute_loss(
+                    *base_state[:2],
+                    base_metrics,
+                    x=x,
+                    y=y,
+                    y_pred=y_pred,
+                    sample_weight=sample_weight,
+                    training=True,
+                )
             logs, base_metrics = base._update_metrics_variables(
                 base_metrics, terms.total, x, y, y_pred, sample_weight
             )
@@ -180,62 +317,88 @@ class BackendTrainer:
         return logs | own_logs, state
 
     def _gradients(
-        self: Any,
-        trainable: list[Tensor],
-        non_trainable: list[Tensor],
-        optimizer: list[Tensor],
-        metrics: list[Tensor],
-        *,
-        data: PerturbedStep,
-        key: Tensor,
-    ) -> Any:
-        base = self.base_model
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data.batch)
-        kwargs = self._call_kwargs(training=True)
-        deltas = self._sample(trainable, data.eps, RandomStream(key))
+        self: Any, state: Any, data: PerturbedStep, key: Tensor, **replica: Any
+    ) -> tuple[list[Tensor], Outcome]:
+        """The gradients on one replica, scaled by the optimizer's loss scale."""
+        trainable, non_trainable, optimizer, metrics = state
+        optimizer_mapping = list(
+            zip(self.base_model.optimizer.variables, optimizer, strict=True)
+        )
 
-        def compute_loss(
-            weights: list[Tensor], y_pred: Any, layer_losses: list[Tensor]
-        ) -> Any:
-            with self._layer_losses(layer_losses):
-                return base.stateless_compute_loss(
-                    weights,
-                    non_trainable,
-                    metrics,
-                    x=x,
-                    y=y,
-                    y_pred=y_pred,
-                    sample_weight=sample_weight,
-                    training=True,
-                )
-
-        def objective(weights: list[Tensor]) -> Any:
-            y_pred, updated, layer_losses = base.stateless_call(
-                weights, non_trainable, x, return_losses=True, **kwargs
-            )
-            clean_loss, (_, _, updated_metrics) = compute_loss(
-                weights, y_pred, layer_losses
-            )
-            perturbed_weights = self._add(weights, deltas)
-            perturbed, _ = base.stateless_call(
-                perturbed_weights, non_trainable, x, **kwargs
-            )
-            perturbed_loss, _ = compute_loss(perturbed_weights, perturbed, [])
-            terms = self._terms(
-                clean_loss,
-                self._divergence(y, y_pred, perturbed, sample_weight),
-                perturbed_loss,
-                penalty=sum(map(keras.ops.sum, layer_losses)),
+        def objective(weights: list[Tensor]) -> tuple[Tensor, Outcome]:
+            outcome = self._objective(
+                weights,
+                non_trainable,
+                metrics,
+                data.batch,
+                eps=data.eps,
                 alpha=data.alpha,
+                key=key,
+                **replica,
             )
-            with keras.StatelessScope(
-                list(zip(base.optimizer.variables, optimizer, strict=True))
-            ):
-                scaled = base.optimizer.scale_loss(terms.total)
-            return scaled, (terms, y_pred, updated, updated_metrics)
+            with keras.StatelessScope(optimizer_mapping):
+                scaled = self.base_model.optimizer.scale_loss(outcome.terms.total)
+            return scaled, outcome
 
-        gradients, auxiliary = jax.grad(objective, has_aux=True)(trainable)
-        return gradients, *auxiliary
+        gradients, outcome = jax.grad(objective, has_aux=True)(trainable)
+        return gradients, outcome
+
+    def _gradients_of_replicas(
+        self: Any, state: Any, data: PerturbedStep, key: Tensor
+    ) -> tuple[list[Tensor], Outcome]:
+        """The mean over the replicas, each on its share of the batch.
+
+        Under `keras.distribution` a step is one program for all devices. In this part
+        of it, each replica runs on its own; the axes of the mesh over which the model
+        is sharded, if there are any, stay the compiler's.
+        """
+        axis, num_replicas, mesh = replicas()
+        if num_replicas == 1:
+            return self._gradients(state, data, key)
+        size = num_samples(data.batch)
+        # A batch that does not divide is on all devices as a whole. As many replicas
+        # as divide it take a share each, and the others repeat what these do.
+        num_shares = math.gcd(size, num_replicas)
+
+        def of_one_replica(state: Any, data: PerturbedStep, key: Tensor) -> Any:
+            index = jax.lax.axis_index(axis) % num_shares
+            if num_shares < num_replicas:
+                data = data._replace(batch=_share(data.batch, index, size, num_shares))
+            gradients, outcome = self._gradients(
+                state, data, key, replica=index, num_replicas=num_shares
+            )
+            mean = functools.partial(_mean_over, axis)
+            return (
+                jax.tree.map(mean, gradients),
+                outcome._replace(
+                    terms=jax.tree.map(mean, outcome.terms),
+                    state=jax.tree.map(mean, outcome.state),
+                ),
+            )
+
+        everywhere, split = P(), P(axis)
+        gradients, outcome = jax.shard_map(
+            of_one_replica,
+            mesh=mesh,
+            axis_names={axis},
+            in_specs=(
+                everywhere,
+                PerturbedStep(
+                    split if num_shares == num_replicas else everywhere,
+                    everywhere,
+                    everywhere,
+                ),
+                everywhere,
+            ),
+            out_specs=(everywhere, Outcome(everywhere, split, split, everywhere)),
+            check_vma=False,
+        )(state, data, key)
+        if num_shares < num_replicas:
+            outcome = outcome._replace(
+                y_pred=jax.tree.map(lambda t: t[:size], outcome.y_pred),
+                masks=jax.tree.map(lambda t: t[:size], outcome.masks),
+            )
+        return gradients, outcome
 
     def _advance(
         self: Any, non_trainable: Any, metrics: Any, terms: Any, batch: Any

@@ -1,9 +1,10 @@
 """The training step and the random numbers on TensorFlow."""
 
+import contextlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
-import keras
 import tensorflow as tf
 
 Tensor = Any
@@ -19,6 +20,17 @@ class RandomStream:
     def __init__(self, key: Tensor) -> None:
         self._key = tf.cast(key, "int64")
         self._draws = 0
+
+    # The noise of all weights is drawn at once.
+    draws_whole = True
+
+    def fold_in(self, index: Any) -> "RandomStream":
+        """A stream that is independent of this one and those of other indices."""
+        # Negative, so that it never equals a draw's.
+        index = -1 - tf.cast(index, "int64")
+        return RandomStream(
+            tf.random.experimental.stateless_fold_in(self._key, index)
+        )
 
     def _next_key(self) -> Tensor:
         self._draws += 1
@@ -50,15 +62,52 @@ def compile_function(function: Callable[..., Any]) -> Callable[..., Any]:
     return compiled
 
 
+def _num_replicas() -> int:
+    num_replicas: int = tf.distribute.get_strategy().num_replicas_in_sync
+    return num_replicas
+
+
 def _unscaled(loss: Tensor) -> Tensor:
     """A loss without the 1 / replicas that Keras puts in under a strategy."""
-    return loss * float(tf.distribute.get_strategy().num_replicas_in_sync)
+    return loss * float(_num_replicas())
 
 
 class BackendTrainer:
     """Steps of an `NRSModel`, as `keras.Model` calls them on TensorFlow."""
 
     _perturbs = True
+    # TensorFlow splits batches among devices by itself.
+    _placing_batches = staticmethod(contextlib.nullcontext)
+
+    @staticmethod
+    def _scope_of(model: Any) -> AbstractContextManager[Any]:
+        """The scope of the strategy that the model was made under."""
+        scope: AbstractContextManager[Any] = model.distribute_strategy.scope()
+        return scope
+
+    def process_index(self: Any) -> int:
+        """The index of this worker among all."""
+        cluster = self.distribute_strategy.cluster_resolver
+        return 0 if cluster is None else cluster.task_id or 0
+
+    @staticmethod
+    def values_of_processes(values: list[int]) -> list[list[int]]:
+        """These values. TensorFlow's own checks find workers that disagree."""
+        return [values]
+
+    def _maybe_symbolic_build(
+        self: Any, iterator: Any = None, data_batch: Any = None
+    ) -> None:
+        # Keras reduces a first batch over all replicas, which several workers cannot
+        # do. One replica's share of it has the shapes as well.
+        if iterator is not None and self._distribute_strategy is not None:
+            strategy = self.distribute_strategy
+            for _, _, batches in iterator:
+                data_batch = tf.nest.map_structure(
+                    lambda t: strategy.experimental_local_results(t)[0], next(batches)
+                )
+                break
+        super()._maybe_symbolic_build(data_batch=data_batch)  # type: ignore[misc]
 
     def make_train_function(self: Any, force: bool = False) -> None:
         if self.train_function is not None and not force:
@@ -82,67 +131,34 @@ class BackendTrainer:
             if self.scheme != "baseline":
                 self.seed_generator.next()
             return base.train_step(data) | self._tracker_logs()
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        kwargs = self._call_kwargs(training=True)
+        base._symbolic_build(data_batch=data)
+        self.built = True
         key = self.seed_generator.next()
-        # Read before the clean pass advances the seeds: both passes must see the
-        # same dropout masks.
-        state = [tf.identity(v.value) for v in base.non_trainable_variables]
+        state = [v.value for v in base.non_trainable_variables]
         perturb = True if self.interval == 1 else key[1] % self.interval == 0
+        context = tf.distribute.get_replica_context()
 
         with tf.GradientTape() as tape:
-            y_pred = base(x, **kwargs)
-            self.built = True
-            clean_loss = base._compute_loss(x, y, y_pred, sample_weight, training=True)
-            penalty = sum(map(keras.ops.sum, base.losses))
-
-            def perturbed_terms() -> tuple[Tensor, Tensor]:
-                weights = [v.value for v in base.trainable_variables]
-                deltas = self._sample(weights, self.eps.value, RandomStream(key))
-                with self._perturbed_scope(weights, deltas, state):
-                    perturbed = base(x, **kwargs)
-                    loss = base._compute_loss(
-                        x, y, perturbed, sample_weight, training=True
-                    )
-                    divergence = self._divergence(y, y_pred, perturbed, sample_weight)
-                return tf.cast(divergence, clean_loss.dtype), loss
-
-            if perturb is True:
-                divergence, perturbed_loss = perturbed_terms()
-            else:
-                zero = tf.zeros((), clean_loss.dtype)
-                divergence, perturbed_loss = tf.cond(
-                    perturb, perturbed_terms, lambda: (zero, zero)
-                )
-            terms = self._terms(
-                clean_loss,
-                divergence,
-                perturbed_loss,
-                penalty=penalty,
-                alpha=tf.cast(self.alpha.value, clean_loss.dtype),
+            outcome = self._objective(
+                [v.value for v in base.trainable_variables],
+                state,
+                [v.value for v in base.metrics_variables],
+                data,
+                eps=self.eps.value,
+                alpha=self.alpha.value,
+                key=key,
+                replica=context.replica_id_in_sync_group if _num_replicas() > 1 else 0,
+                perturb=perturb,
             )
-            total = terms.total
-            if perturb is not True:
-                total = tf.where(perturb, total, clean_loss)
-            scaled = base.optimizer.scale_loss(total)
+            scaled = base.optimizer.scale_loss(outcome.terms.total)
 
         weights = base.trainable_weights
         base.optimizer.apply_gradients(
             zip(tape.gradient(scaled, weights), weights, strict=True)
         )
-        base._loss_tracker.update_state(
-            _unscaled(total), sample_weight=self._batch_size(x)
+        return self._assign_outcome(
+            outcome, data, weight=tf.cast(perturb, "int32"), unscaled=_unscaled
         )
-        self._update_trackers(
-            terms._replace(
-                divergence=_unscaled(divergence),
-                perturbed_loss=_unscaled(perturbed_loss),
-            ),
-            data,
-            weight=tf.cast(perturb, "int32"),
-        )
-        logs = base.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
-        return logs | self._tracker_logs()
 
     def test_step(self: Any, data: Any) -> Any:
         return self.base_model.test_step(data)

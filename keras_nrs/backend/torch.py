@@ -3,12 +3,10 @@
 from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextlib import nullcontext
 from typing import Any
 
-import keras
 import torch
-
-from keras_nrs.divergences import copied
 
 Tensor = Any
 
@@ -27,13 +25,23 @@ class RandomStream:
         key: Integer tensor of shape `(2,)`, as drawn from a `SeedGenerator`.
     """
 
+    # The noise of all weights is drawn at once.
+    draws_whole = True
+
     def __init__(self, key: Tensor) -> None:
+        self._key = key
         seed, step = (int(word) & 0xFFFFFFFF for word in key)
         self._device = key.device
         # PyTorch's CPU generator uses 32 bits of its seed. Mixing keeps the steps of
         # one run apart: two of them never get the same word.
         self._generator = torch.Generator(device=self._device)
         self._generator.manual_seed(_mix((_mix(seed) + step) & 0xFFFFFFFF))
+
+    def fold_in(self, index: int) -> "RandomStream":
+        """A stream that is independent of this one and those of other indices."""
+        seed, step = (int(word) & 0xFFFFFFFF for word in self._key)
+        words = [_mix(_mix(seed) ^ _mix(index + 1)), step]
+        return RandomStream(torch.tensor(words, dtype=torch.int64, device=self._device))
 
     def normal(self, shape: tuple[int, ...], dtype: str = "float32") -> Tensor:
         """Standard normal numbers."""
@@ -88,6 +96,24 @@ def _replayed(states: list[Tensor], device: torch.device) -> Iterator[None]:
 class BackendTrainer:
     """Steps of an `NRSModel`, as `keras.Model` calls them on PyTorch."""
 
+    # Keras trains on one device of one process here.
+    _placing_batches = staticmethod(nullcontext)
+
+    @staticmethod
+    def _scope_of(model: Any) -> Any:
+        """A scope in which variables are placed on the devices that the model is on."""
+        return nullcontext()
+
+    @staticmethod
+    def process_index() -> int:
+        """The index of this process among all: there is one."""
+        return 0
+
+    @staticmethod
+    def values_of_processes(values: list[int]) -> list[list[int]]:
+        """These values in every process."""
+        return [values]
+
     def make_train_function(self: Any, force: bool = False) -> None:
         # Keras registers the parameters, which `zero_grad()` clears, of the model that
         # is fitted. Here that is not the base model.
@@ -102,48 +128,27 @@ class BackendTrainer:
         on_schedule = self.interval == 1 or int(key[1]) % self.interval == 0
         if not on_schedule or not self._perturbed_pass_matters():
             return base.train_step(data) | self._tracker_logs()
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        kwargs = self._call_kwargs(training=True)
-        # Copied before the clean pass advances the seeds: both passes must see the
-        # same dropout masks. Keras's unseeded dropout draws from the global generator.
-        state = [v.value.detach().clone() for v in base.non_trainable_variables]
-        random_state = _global_random_state(key.device)
-        # Keras multiplies masks into the weights in place.
-        perturbed_weight = copied(sample_weight)
-        divergence_weight = copied(sample_weight)
-
-        y_pred = base(x, **kwargs)
+        base._symbolic_build(data_batch=data)
         self.built = True
         base.zero_grad()
-        clean_loss = base._compute_loss(x, y, y_pred, sample_weight, training=True)
-        penalty = sum(map(keras.ops.sum, base.losses))
-        weights = [v.value for v in base.trainable_variables]
-        with torch.no_grad():
-            deltas = self._sample(weights, self.eps.value, RandomStream(key))
-        with (
-            _replayed(random_state, key.device),
-            self._perturbed_scope(weights, deltas, state),
-        ):
-            perturbed = base(x, **kwargs)
-            perturbed_loss = base._compute_loss(
-                x, y, perturbed, perturbed_weight, training=True
-            )
-            divergence = self._divergence(y, y_pred, perturbed, divergence_weight)
-        terms = self._terms(
-            clean_loss,
-            divergence,
-            perturbed_loss,
-            penalty=penalty,
+        outcome = self._objective(
+            [v.value for v in base.trainable_variables],
+            [v.value for v in base.non_trainable_variables],
+            [v.value for v in base.metrics_variables],
+            data,
+            eps=self.eps.value,
             alpha=self.alpha.value,
+            key=key,
         )
-        base._loss_tracker.update_state(terms.total, sample_weight=self._batch_size(x))
-        base.optimizer.scale_loss(terms.total).backward()
+        base.optimizer.scale_loss(outcome.terms.total).backward()
         trainable = base.trainable_weights[:]
         with torch.no_grad():
             base.optimizer.apply([v.value.grad for v in trainable], trainable)
-            self._update_trackers(terms, data)
-        logs = base.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
-        return logs | self._tracker_logs()
+            return self._assign_outcome(outcome, data)
+
+    def _repeated_random_numbers(self: Any) -> Any:
+        device = self.seed_generator.state.value.device
+        return _replayed(_global_random_state(device), device)
 
     def test_step(self: Any, data: Any) -> Any:
         return self.base_model.test_step(data)

@@ -1,0 +1,328 @@
+"""Equation 3 on a batch: what the steps of all backends have in common."""
+
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from contextlib import contextmanager
+from contextlib import nullcontext
+from typing import Any
+
+import keras
+from keras import ops
+from keras import tree
+from keras.src.backend.common.masking import get_keras_mask
+
+from keras_nrs import divergences
+from keras_nrs import perturbations
+from keras_nrs.backend import RandomStream
+from keras_nrs.groups import Outcome
+from keras_nrs.groups import mean_outcome
+from keras_nrs.groups import num_samples
+from keras_nrs.groups import samples_of
+from keras_nrs.groups import split_into_groups
+from keras_nrs.groups import with_masks
+from keras_nrs.objective import Terms
+from keras_nrs.objective import combine
+
+Tensor = Any
+
+# Keeps the dropout seeds of groups far apart: seeds count up by 1 at every draw.
+_SEED_STRIDE = 888_888_877
+
+
+@contextmanager
+def _sums_times(factor: Any, losses: Sequence[Any]) -> Iterator[None]:
+    """Multiply those of some losses that have `reduction="sum"`.
+
+    Terms are averaged over groups, and the sum over a batch is the mean of `factor`
+    times the sums over its groups.
+    """
+    is_one = isinstance(factor, int | float) and factor == 1
+    sums = {id(loss): loss for loss in losses if getattr(loss, "reduction", 0) == "sum"}
+    chosen = [] if is_one else list(sums.values())
+    for loss in chosen:
+        loss.call = lambda *args, call=loss.call: factor * call(*args)
+    try:
+        yield
+    finally:
+        for loss in chosen:
+            del loss.call
+
+
+def _plus(tensors: Sequence[Tensor], others: Sequence[Tensor | None]) -> list[Tensor]:
+    return [
+        tensor if other is None else tensor + other
+        for tensor, other in zip(tensors, others, strict=True)
+    ]
+
+
+class TrainingStep:
+    """The methods of `NRSModel` of which the backends make their training steps."""
+
+    def divergence_in_use(self: Any) -> tuple[Any, Any]:
+        """`divergence` as given, and what it came to for each output, if known yet."""
+        self._follow_base_model()
+        return self._divergences.given, self._divergences.resolved
+
+    def _perturbed_pass_matters(self: Any) -> bool:
+        """Whether anything of the perturbed pass is minimized."""
+        base = self.base_model
+        if base.built and not base.trainable_variables:
+            return False
+        if self.scheme == "nrs" and self.beta == 0:
+            return float(ops.convert_to_numpy(self.alpha.value)) > 0
+        return self.scheme != "baseline"
+
+    def _objective(  # noqa: PLR0913
+        self: Any,
+        weights: list[Tensor],
+        state: list[Tensor],
+        metrics: list[Tensor],
+        batch: Any,
+        *,
+        eps: Tensor,
+        alpha: Tensor,
+        key: Tensor,
+        replica: Any = 0,
+        num_replicas: int = 1,
+        perturb: Any = True,
+    ) -> Outcome:
+        """Equation 3 on the batch of one replica, differentiable in `weights`.
+
+        Nothing is assigned. The batch is split into `perturbations_per_replica`
+        groups, each with a delta, dropout masks and batch moments of its own: a
+        replica with two groups computes what two replicas would.
+
+        Args:
+            weights: Values of the base model's trainable variables.
+            state: Values of its non-trainable variables, the same for all replicas.
+            metrics: Values of its metrics' variables.
+            batch: The data, as Keras gives it to `train_step()`.
+            eps: Size of the neighborhood.
+            alpha: Weight of the divergence.
+            key: What the `SeedGenerator` of the perturbations gave at this step.
+            replica: Index of the replica among all of them.
+            num_replicas: Over how many replicas the caller averages the terms.
+            perturb: Whether the perturbed pass runs, a tensor where `interval`
+                decides in the graph.
+        """
+        groups = split_into_groups(num_samples(batch), self.perturbations_per_replica)
+        outcomes = []
+        for group in groups:
+            data = batch if len(groups) == 1 else samples_of(batch, group)
+            index = replica * self.perturbations_per_replica + group.index
+            shared = group.index if self.sync_perturbation else index
+            seeds = self._own_seeds(state, index)
+            outcome = self._group_objective(
+                weights,
+                _plus(state, seeds),
+                metrics,
+                data,
+                eps=eps,
+                alpha=alpha,
+                rng=RandomStream(key).fold_in(shared),
+                num_groups=num_replicas / group.share,
+                perturb=perturb,
+            )
+            minus_seeds = [None if s is None else -s for s in seeds]
+            outcomes.append(
+                outcome._replace(state=_plus(outcome.state, minus_seeds))
+            )
+        return mean_outcome(outcomes, [group.share for group in groups])
+
+    def _group_objective(  # noqa: PLR0913
+        self: Any,
+        weights: list[Tensor],
+        state: list[Tensor],
+        metrics: list[Tensor],
+        batch: Any,
+        *,
+        eps: Tensor,
+        alpha: Tensor,
+        rng: RandomStream,
+        num_groups: Any,
+        perturb: Any,
+    ) -> Outcome:
+        """Equation 3 on samples that share one delta."""
+        base = self.base_model
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
+        # Copied for each use: on PyTorch, Keras multiplies masks into it in place.
+        weight_of_loss, weight_of_perturbed, weight_of_divergence = (
+            divergences.copied(sample_weight) for _ in range(3)
+        )
+        repeated = self._repeated_random_numbers()
+        with self._stateless(weights, state, metrics) as scope:
+            y_pred = base(x, **self._call_kwargs(training=True))
+            layer_losses = base.losses
+            new_state = [
+                scope.get_current_value(v) for v in base.non_trainable_variables
+            ]
+        compiled = [loss.loss for loss in divergences.flat_losses(base, y_pred) or []]
+        with (
+            self._stateless(weights, state, metrics),
+            self._layer_losses(layer_losses),
+            _sums_times(num_groups, compiled),
+        ):
+            loss = base._compute_loss(x, y, y_pred, weight_of_loss, training=True)
+            penalty = sum(map(base._aggregate_additional_loss, layer_losses))
+
+        def perturbed_terms() -> tuple[Tensor, Tensor]:
+            perturbed_weights = self._perturbed(weights, eps, rng)
+            with (
+                repeated,
+                self._stateless(perturbed_weights, state, metrics),
+                self._layer_losses([]),
+            ):
+                perturbed = base(x, **self._call_kwargs(training=True))
+                with _sums_times(num_groups, compiled):
+                    perturbed_loss = base._compute_loss(
+                        x, y, perturbed, weight_of_perturbed, training=True
+                    )
+                resolved = self._resolved_divergences(y_pred, y)
+                with _sums_times(num_groups, [d.divergence for d in resolved]):
+                    divergence = divergences.total_divergence(
+                        resolved, y, y_pred, perturbed, weight_of_divergence
+                    )
+            return ops.cast(divergence, loss.dtype), perturbed_loss
+
+        if perturb is True:
+            divergence, perturbed_loss = perturbed_terms()
+        else:
+            zero = ops.zeros((), loss.dtype)
+            divergence, perturbed_loss = ops.cond(
+                perturb, perturbed_terms, lambda: (zero, zero)
+            )
+        terms = combine(
+            loss,
+            divergence,
+            perturbed_loss,
+            alpha=ops.cast(alpha, loss.dtype),
+            beta=self.beta,
+            scheme=self.scheme,
+            normalize=self.normalize,
+            penalty=penalty,
+        )
+        if perturb is not True:
+            terms = terms._replace(total=ops.where(perturb, terms.total, loss))
+        masks = tree.map_structure(get_keras_mask, y_pred)
+        return Outcome(terms, y_pred, masks, new_state)
+
+    def _perturbed(
+        self: Any, weights: list[Tensor], eps: Tensor, rng: RandomStream
+    ) -> list[Tensor]:
+        """theta + delta, where delta is a constant."""
+        deltas = perturbations.sample_deltas(
+            self.perturbation,
+            self.base_model.trainable_variables,
+            [ops.stop_gradient(w) for w in weights],
+            eps,
+            rng,
+        )
+        return perturbations.add_deltas(weights, deltas)
+
+    def _call_kwargs(self: Any, training: bool | None) -> dict[str, Any]:
+        takes_training = self.base_model._call_has_training_arg
+        return {"training": training} if takes_training else {}
+
+    def _stateless(
+        self: Any, weights: list[Tensor], state: list[Tensor], metrics: list[Tensor]
+    ) -> keras.StatelessScope:
+        """A scope in which the base model has these values and keeps its own."""
+        base = self.base_model
+        variables = base.trainable_variables + base.non_trainable_variables
+        variables += base.metrics_variables
+        values = [*weights, *state, *metrics]
+        return keras.StatelessScope(
+            list(zip(variables, values, strict=True)), collect_losses=True
+        )
+
+    @contextmanager
+    def _layer_losses(self: Any, layer_losses: list[Tensor]) -> Iterator[None]:
+        """Make `compute_loss()` add these losses instead of the layers' own."""
+        zero = ops.zeros((), keras.config.floatx())
+        self.base_model._losses_override = list(layer_losses) or [zero]
+        try:
+            yield
+        finally:
+            self.base_model._losses_override = []
+
+    def _repeated_random_numbers(self: Any) -> AbstractContextManager[None]:
+        """A context in which the random numbers drawn from now on come again.
+
+        Those of `SeedGenerator`s are part of the state. A backend with a global
+        generator has more to repeat.
+        """
+        return nullcontext()
+
+    def _own_seeds(self: Any, state: list[Tensor], index: Any) -> list[Tensor | None]:
+        """What to add to the state of each `SeedGenerator`, `None` elsewhere.
+
+        All replicas hold the same seeds. Without this, dropout would drop the same
+        elements in all groups.
+        """
+        if isinstance(index, int) and index == 0:
+            return [None] * len(state)
+        base = self.base_model
+        weights = set(map(id, base.weights))
+        stride = ops.convert_to_tensor([_SEED_STRIDE, 0], "int32")
+        return [
+            None if id(v) in weights else ops.cast(index * stride, s.dtype)
+            for v, s in zip(base.non_trainable_variables, state, strict=True)
+        ]
+
+    def _resolved_divergences(
+        self: Any, outputs: Any, y: Any
+    ) -> list[divergences.OutputDivergence]:
+        if self._divergences.resolved is None:
+            self._divergences.resolved = divergences.for_model(
+                self.base_model, self._divergences.given, outputs, y
+            )
+        return self._divergences.resolved
+
+    def _loss_updates_metrics(self: Any) -> bool:
+        """Whether `compute_loss()` may update metrics.
+
+        That of several outputs does, and that of a subclass may.
+        """
+        base = self.base_model
+        overridden = type(base).compute_loss is not keras.Model.compute_loss
+        return overridden or bool(base._compile_loss and base._compile_loss.metrics)
+
+    def _assign_outcome(
+        self: Any,
+        outcome: Outcome,
+        data: Any,
+        *,
+        weight: Any = 1,
+        unscaled: Callable[[Tensor], Tensor] = lambda term: term,
+    ) -> dict[str, Tensor]:
+        """Update the model's state and metrics in place, and give the logs."""
+        base = self.base_model
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        variables = base.non_trainable_variables
+        for variable, value in zip(variables, outcome.state, strict=True):
+            if value is not variable.value:
+                variable.assign(value)
+        terms = Terms(*map(unscaled, outcome.terms))
+        y_pred = with_masks(outcome.y_pred, outcome.masks)
+        if self._loss_updates_metrics():
+            weight_of_loss = divergences.copied(sample_weight)
+            base._compute_loss(x, y, y_pred, weight_of_loss, training=True)
+        base._loss_tracker.update_state(terms.total, sample_weight=num_samples(x))
+        self._update_trackers(terms, data, weight=weight)
+        logs: dict[str, Tensor] = base.compute_metrics(
+            x, y, y_pred, sample_weight=sample_weight
+        )
+        return logs | self._tracker_logs()
+
+    def _update_trackers(
+        self: Any, terms: Terms, data: Any, *, weight: Any = 1
+    ) -> None:
+        samples = num_samples(data) * weight
+        divergence, perturbed_loss = self._trackers
+        divergence.update_state(terms.divergence, sample_weight=samples)
+        perturbed_loss.update_state(terms.perturbed_loss, sample_weight=samples)
+
+    def _tracker_logs(self: Any) -> dict[str, Tensor]:
+        return {tracker.name: tracker.result() for tracker in self._trackers}

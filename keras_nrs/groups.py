@@ -33,7 +33,7 @@ class Outcome(NamedTuple):
 class Group(NamedTuple):
     """Samples of a batch that share one delta: from `start` to `stop`."""
 
-    index: int
+    number: int
     start: Any
     stop: Any
     share: Any

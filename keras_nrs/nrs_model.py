@@ -159,7 +159,7 @@ def _preprocessed(name: str) -> Callable[..., Any]:
     @functools.wraps(method)
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
         preprocessing = with_preprocessing(self)
-        with self._placing_batches():
+        with self._loop_over_batches():
             if preprocessing is None:
                 return method(self, *args, **kwargs)
             return getattr(preprocessing, name)(*args, **kwargs)

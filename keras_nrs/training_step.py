@@ -111,8 +111,8 @@ class TrainingStep:
         outcomes = []
         for group in groups:
             data = batch if len(groups) == 1 else samples_of(batch, group)
-            index = replica * self.perturbations_per_replica + group.index
-            shared = group.index if self.sync_perturbation else index
+            index = replica * self.perturbations_per_replica + group.number
+            shared = group.number if self.sync_perturbation else index
             seeds = self._own_seeds(state, index)
             outcome = self._group_objective(
                 weights,
@@ -126,9 +126,7 @@ class TrainingStep:
                 perturb=perturb,
             )
             minus_seeds = [None if s is None else -s for s in seeds]
-            outcomes.append(
-                outcome._replace(state=_plus(outcome.state, minus_seeds))
-            )
+            outcomes.append(outcome._replace(state=_plus(outcome.state, minus_seeds)))
         return mean_outcome(outcomes, [group.share for group in groups])
 
     def _group_objective(  # noqa: PLR0913

@@ -1,6 +1,5 @@
 """The training step and the random numbers on JAX."""
 
-import atexit
 import functools
 import math
 from collections.abc import Callable
@@ -13,7 +12,6 @@ from typing import NamedTuple
 
 import jax
 import keras
-from jax._src.api import clean_up as jax_clean_up
 from jax.sharding import PartitionSpec as P
 from keras.src.backend.jax import trainer as keras_trainer
 
@@ -124,10 +122,11 @@ def _share(batch: Any, index: Tensor, size: int, num_shares: int) -> Any:
 
 
 @contextmanager
-def _uneven_batches() -> Iterator[None]:
-    """Let Keras place batches that do not divide among the devices: it refuses to.
+def _loop_over_batches() -> Iterator[None]:
+    """What Keras's `fit()`, `evaluate()` and `predict()` run in.
 
-    They go to all devices as a whole.
+    Batches that do not divide among the devices go to all of them as a whole. Keras
+    refuses to place them.
     """
     place = keras_trainer._distribute_data
 
@@ -169,19 +168,10 @@ def _replace(
     return [values_by_id[id(v)] for v in variables]
 
 
-def _do_not_wait_at_exit() -> None:
-    """Let this process end with its error, and not wait for one that has died.
-
-    JAX's exit handler waits until all processes end. For a dead one that takes until
-    its heartbeat is missed, 100 seconds by default.
-    """
-    atexit.unregister(jax_clean_up)
-
-
 class BackendTrainer:
     """Steps of an `NRSModel`, as `keras.Model` calls them on JAX."""
 
-    _placing_batches = staticmethod(_uneven_batches)
+    _loop_over_batches = staticmethod(_loop_over_batches)
     process_index = staticmethod(jax.process_index)
 
     @staticmethod
@@ -227,10 +217,7 @@ class BackendTrainer:
                 try:
                     return train_function(state, self._plan_steps(batches))
                 except Exception:
-                    if jax.process_count() > 1:
-                        _do_not_wait_at_exit()
-                    else:
-                        self._put_back(state)
+                    self._put_back(state)
                     raise
 
             self.train_function = planned_train_function

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import tensorflow as tf
+from keras.src.backend.tensorflow import trainer as keras_trainer
 
 Tensor = Any
 
@@ -28,9 +29,7 @@ class RandomStream:
         """A stream that is independent of this one and those of other indices."""
         # Negative, so that it never equals a draw's.
         index = -1 - tf.cast(index, "int64")
-        return RandomStream(
-            tf.random.experimental.stateless_fold_in(self._key, index)
-        )
+        return RandomStream(tf.random.experimental.stateless_fold_in(self._key, index))
 
     def _next_key(self) -> Tensor:
         self._draws += 1
@@ -77,7 +76,7 @@ class BackendTrainer:
 
     _perturbs = True
     # TensorFlow splits batches among devices by itself.
-    _placing_batches = staticmethod(contextlib.nullcontext)
+    _loop_over_batches = staticmethod(contextlib.nullcontext)
 
     @staticmethod
     def _scope_of(model: Any) -> AbstractContextManager[Any]:
@@ -130,7 +129,7 @@ class BackendTrainer:
         if not self._perturbs:
             if self.scheme != "baseline":
                 self.seed_generator.next()
-            return base.train_step(data) | self._tracker_logs()
+            return self._reducible(base.train_step(data) | self._tracker_logs())
         base._symbolic_build(data_batch=data)
         self.built = True
         key = self.seed_generator.next()
@@ -156,12 +155,24 @@ class BackendTrainer:
         base.optimizer.apply_gradients(
             zip(tape.gradient(scaled, weights), weights, strict=True)
         )
-        return self._assign_outcome(
-            outcome, data, weight=tf.cast(perturb, "int32"), unscaled=_unscaled
+        return self._reducible(
+            self._assign_outcome(
+                outcome, data, weight=tf.cast(perturb, "int32"), unscaled=_unscaled
+            )
         )
 
     def test_step(self: Any, data: Any) -> Any:
-        return self.base_model.test_step(data)
+        return self._reducible(self.base_model.test_step(data))
+
+    def _reducible(self: Any, logs: Any) -> Any:
+        """Logs in the shape that Keras reduces over the replicas of several workers.
+
+        It takes the mean over the first axis, which scalars do not have.
+        """
+        strategy = self.distribute_strategy
+        if not keras_trainer._collective_all_reduce_multi_worker(strategy):
+            return logs
+        return tf.nest.map_structure(lambda log: tf.reshape(log, (1,)), logs)
 
     def predict_step(self: Any, data: Any) -> Any:
         return self.base_model.predict_step(data)

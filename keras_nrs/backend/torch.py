@@ -97,7 +97,7 @@ class BackendTrainer:
     """Steps of an `NRSModel`, as `keras.Model` calls them on PyTorch."""
 
     # Keras trains on one device of one process here.
-    _placing_batches = staticmethod(nullcontext)
+    _loop_over_batches = staticmethod(nullcontext)
 
     @staticmethod
     def _scope_of(model: Any) -> Any:

@@ -3,10 +3,12 @@
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# The suite compiles hundreds of tiny programs and runs each for a moment.
+# The suite compiles hundreds of tiny programs and runs each for a moment. On the CPU
+# of this machine JAX sees four devices, of which all but some tests use the first.
 os.environ.setdefault(
     "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_force_host_platform_device_count=4",
 )
 
 import keras
@@ -15,16 +17,28 @@ import pytest
 
 BACKEND = keras.config.backend()
 
+if BACKEND == "tensorflow":
+    import tensorflow as tf
+
+    # Four devices here too.
+    tf.config.set_logical_device_configuration(
+        tf.config.list_physical_devices("CPU")[0],
+        [tf.config.LogicalDeviceConfiguration()] * 4,
+    )
+
 
 def pytest_configure(config: pytest.Config) -> None:
     for backend in ("jax", "tensorflow", "torch"):
         config.addinivalue_line("markers", f"only_{backend}: runs on {backend} only")
+    config.addinivalue_line("markers", "several_devices: not in Keras on PyTorch")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leave out, rather than skip, what only other backends can do."""
     others = {f"only_{b}" for b in ("jax", "tensorflow", "torch") if b != BACKEND}
     mine = f"only_{BACKEND}"
+    if BACKEND == "torch":
+        others.add("several_devices")
     items[:] = [
         item
         for item in items

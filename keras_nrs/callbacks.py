@@ -5,7 +5,8 @@ import warnings
 from typing import Any
 
 import keras
-import numpy as np
+
+from keras_nrs import perturbations
 
 # Below this share of the loss the divergence has no measurable effect on training.
 _INERT_SHARE = 1e-4
@@ -30,7 +31,8 @@ class InertEpsWarning(keras.callbacks.Callback):  # type: ignore[misc]
         self._losses: list[float] = []
 
     def _step(self) -> int:
-        return int(self.model.seed_generator.state[1])
+        state = keras.ops.convert_to_numpy(self.model.seed_generator.state.value)
+        return int(state[1])
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         is_fixed = _values(self.model) == self._first_values
@@ -53,10 +55,8 @@ class InertEpsWarning(keras.callbacks.Callback):  # type: ignore[misc]
         if not is_inert or not self.model.trainable_variables:
             return
         self.model._inert_eps_reported = True
-        weights = self.model.trainable_variables
-        norm = math.hypot(
-            *(np.linalg.norm(keras.ops.convert_to_numpy(w.value)) for w in weights)
-        )
+        weights = [w.value for w in self.model.trainable_variables]
+        norm = float(keras.ops.convert_to_numpy(perturbations.norm(weights)))
         advice = (
             "Use wrap(model, eps=0.3, perturbation='relative'), whose radius grows "
             "with that norm, or find an eps with keras_nrs.calibrate_eps(model, x, "
@@ -73,6 +73,39 @@ class InertEpsWarning(keras.callbacks.Callback):  # type: ignore[misc]
             f"{norm:.3g}. {advice}",
             stacklevel=2,
         )
+
+
+class ProcessesAgree(keras.callbacks.Callback):  # type: ignore[misc]
+    """Raises before training if the processes of a run would wait for each other.
+
+    Added by `NRSModel.fit()`. Every step needs all processes, so they must have the
+    same number of batches and start at the same epoch.
+    """
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        steps = (self.params or {}).get("steps") or 0
+        epoch = self.model._initial_epoch or 0
+        processes = self.model.values_of_processes([steps, epoch])
+        if all(values == processes[0] for values in processes):
+            return
+        raise ValueError(
+            "All processes must have the same number of batches in an epoch and the "
+            "same initial epoch. Received: (batches, initial epoch) = "
+            f"{[tuple(values) for values in processes]}, by process. Use "
+            "dataset.batch(batch_size, drop_remainder=True), and keep the checkpoints "
+            "of keras.callbacks.BackupAndRestore where all processes can read them."
+        )
+
+
+def leave_backups_to_first_process(callbacks: Any) -> None:
+    """Make `BackupAndRestore` only restore: the first process writes and deletes.
+
+    `NRSModel.save()`, which other callbacks use, sees to that itself.
+    """
+    for callback in getattr(callbacks, "callbacks", callbacks):
+        if isinstance(callback, keras.callbacks.BackupAndRestore):
+            callback._save_model = lambda: None
+            callback.delete_checkpoint = False
 
 
 def _values(model: Any) -> tuple[float, float]:

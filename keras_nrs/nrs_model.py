@@ -2,6 +2,8 @@
 
 import functools
 import inspect
+import os
+import pathlib
 import warnings
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -19,6 +21,8 @@ from keras_nrs._checks import check_nonnegative
 from keras_nrs._checks import check_seed
 from keras_nrs.backend import BackendTrainer
 from keras_nrs.callbacks import InertEpsWarning
+from keras_nrs.callbacks import ProcessesAgree
+from keras_nrs.callbacks import leave_backups_to_first_process
 from keras_nrs.objective import SCHEMES
 from keras_nrs.preprocessing import with_preprocessing
 from keras_nrs.training_step import TrainingStep
@@ -331,12 +335,16 @@ class NRSModel(BackendTrainer, TrainingStep, keras.Model):  # type: ignore[misc]
         call = inspect.signature(keras.Model.fit).bind(self, *args, **kwargs)
         arguments = dict(call.arguments)
         del arguments["self"]
-        callbacks, warning = arguments.get("callbacks"), InertEpsWarning()
+        callbacks = arguments.get("callbacks")
+        own: list[Any] = [ProcessesAgree(), InertEpsWarning()]
         if isinstance(callbacks, keras.callbacks.CallbackList):
-            warning.set_model(self)
-            callbacks.callbacks.append(warning)
+            for callback in own:
+                callback.set_model(self)
+            callbacks.callbacks.extend(own)
         else:
-            callbacks = [*keras.tree.flatten(callbacks or []), warning]
+            callbacks = [*keras.tree.flatten(callbacks or []), *own]
+        if self.process_index() > 0:
+            leave_backups_to_first_process(callbacks)
         return self._fit(**(arguments | {"callbacks": callbacks}))
 
     fit.__doc__ = keras.Model.fit.__doc__
@@ -375,6 +383,38 @@ class NRSModel(BackendTrainer, TrainingStep, keras.Model):  # type: ignore[misc]
             self._divergences.resolved = None
 
     # Saving.
+
+    def save(self, filepath: Any, overwrite: bool = True, **kwargs: Any) -> None:
+        """As `keras.Model.save()`, by the first process alone if there are several.
+
+        The file is replaced as a whole: it is never half-written.
+        """
+        self._write(super().save, filepath, overwrite, **kwargs)
+
+    def save_weights(
+        self, filepath: Any, overwrite: bool = True, **kwargs: Any
+    ) -> None:
+        """As `keras.Model.save_weights()`, written like a file of `save()`."""
+        self._write(super().save_weights, filepath, overwrite, **kwargs)
+
+    def _write(
+        self, save: Callable[..., Any], filepath: Any, overwrite: bool, **kwargs: Any
+    ) -> None:
+        if self.process_index() > 0:
+            return
+        path = pathlib.Path(filepath)
+        is_one_local_file = path.suffix in (".keras", ".h5") and "://" not in str(
+            filepath
+        )
+        if not is_one_local_file or (path.exists() and not overwrite):
+            save(filepath, overwrite=overwrite, **kwargs)
+            return
+        unfinished = path.with_name(f".unfinished-{os.getpid()}-{path.name}")
+        try:
+            save(unfinished, overwrite=True, **kwargs)
+            os.replace(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
     def export(self, *args: Any, **kwargs: Any) -> Any:
         """Export the base model for inference."""

@@ -22,7 +22,7 @@ NOISES = ("normal", "rademacher")
 _ROUNDING_MARGIN = 1 - 2.0**-20
 
 
-def _norm(tensors: Sequence[Tensor]) -> Tensor:
+def norm(tensors: Sequence[Tensor]) -> Tensor:
     """The norm of all tensors together."""
     return ops.sqrt(sum(ops.sum(ops.square(tensor)) for tensor in tensors))
 
@@ -201,7 +201,7 @@ class _RandomDirection(Perturbation):
         """A random point in a ball of the given radius around zero."""
         direction = self._direction(weights, rng)
         factor = _ROUNDING_MARGIN * self._relative_radius(weights, rng)
-        scale = radius * factor * _reciprocal(_norm(direction))
+        scale = radius * factor * _reciprocal(norm(direction))
         return [scale * g for g in direction]
 
     def get_config(self) -> dict[str, Any]:
@@ -269,7 +269,7 @@ class RelativeBall(_RandomDirection):
     def _draw(
         self, weights: list[Tensor], eps: Tensor, rng: RandomStream
     ) -> list[Tensor]:
-        return self._in_ball(weights, eps * _norm(weights), rng)
+        return self._in_ball(weights, eps * norm(weights), rng)
 
 
 @keras.saving.register_keras_serializable(package="keras_nrs")
@@ -297,7 +297,7 @@ class LayerwiseBall(_RandomDirection):
     ) -> list[Tensor]:
         deltas = []
         for weight in weights:
-            deltas += self._in_ball([weight], eps * _norm([weight]), rng)
+            deltas += self._in_ball([weight], eps * norm([weight]), rng)
         return deltas
 
 
@@ -331,7 +331,7 @@ class ReleasedCode(_RandomDirection):
     ) -> list[Tensor]:
         direction = self._direction(weights, rng)
         factor = self._relative_radius(weights, rng)
-        scale = eps * factor * _reciprocal(_norm(weights))
+        scale = eps * factor * _reciprocal(norm(weights))
         return [scale * g for g in direction]
 
 

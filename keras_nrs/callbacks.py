@@ -31,7 +31,7 @@ class InertEpsWarning(keras.callbacks.Callback):  # type: ignore[misc]
         self._losses: list[float] = []
 
     def _step(self) -> int:
-        state = keras.ops.convert_to_numpy(self.model.seed_generator.state.value)
+        state = keras.ops.convert_to_numpy(self.model.seed_generator.state)
         return int(state[1])
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -111,6 +111,6 @@ def leave_backups_to_first_process(callbacks: Any) -> None:
 def _values(model: Any) -> tuple[float, float]:
     """eps and alpha."""
     eps, alpha = (
-        float(keras.ops.convert_to_numpy(v.value)) for v in (model.eps, model.alpha)
+        float(keras.ops.convert_to_numpy(v)) for v in (model.eps, model.alpha)
     )
     return eps, alpha

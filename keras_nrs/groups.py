@@ -31,11 +31,20 @@ class Outcome(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Samples of a batch that share one delta: from `start` to `stop`."""
+    """Samples of a batch that share one delta: from `start` to `stop`.
+
+    Attributes:
+        number: Which of the groups it is.
+        start: Index of its first sample.
+        stop: Index after its last.
+        size: How many of them count: all, or none.
+        share: `size` divided by the size of the batch.
+    """
 
     number: int
     start: Any
     stop: Any
+    size: Any
     share: Any
 
 
@@ -47,19 +56,20 @@ def split_into_groups(batch_size: Any, num_groups: int) -> list[Group]:
     0, because the mean over no samples is not a number.
     """
     if num_groups == 1:
-        return [Group(0, 0, batch_size, 1.0)]
+        return [Group(0, 0, batch_size, batch_size, 1.0)]
     is_known = isinstance(batch_size, int)
     if is_known:
         num_groups = min(num_groups, batch_size)
     groups = []
     for i in range(num_groups):
         start, stop = i * batch_size // num_groups, (i + 1) * batch_size // num_groups
+        size = stop - start
         if is_known:
-            share = (stop - start) / batch_size
+            share = size / batch_size
         else:
-            share = ops.cast(stop - start, "float32") / ops.cast(batch_size, "float32")
+            share = ops.cast(size, "float32") / ops.cast(batch_size, "float32")
             stop = ops.maximum(stop, start + 1)
-        groups.append(Group(i, start, stop, share))
+        groups.append(Group(i, start, stop, size, share))
     return groups
 
 
@@ -67,20 +77,22 @@ def _is_float(tensor: Tensor) -> bool:
     return keras.backend.is_float_dtype(keras.backend.standardize_dtype(tensor.dtype))
 
 
-def _weighted(share: Any, tensor: Tensor) -> Tensor:
-    return ops.cast(share, tensor.dtype) * tensor
-
-
-def mean_outcome(outcomes: Sequence[Outcome], shares: Sequence[Any]) -> Outcome:
+def mean_outcome(outcomes: Sequence[Outcome], groups: Sequence[Group]) -> Outcome:
     """The outcome of a batch from those of its groups."""
     if len(outcomes) == 1:
         return outcomes[0]
 
     def mean(*tensors: Tensor) -> Tensor:
-        return sum(_weighted(s, t) for s, t in zip(shares, tensors, strict=True))
+        return sum(
+            ops.cast(group.share, tensor.dtype) * tensor
+            for group, tensor in zip(groups, tensors, strict=True)
+        )
 
     def joined(*tensors: Tensor) -> Tensor:
-        return None if tensors[0] is None else ops.concatenate(tensors, axis=0)
+        if tensors[0] is None:
+            return None
+        parts = [t[: group.size] for group, t in zip(groups, tensors, strict=True)]
+        return ops.concatenate(parts, axis=0)
 
     terms, y_preds, masks, states = zip(*outcomes, strict=True)
     return Outcome(

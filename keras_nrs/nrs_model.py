@@ -454,8 +454,8 @@ class NRSModel(BackendTrainer, TrainingStep, keras.Model):  # type: ignore[misc]
         given = self._divergences.given
         return {
             "base_model": base_model,
-            "eps": float(ops.convert_to_numpy(self.eps.value)),
-            "alpha": float(ops.convert_to_numpy(self.alpha.value)),
+            "eps": float(ops.convert_to_numpy(self.eps)),
+            "alpha": float(ops.convert_to_numpy(self.alpha)),
             "beta": self.beta,
             "scheme": self.scheme,
             "perturbation": keras.saving.serialize_keras_object(self.perturbation),

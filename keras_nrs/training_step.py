@@ -71,7 +71,7 @@ class TrainingStep:
         if base.built and not base.trainable_variables:
             return False
         if self.scheme == "nrs" and self.beta == 0:
-            return float(ops.convert_to_numpy(self.alpha.value)) > 0
+            return float(ops.convert_to_numpy(self.alpha)) > 0
         return self.scheme != "baseline"
 
     def _objective(  # noqa: PLR0913
@@ -127,7 +127,7 @@ class TrainingStep:
             )
             minus_seeds = [None if s is None else -s for s in seeds]
             outcomes.append(outcome._replace(state=_plus(outcome.state, minus_seeds)))
-        return mean_outcome(outcomes, [group.share for group in groups])
+        return mean_outcome(outcomes, groups)
 
     def _group_objective(  # noqa: PLR0913
         self: Any,

@@ -93,7 +93,7 @@ def compile_classifier(model: keras.Model, **kwargs: Any) -> None:
 
 
 def numpy_values(variables: Sequence[Any]) -> list[np.ndarray]:
-    return [np.array(keras.ops.convert_to_numpy(v.value)) for v in variables]
+    return [np.array(keras.ops.convert_to_numpy(v)) for v in variables]
 
 
 def assert_equal(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> None:

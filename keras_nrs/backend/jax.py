@@ -208,7 +208,7 @@ class BackendTrainer:
         if self.scheme == "baseline":
             return
         # Counted here, because reading it from the device would wait for the step.
-        state = keras.ops.convert_to_numpy(self.seed_generator.state.value)
+        state = keras.ops.convert_to_numpy(self.seed_generator.state)
         self._step = int(state[1])
         if is_new:
             train_function = self.train_function

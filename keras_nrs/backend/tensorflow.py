@@ -151,6 +151,16 @@ class BackendTrainer:
             )
             scaled = base.optimizer.scale_loss(outcome.terms.total)
 
+        if _num_replicas() > 1:
+            # Keras lets each replica keep the statistics of its own batches.
+            outcome = outcome._replace(
+                state=[
+                    context.all_reduce("MEAN", new)
+                    if new is not old and new.dtype.is_floating
+                    else new
+                    for new, old in zip(outcome.state, state, strict=True)
+                ]
+            )
         weights = base.trainable_weights
         base.optimizer.apply_gradients(
             zip(tape.gradient(scaled, weights), weights, strict=True)

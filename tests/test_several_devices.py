@@ -553,9 +553,9 @@ def sharded(kind: str = "mlp") -> tuple[Any, keras.Model]:
     names = keras.distribution.list_devices("cpu")
     mesh = keras.distribution.DeviceMesh((2, 2), ("batch", "model"), names)
     layout_map = keras.distribution.LayoutMap(mesh)
-    layout_map["wide.*kernel"] = (None, "model")
-    layout_map["wide.*bias"] = ("model",)
-    layout_map["narrow.*kernel"] = ("model", None)
+    layout_map[".*wide.*kernel"] = (None, "model")
+    layout_map[".*wide.*bias"] = ("model",)
+    layout_map[".*narrow.*kernel"] = ("model", None)
     distribution = keras.distribution.ModelParallel(
         layout_map=layout_map, batch_dim_name="batch"
     )

@@ -98,13 +98,15 @@ class ProcessesAgree(keras.callbacks.Callback):  # type: ignore[misc]
 
 
 def leave_backups_to_first_process(callbacks: Any) -> None:
-    """Make `BackupAndRestore` only restore: the first process writes and deletes.
+    """Let the first process alone write and delete the files of `BackupAndRestore`.
 
-    `NRSModel.save()`, which other callbacks use, sees to that itself.
+    `NRSModel.save_weights()` sees to the weights, in all callbacks, by itself.
     """
     for callback in getattr(callbacks, "callbacks", callbacks):
         if isinstance(callback, keras.callbacks.BackupAndRestore):
-            callback._save_model = lambda: None
+            callback._save_model = lambda callback=callback: (
+                callback.model.save_weights(callback._weights_path)
+            )
             callback.delete_checkpoint = False
 
 

@@ -4,6 +4,7 @@ import functools
 import inspect
 import os
 import pathlib
+import tempfile
 import warnings
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -400,9 +401,12 @@ class NRSModel(BackendTrainer, TrainingStep, keras.Model):  # type: ignore[misc]
     def _write(
         self, save: Callable[..., Any], filepath: Any, overwrite: bool, **kwargs: Any
     ) -> None:
-        if self.process_index() > 0:
-            return
         path = pathlib.Path(filepath)
+        if self.process_index() > 0:
+            # Reading the variables may take all processes: the others read them too.
+            with tempfile.TemporaryDirectory() as unused:
+                save(pathlib.Path(unused) / path.name, overwrite=True, **kwargs)
+            return
         is_one_local_file = path.suffix in (".keras", ".h5") and "://" not in str(
             filepath
         )

@@ -21,7 +21,8 @@ class Outcome(NamedTuple):
         terms: The terms of Equation 3.
         y_pred: The outputs at theta.
         masks: The Keras masks of `y_pred`, or `None` for outputs without one.
-        state: New values of the base model's non-trainable variables.
+        state: New values of the base model's non-trainable variables: the given
+            tensor itself for those that did not change.
     """
 
     terms: Terms
@@ -39,6 +40,7 @@ class Group(NamedTuple):
         stop: Index after its last.
         size: How many of them count: all, or none.
         share: `size` divided by the size of the batch.
+        scale: The inverse of `share`, and finite if that is 0.
     """
 
     number: int
@@ -46,6 +48,7 @@ class Group(NamedTuple):
     stop: Any
     size: Any
     share: Any
+    scale: Any
 
 
 def split_into_groups(batch_size: Any, num_groups: int) -> list[Group]:
@@ -56,7 +59,7 @@ def split_into_groups(batch_size: Any, num_groups: int) -> list[Group]:
     0, because the mean over no samples is not a number.
     """
     if num_groups == 1:
-        return [Group(0, 0, batch_size, batch_size, 1.0)]
+        return [Group(0, 0, batch_size, batch_size, 1.0, 1.0)]
     is_known = isinstance(batch_size, int)
     if is_known:
         num_groups = min(num_groups, batch_size)
@@ -65,11 +68,12 @@ def split_into_groups(batch_size: Any, num_groups: int) -> list[Group]:
         start, stop = i * batch_size // num_groups, (i + 1) * batch_size // num_groups
         size = stop - start
         if is_known:
-            share = size / batch_size
+            share, scale = size / batch_size, batch_size / size
         else:
-            share = ops.cast(size, "float32") / ops.cast(batch_size, "float32")
             stop = ops.maximum(stop, start + 1)
-        groups.append(Group(i, start, stop, size, share))
+            part, whole = (ops.cast(n, "float32") for n in (size, batch_size))
+            share, scale = part / whole, whole / ops.maximum(part, 1.0)
+        groups.append(Group(i, start, stop, size, share, scale))
     return groups
 
 
@@ -83,6 +87,8 @@ def mean_outcome(outcomes: Sequence[Outcome], groups: Sequence[Group]) -> Outcom
         return outcomes[0]
 
     def mean(*tensors: Tensor) -> Tensor:
+        if not _is_float(tensors[0]) or all(t is tensors[0] for t in tensors):
+            return tensors[0]
         return sum(
             ops.cast(group.share, tensor.dtype) * tensor
             for group, tensor in zip(groups, tensors, strict=True)
@@ -99,7 +105,7 @@ def mean_outcome(outcomes: Sequence[Outcome], groups: Sequence[Group]) -> Outcom
         Terms(*map(mean, *terms)),
         tree.map_structure(joined, *y_preds),
         tree.map_structure(joined, *masks),
-        [mean(*s) if _is_float(s[0]) else s[0] for s in zip(*states, strict=True)],
+        list(map(mean, *states)),
     )
 
 

@@ -122,7 +122,7 @@ class TrainingStep:
                 eps=eps,
                 alpha=alpha,
                 rng=RandomStream(key).fold_in(shared),
-                num_groups=num_replicas / group.share,
+                num_groups=num_replicas * group.scale,
                 perturb=perturb,
             )
             minus_seeds = [None if s is None else -s for s in seeds]
@@ -151,10 +151,13 @@ class TrainingStep:
         )
         repeated = self._repeated_random_numbers()
         with self._stateless(weights, state, metrics) as scope:
+            before = list(map(scope.get_current_value, base.non_trainable_variables))
             y_pred = base(x, **self._call_kwargs(training=True))
             layer_losses = base.losses
+            after = map(scope.get_current_value, base.non_trainable_variables)
             new_state = [
-                scope.get_current_value(v) for v in base.non_trainable_variables
+                given if new is old else new
+                for given, old, new in zip(state, before, after, strict=True)
             ]
         compiled = [loss.loss for loss in divergences.flat_losses(base, y_pred) or []]
         with (

@@ -171,6 +171,19 @@ def test_two_workers_are_one_with_the_same_devices(tmp_path: Path) -> None:
     assert (tmp_path / "2.keras").exists()
 
 
+def start_two(script: str, tmp_path: Path, **args: Any) -> tuple[list[Any], list[Path]]:
+    """Two processes that take their time, and where they print."""
+    port = free_port()
+    outputs = [tmp_path / f"killed-{index}.log" for index in range(2)]
+    file = str(tmp_path / "killed.keras")
+    common = {"processes": 2, "port": port, "pause": 0.3, "file": file} | args
+    processes = [
+        start(script, 2, output, index=index, **common)
+        for index, output in enumerate(outputs)
+    ]
+    return processes, outputs
+
+
 def wait_for(output: Path, text: str) -> None:
     limit = time.monotonic() + 120
     while text not in output.read_text():
@@ -184,22 +197,7 @@ def test_a_dead_process_ends_the_others_and_a_restart_goes_on(
     tmp_path: Path, victim: int
 ) -> None:
     args = {"heartbeat": 10, "backup": str(tmp_path / "backup"), "epochs": 4}
-    port = free_port()
-    outputs = [tmp_path / f"killed-{index}.log" for index in range(2)]
-    processes = [
-        start(
-            JAX,
-            2,
-            output,
-            index=index,
-            processes=2,
-            port=port,
-            pause=0.3,
-            file=str(tmp_path / "killed.keras"),
-            **args,
-        )
-        for index, output in enumerate(outputs)
-    ]
+    processes, outputs = start_two(JAX, tmp_path, **args)
     # In the middle of the third epoch, with two of them saved.
     wait_for(outputs[0], "epoch 2")
     processes[victim].send_signal(signal.SIGKILL)
@@ -221,22 +219,7 @@ def test_a_dead_process_ends_the_others_and_a_restart_goes_on(
 
 @pytest.mark.only_tensorflow
 def test_a_dead_worker_ends_the_other(tmp_path: Path) -> None:
-    port = free_port()
-    outputs = [tmp_path / f"{index}.log" for index in range(2)]
-    processes = [
-        start(
-            TENSORFLOW,
-            2,
-            output,
-            index=index,
-            processes=2,
-            port=port,
-            pause=0.3,
-            epochs=20,
-            file=str(tmp_path / "killed.keras"),
-        )
-        for index, output in enumerate(outputs)
-    ]
+    processes, outputs = start_two(TENSORFLOW, tmp_path, epochs=20)
     wait_for(outputs[0], "epoch 1")
     processes[1].send_signal(signal.SIGKILL)
     assert processes[0].wait(timeout=60) != 0

@@ -359,7 +359,10 @@ class BackendTrainer:
                 jax.tree.map(mean, gradients),
                 outcome._replace(
                     terms=jax.tree.map(mean, outcome.terms),
-                    state=jax.tree.map(mean, outcome.state),
+                    state=[
+                        new if new is old else mean(new)
+                        for old, new in zip(state[1], outcome.state, strict=True)
+                    ],
                 ),
             )
 

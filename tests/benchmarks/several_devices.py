@@ -3,13 +3,18 @@
     KERAS_BACKEND=jax python -m tests.benchmarks.several_devices
 
 Prints, for three networks, the median of the ratios of interleaved runs in one process
-and their range, and the cost of `perturbations_per_replica` on one device.
+and their range; and the cost of `perturbations_per_replica` on one device. Nothing else
+may run on the machine.
 """
 
 import os
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+# One thread for each device: with a pool each they take the cores from one another.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_force_host_platform_device_count=2 --xla_cpu_multi_thread_eigen=false",
+)
 
 import time
 from collections.abc import Callable
@@ -20,6 +25,7 @@ import numpy as np
 from keras import layers
 
 import keras_nrs
+from keras_nrs.perturbations import RelativeBall
 
 RUNS, STEPS, BATCH = 7, 8, 64
 
@@ -83,8 +89,13 @@ def main() -> None:
     nrs = {"eps": 0.3, "perturbation": "relative"}
     for make in (mlp, cnn, transformer):
         with keras.distribution.DataParallel().scope():
-            plain, wrapped = epoch(make), epoch(make, **nrs)
-            print(f"{make.__name__}, 2 devices: {ratio(wrapped, plain)}", flush=True)
+            plain = epoch(make)
+            for noise in keras_nrs.perturbations.NOISES:
+                run = epoch(make, eps=0.3, perturbation=RelativeBall(noise=noise))
+                print(
+                    f"{make.__name__}, 2 devices, {noise} noise: {ratio(run, plain)}",
+                    flush=True,
+                )
         plain = epoch(make)
         for groups in (1, 2, 4):
             run = epoch(make, perturbations_per_replica=groups, **nrs)

@@ -33,6 +33,14 @@ def check_positive(name: str, value: Any) -> float:
     return number
 
 
+def check_fraction(name: str, value: Any) -> float:
+    """`value` as a float in (0, 1], or an error that names the argument."""
+    number = check_positive(name, value)
+    if number > 1:
+        raise ValueError(f"`{name}` must be > 0 and <= 1. Received: {name}={value!r}.")
+    return number
+
+
 def check_int(name: str, value: Any, minimum: int, maximum: int | None = None) -> int:
     """`value` as an int in a range, or an error that names the argument."""
     allowed = f">= {minimum}" if maximum is None else f"from {minimum} to {maximum}"

@@ -17,6 +17,7 @@ from keras_nrs import divergences
 from keras_nrs import perturbations
 from keras_nrs._checks import check_bool
 from keras_nrs._checks import check_choice
+from keras_nrs._checks import check_fraction
 from keras_nrs._checks import check_int
 from keras_nrs._checks import check_nonnegative
 from keras_nrs._checks import check_seed
@@ -44,6 +45,8 @@ def wrap(  # noqa: PLR0913
     normalize: bool = False,
     perturbations_per_replica: int = 1,
     sync_perturbation: bool = False,
+    perturbed_fraction: float = 1.0,
+    memory_efficient: bool = False,
     seed: int | None = None,
 ) -> "NRSModel":
     """Regularize a Keras model with NRS.
@@ -78,6 +81,13 @@ def wrap(  # noqa: PLR0913
             moments are those of a group. With 1 each device draws one delta, as in
             the paper.
         sync_perturbation: Whether all devices draw the same delta.
+        perturbed_fraction: The perturbed pass and the divergence take this share of
+            each batch, > 0 and <= 1, chosen at random at each step: an unbiased
+            estimate of their means over the batch, for less time. Dropout masks and
+            BatchNorm's batch moments are those of the share and of the rest.
+        memory_efficient: Whether the perturbed pass is run a second time for its
+            gradient, so that the activations of only one pass are kept. The
+            gradients are the same.
         seed: Seed of the perturbations, from 0 to 2**31 - 1. By default drawn from
             Python's generator, so `keras.utils.set_random_seed()` makes a run
             repeatable.
@@ -114,6 +124,8 @@ def wrap(  # noqa: PLR0913
         normalize=normalize,
         perturbations_per_replica=perturbations_per_replica,
         sync_perturbation=sync_perturbation,
+        perturbed_fraction=perturbed_fraction,
+        memory_efficient=memory_efficient,
         seed=seed,
     )
 
@@ -244,6 +256,8 @@ class NRSModel(BackendTrainer, TrainingStep, keras.Model):  # type: ignore[misc]
         normalize: bool = False,
         perturbations_per_replica: int = 1,
         sync_perturbation: bool = False,
+        perturbed_fraction: float = 1.0,
+        memory_efficient: bool = False,
         seed: int | None = None,
         name: str | None = None,
     ) -> None:
@@ -264,6 +278,10 @@ class NRSModel(BackendTrainer, TrainingStep, keras.Model):  # type: ignore[misc]
             "perturbations_per_replica", perturbations_per_replica, minimum=1
         )
         self.sync_perturbation = check_bool("sync_perturbation", sync_perturbation)
+        self.perturbed_fraction = check_fraction(
+            "perturbed_fraction", perturbed_fraction
+        )
+        self.memory_efficient = check_bool("memory_efficient", memory_efficient)
         if seed is not None:
             seed = check_seed("seed", seed)
         self._seed = seed
@@ -468,6 +486,8 @@ class NRSModel(BackendTrainer, TrainingStep, keras.Model):  # type: ignore[misc]
             "normalize": self.normalize,
             "perturbations_per_replica": self.perturbations_per_replica,
             "sync_perturbation": self.sync_perturbation,
+            "perturbed_fraction": self.perturbed_fraction,
+            "memory_efficient": self.memory_efficient,
             "seed": self._seed,
             "name": self.name,
         }

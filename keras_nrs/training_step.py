@@ -17,6 +17,8 @@ from keras_nrs import divergences
 from keras_nrs import perturbations
 from keras_nrs.backend import RandomStream
 from keras_nrs.groups import Outcome
+from keras_nrs.groups import Part
+from keras_nrs.groups import StepInputs
 from keras_nrs.groups import mean_outcome
 from keras_nrs.groups import num_samples
 from keras_nrs.groups import samples_of
@@ -29,6 +31,8 @@ Tensor = Any
 
 # Keeps the dropout seeds of groups far apart: seeds count up by 1 at every draw.
 _SEED_STRIDE = 888_888_877
+# Apart from the streams of the deltas, which are counted from 0.
+_ORDER_STREAM = 1_000_000_007
 
 
 @contextmanager
@@ -74,140 +78,168 @@ class TrainingStep:
             return float(ops.convert_to_numpy(self.alpha)) > 0
         return self.scheme != "baseline"
 
-    def _objective(  # noqa: PLR0913
+    def _parts(self: Any, inputs: StepInputs) -> list[Part]:
+        """What each group of the batch is run on."""
+        batch, num_deltas = inputs.batch, self.perturbations_per_replica
+        if self.perturbed_fraction < 1:
+            order = self._random_order(inputs)
+            batch = tree.map_structure(
+                lambda t: None if t is None else ops.take(t, order, axis=0), batch
+            )
+        groups = split_into_groups(
+            num_samples(batch), num_deltas, self.perturbed_fraction
+        )
+        parts = []
+        for group in groups:
+            data = batch if len(groups) == 1 else samples_of(batch, group)
+            index = inputs.replica * num_deltas + group.number
+            stream = group.number if self.sync_perturbation else index
+            others = 0 if group.is_perturbed else inputs.num_replicas * num_deltas
+            seeds = self._own_seeds(inputs.state, index + others)
+            parts.append(Part(group, data, stream, _plus(inputs.state, seeds), seeds))
+        return parts
+
+    def _random_order(self: Any, inputs: StepInputs) -> Tensor:
+        """A permutation of the samples, the first of which are perturbed."""
+        stream = RandomStream(inputs.key).fold_in(_ORDER_STREAM + inputs.replica)
+        return ops.argsort(stream.uniform((num_samples(inputs.batch),)))
+
+    def _objective(
         self: Any,
         weights: list[Tensor],
-        state: list[Tensor],
-        metrics: list[Tensor],
-        batch: Any,
+        inputs: StepInputs,
         *,
-        eps: Tensor,
-        alpha: Tensor,
-        key: Tensor,
-        replica: Any = 0,
-        num_replicas: int = 1,
-        perturb: Any = True,
+        perturb: bool = True,
+        perturbed_outputs: list[Any] | None = None,
     ) -> Outcome:
         """Equation 3 on the batch of one replica, differentiable in `weights`.
 
         Nothing is assigned. The batch is split into `perturbations_per_replica`
         groups, each with a delta, dropout masks and batch moments of its own: a
-        replica with two groups computes what two replicas would.
+        replica with two groups computes what two replicas would. Samples on which no
+        perturbed pass runs are groups too, so that in the others both passes have
+        the same masks and moments.
 
         Args:
             weights: Values of the base model's trainable variables.
-            state: Values of its non-trainable variables, the same for all replicas.
-            metrics: Values of its metrics' variables.
-            batch: The data, as Keras gives it to `train_step()`.
-            eps: Size of the neighborhood.
-            alpha: Weight of the divergence.
-            key: What the `SeedGenerator` of the perturbations gave at this step.
-            replica: Index of the replica among all of them.
-            num_replicas: Over how many replicas the caller averages the terms.
-            perturb: Whether the perturbed pass runs, a tensor where `interval`
-                decides in the graph.
+            inputs: What else it is computed from.
+            perturb: Whether there is a perturbed pass. Without it the total is
+                L(theta).
+            perturbed_outputs: The outputs of the perturbed pass for each group, if
+                they are known. `weights` has no influence on them.
         """
-        groups = split_into_groups(num_samples(batch), self.perturbations_per_replica)
-        outcomes = []
-        for group in groups:
-            data = batch if len(groups) == 1 else samples_of(batch, group)
-            index = replica * self.perturbations_per_replica + group.number
-            shared = group.number if self.sync_perturbation else index
-            seeds = self._own_seeds(state, index)
-            outcome = self._group_objective(
-                weights,
-                _plus(state, seeds),
-                metrics,
-                data,
-                eps=eps,
-                alpha=alpha,
-                rng=RandomStream(key).fold_in(shared),
-                num_groups=num_replicas * group.scale,
-                perturb=perturb,
+        parts = self._parts(inputs)
+        if not perturb:
+            perturbed_outputs = [None] * len(parts)
+        elif perturbed_outputs is None:
+            perturbed_outputs = self._perturbed_outputs(weights, inputs, parts)
+        outcomes = [
+            self._outcome_of_group(weights, inputs, part, perturbed)
+            for part, perturbed in zip(parts, perturbed_outputs, strict=True)
+        ]
+        outcome = mean_outcome(outcomes, [part.group for part in parts])
+        if self.perturbed_fraction < 1:
+            place = ops.argsort(self._random_order(inputs))
+            y_pred, masks = tree.map_structure(
+                lambda t: None if t is None else ops.take(t, place, axis=0),
+                (outcome.y_pred, outcome.masks),
             )
-            minus_seeds = [None if s is None else -s for s in seeds]
-            outcomes.append(outcome._replace(state=_plus(outcome.state, minus_seeds)))
-        return mean_outcome(outcomes, groups)
-
-    def _group_objective(  # noqa: PLR0913
-        self: Any,
-        weights: list[Tensor],
-        state: list[Tensor],
-        metrics: list[Tensor],
-        batch: Any,
-        *,
-        eps: Tensor,
-        alpha: Tensor,
-        rng: RandomStream,
-        num_groups: Any,
-        perturb: Any,
-    ) -> Outcome:
-        """Equation 3 on samples that share one delta."""
-        base = self.base_model
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
-        # Copied for each use: on PyTorch, Keras multiplies masks into it in place.
-        weight_of_loss, weight_of_perturbed, weight_of_divergence = (
-            divergences.copied(sample_weight) for _ in range(3)
-        )
-        repeated = self._repeated_random_numbers()
-        with self._stateless(weights, state, metrics) as scope:
-            before = list(map(scope.get_current_value, base.non_trainable_variables))
-            y_pred = base(x, **self._call_kwargs(training=True))
-            layer_losses = base.losses
-            after = map(scope.get_current_value, base.non_trainable_variables)
-            new_state = [
-                given if new is old else new
-                for given, old, new in zip(state, before, after, strict=True)
-            ]
-        compiled = [loss.loss for loss in divergences.flat_losses(base, y_pred) or []]
-        with (
-            self._stateless(weights, state, metrics),
-            self._layer_losses(layer_losses),
-            _sums_times(num_groups, compiled),
-        ):
-            loss = base._compute_loss(x, y, y_pred, weight_of_loss, training=True)
-            penalty = sum(map(base._aggregate_additional_loss, layer_losses))
-
-        def perturbed_terms() -> tuple[Tensor, Tensor]:
-            perturbed_weights = self._perturbed(weights, eps, rng)
-            with (
-                repeated,
-                self._stateless(perturbed_weights, state, metrics),
-                self._layer_losses([]),
-            ):
-                perturbed = base(x, **self._call_kwargs(training=True))
-                with _sums_times(num_groups, compiled):
-                    perturbed_loss = base._compute_loss(
-                        x, y, perturbed, weight_of_perturbed, training=True
-                    )
-                resolved = self._resolved_divergences(y_pred, y)
-                with _sums_times(num_groups, [d.divergence for d in resolved]):
-                    divergence = divergences.total_divergence(
-                        resolved, y, y_pred, perturbed, weight_of_divergence
-                    )
-            return ops.cast(divergence, loss.dtype), perturbed_loss
-
-        if perturb is True:
-            divergence, perturbed_loss = perturbed_terms()
-        else:
-            zero = ops.zeros((), loss.dtype)
-            divergence, perturbed_loss = ops.cond(
-                perturb, perturbed_terms, lambda: (zero, zero)
-            )
+            outcome = outcome._replace(y_pred=y_pred, masks=masks)
+        if not perturb:
+            return outcome
+        _, loss, divergence, perturbed_loss = outcome.terms
         terms = combine(
             loss,
             divergence,
             perturbed_loss,
-            alpha=ops.cast(alpha, loss.dtype),
+            alpha=ops.cast(inputs.alpha, loss.dtype),
             beta=self.beta,
             scheme=self.scheme,
             normalize=self.normalize,
-            penalty=penalty,
+            penalty=outcome.penalty,
         )
-        if perturb is not True:
-            terms = terms._replace(total=ops.where(perturb, terms.total, loss))
+        return outcome._replace(terms=terms)
+
+    def _perturbed_outputs(
+        self: Any, weights: list[Tensor], inputs: StepInputs, parts: Sequence[Part]
+    ) -> list[Any]:
+        """f(x; theta + delta) for each group, `None` where that is not needed."""
+        return [
+            self._perturbed_pass(weights, inputs, part)
+            if part.group.is_perturbed
+            else None
+            for part in parts
+        ]
+
+    def _perturbed_pass(
+        self: Any, weights: list[Tensor], inputs: StepInputs, part: Part
+    ) -> Any:
+        """f(x; theta + delta) for one group, differentiable in `weights`."""
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(part.data)
+        rng = RandomStream(inputs.key).fold_in(part.stream)
+        perturbed_weights = self._perturbed(weights, inputs.eps, rng)
+        with (
+            self._random_numbers_put_back(),
+            self._stateless(perturbed_weights, part.state, inputs.metrics),
+        ):
+            return self.base_model(x, **self._call_kwargs(training=True))
+
+    def _outcome_of_group(
+        self: Any,
+        weights: list[Tensor],
+        inputs: StepInputs,
+        part: Part,
+        perturbed: Any,
+    ) -> Outcome:
+        """What is known of a group, given the outputs of its perturbed pass."""
+        base, state = self.base_model, part.state
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(part.data)
+        # Copied for each use: on PyTorch, Keras multiplies masks into it in place.
+        weight_of_loss, weight_of_perturbed, weight_of_divergence = (
+            divergences.copied(sample_weight) for _ in range(3)
+        )
+        with self._stateless(weights, state, inputs.metrics) as scope:
+            before = list(map(scope.get_current_value, base.non_trainable_variables))
+            y_pred = base(x, **self._call_kwargs(training=True))
+            layer_losses = base.losses
+            after = list(map(scope.get_current_value, base.non_trainable_variables))
+        new_state = [
+            given if new is old else new
+            for given, old, new in zip(inputs.state, before, after, strict=True)
+        ]
+        # Seeds count on from those that all groups share.
+        new_state = [
+            new if new is given or seed is None else new - seed
+            for new, given, seed in zip(
+                new_state, inputs.state, part.seeds, strict=True
+            )
+        ]
         masks = tree.map_structure(get_keras_mask, y_pred)
-        return Outcome(terms, y_pred, masks, new_state)
+        compiled = [loss.loss for loss in divergences.flat_losses(base, y_pred) or []]
+        factor = inputs.num_replicas * part.group.scale
+        with (
+            self._stateless(weights, state, inputs.metrics),
+            _sums_times(factor, compiled),
+        ):
+            with self._layer_losses(layer_losses):
+                loss = base._compute_loss(x, y, y_pred, weight_of_loss, training=True)
+                penalty = sum(map(base._aggregate_additional_loss, layer_losses))
+            divergence = perturbed_loss = ops.zeros((), loss.dtype)
+            if perturbed is not None:
+                perturbed = with_masks(perturbed, masks)
+                with self._layer_losses([]):
+                    perturbed_loss = base._compute_loss(
+                        x, y, perturbed, weight_of_perturbed, training=True
+                    )
+                resolved = self._resolved_divergences(y_pred, y)
+                with _sums_times(factor, [d.divergence for d in resolved]):
+                    divergence = divergences.total_divergence(
+                        resolved, y, y_pred, perturbed, weight_of_divergence
+                    )
+        terms = Terms(loss, loss, ops.cast(divergence, loss.dtype), perturbed_loss)
+        return Outcome(
+            terms, ops.convert_to_tensor(penalty, loss.dtype), y_pred, masks, new_state
+        )
 
     def _perturbed(
         self: Any, weights: list[Tensor], eps: Tensor, rng: RandomStream
@@ -248,11 +280,11 @@ class TrainingStep:
         finally:
             self.base_model._losses_override = []
 
-    def _repeated_random_numbers(self: Any) -> AbstractContextManager[None]:
-        """A context in which the random numbers drawn from now on come again.
+    def _random_numbers_put_back(self: Any) -> AbstractContextManager[None]:
+        """A context in which the random numbers are those that come after it.
 
         Those of `SeedGenerator`s are part of the state. A backend with a global
-        generator has more to repeat.
+        generator has more to put back.
         """
         return nullcontext()
 

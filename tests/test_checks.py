@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from keras_nrs._checks import check_choice
+from keras_nrs._checks import check_fraction
 from keras_nrs._checks import check_int
 from keras_nrs._checks import check_nonnegative
 from keras_nrs._checks import check_positive
@@ -29,6 +30,17 @@ def test_no_numbers(check: Any, value: Any) -> None:
         TypeError, match=r"`eps` must be a number\. Received: eps=.*>= 0"
     ):
         check("eps", value)
+
+
+@pytest.mark.parametrize("value", [1e-3, np.float32(0.5), 1])
+def test_fractions(value: Any) -> None:
+    assert check_fraction("fraction", value) == value
+
+
+@pytest.mark.parametrize("value", [0, 1.001])
+def test_no_fractions(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"`fraction` must be > 0.*fraction="):
+        check_fraction("fraction", value)
 
 
 @pytest.mark.parametrize("value", [-1, -1e-9, math.nan, math.inf, np.float32("nan")])

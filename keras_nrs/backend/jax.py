@@ -15,7 +15,9 @@ import keras
 from jax.sharding import PartitionSpec as P
 from keras.src.backend.jax import trainer as keras_trainer
 
+from keras_nrs import noise
 from keras_nrs.groups import Outcome
+from keras_nrs.groups import StepInputs
 from keras_nrs.groups import num_samples
 from keras_nrs.groups import with_masks
 
@@ -78,11 +80,18 @@ class RandomStream:
 
     def normal(self, shape: tuple[int, ...], dtype: str = "float32") -> Tensor:
         """Standard normal numbers."""
-        return jax.random.normal(self._next_key(), shape, dtype)
+        return self._from_words(noise.normal, shape, dtype)
 
     def rademacher(self, shape: tuple[int, ...], dtype: str = "float32") -> Tensor:
         """Signs, -1 or 1 with equal probability."""
-        return jax.random.rademacher(self._next_key(), shape, dtype)
+        return self._from_words(noise.rademacher, shape, dtype)
+
+    def _from_words(
+        self, function: Callable[..., Tensor], shape: tuple[int, ...], dtype: str
+    ) -> Tensor:
+        words = noise.words(jax.random.key_data(self._next_key()), shape)
+        # Or the compiler would draw and compile it anew for each of its uses.
+        return jax.lax.optimization_barrier(function(words, dtype))
 
     def uniform(self, shape: tuple[int, ...] = (), dtype: str = "float32") -> Tensor:
         """Uniform numbers in [0, 1)."""
@@ -111,6 +120,18 @@ def _mean_over(axis: str, tensor: Tensor) -> Tensor:
     if tensor.dtype == bool:
         return jax.lax.pmax(tensor.astype("int32"), axis) > 0
     return jax.lax.pmax(tensor, axis)
+
+
+def _after(tensors: list[Tensor], values: list[Tensor]) -> list[Tensor]:
+    """The values, for use after the tensors have been computed.
+
+    XLA's CPU compiler drops barriers before it chooses an order, so this is arithmetic
+    that it does not see through: adding what is 0 unless one of the tensors is not a
+    number.
+    """
+    probe = sum(t.ravel()[0].astype("float32") for t in tensors if t.size)
+    zero = jax.numpy.where(probe == probe, 0.0, jax.numpy.nan)
+    return [value + zero.astype(value.dtype) for value in values]
 
 
 def _share(batch: Any, index: Tensor, size: int, num_shares: int) -> Any:
@@ -270,14 +291,13 @@ class BackendTrainer:
                 id(self.seed_generator.state)
             ]
             base_state = (trainable, base_non_trainable, optimizer, base_metrics)
-            gradients, (terms, y_pred, masks, base_non_trainable) = (
-                self._gradients_of_replicas(base_state, data, key)
-            )
+            gradients, outcome = self._gradients_of_replicas(base_state, data, key)
+            terms, base_non_trainable = outcome.terms, outcome.state
             trainable, optimizer = base.optimizer.stateless_apply(
                 optimizer, gradients, trainable
             )
             x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data.batch)
-            y_pred = with_masks(y_pred, masks)
+            y_pred = with_masks(outcome.y_pred, outcome.masks)
             if self._loss_updates_metrics():
                 _, (_, _, base_metrics) = base.stateless_compute_loss(
                     *base_state[:2],
@@ -308,27 +328,41 @@ class BackendTrainer:
     ) -> tuple[list[Tensor], Outcome]:
         """The gradients on one replica, scaled by the optimizer's loss scale."""
         trainable, non_trainable, optimizer, metrics = state
+        inputs = StepInputs(
+            non_trainable, metrics, data.batch, data.eps, data.alpha, key, **replica
+        )
         optimizer_mapping = list(
             zip(self.base_model.optimizer.variables, optimizer, strict=True)
         )
 
-        def objective(weights: list[Tensor]) -> tuple[Tensor, Outcome]:
+        def objective(
+            weights: list[Tensor], perturbed_outputs: list[Any] | None = None
+        ) -> tuple[Tensor, Outcome]:
             outcome = self._objective(
-                weights,
-                non_trainable,
-                metrics,
-                data.batch,
-                eps=data.eps,
-                alpha=data.alpha,
-                key=key,
-                **replica,
+                weights, inputs, perturbed_outputs=perturbed_outputs
             )
             with keras.StatelessScope(optimizer_mapping):
                 scaled = self.base_model.optimizer.scale_loss(outcome.terms.total)
             return scaled, outcome
 
-        gradients, outcome = jax.grad(objective, has_aux=True)(trainable)
-        return gradients, outcome
+        if not self.memory_efficient:
+            gradients, outcome = jax.grad(objective, has_aux=True)(trainable)
+            return gradients, outcome
+        # First the outputs of the perturbed pass alone, then all of the clean pass,
+        # then the perturbed pass once more: activations of one pass at a time.
+        parts = self._parts(inputs)
+
+        def perturbed_outputs(weights: list[Tensor]) -> list[Any]:
+            outputs: list[Any] = self._perturbed_outputs(weights, inputs, parts)
+            return outputs
+
+        outputs = perturbed_outputs(trainable)
+        (of_clean, cotangents), outcome = jax.grad(
+            objective, argnums=(0, 1), has_aux=True, allow_int=True
+        )(trainable, outputs)
+        _, pullback = jax.vjp(perturbed_outputs, _after(of_clean, trainable))
+        (of_perturbed,) = pullback(cotangents)
+        return jax.tree.map(jax.numpy.add, of_clean, of_perturbed), outcome
 
     def _gradients_of_replicas(
         self: Any, state: Any, data: PerturbedStep, key: Tensor
@@ -359,6 +393,7 @@ class BackendTrainer:
                 jax.tree.map(mean, gradients),
                 outcome._replace(
                     terms=jax.tree.map(mean, outcome.terms),
+                    penalty=mean(outcome.penalty),
                     state=[
                         new if new is old else mean(new)
                         for old, new in zip(state[1], outcome.state, strict=True)
@@ -380,7 +415,10 @@ class BackendTrainer:
                 ),
                 everywhere,
             ),
-            out_specs=(everywhere, Outcome(everywhere, split, split, everywhere)),
+            out_specs=(
+                everywhere,
+                Outcome(everywhere, everywhere, split, split, everywhere),
+            ),
             check_vma=False,
         )(state, data, key)
         if num_shares < num_replicas:

@@ -1,6 +1,7 @@
 """The training step and the random numbers on TensorFlow."""
 
 import contextlib
+import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -8,7 +9,22 @@ from typing import Any
 import tensorflow as tf
 from keras.src.backend.tensorflow import trainer as keras_trainer
 
+from keras_nrs import noise
+from keras_nrs.groups import Outcome
+from keras_nrs.groups import StepInputs
+
 Tensor = Any
+
+
+def _noise(
+    function: Callable[..., Tensor], key: Tensor, shape: tuple[int, ...], dtype: str
+) -> Tensor:
+    words = noise.words(tf.bitcast(tf.cast(key, "int32"), "uint32"), shape)
+    return function(words, dtype)
+
+
+# As single operations it would pass over the memory many times.
+_compiled_noise = tf.function(_noise, jit_compile=True, autograph=False)
 
 
 class RandomStream:
@@ -39,14 +55,11 @@ class RandomStream:
 
     def normal(self, shape: tuple[int, ...], dtype: str = "float32") -> Tensor:
         """Standard normal numbers."""
-        return tf.random.stateless_normal(shape, self._next_key(), dtype=dtype)
+        return _compiled_noise(noise.normal, self._next_key(), tuple(shape), dtype)
 
     def rademacher(self, shape: tuple[int, ...], dtype: str = "float32") -> Tensor:
         """Signs, -1 or 1 with equal probability."""
-        bits = tf.random.stateless_uniform(
-            shape, self._next_key(), minval=0, maxval=2, dtype="int32"
-        )
-        return tf.cast(2 * bits - 1, dtype)
+        return _compiled_noise(noise.rademacher, self._next_key(), tuple(shape), dtype)
 
     def uniform(self, shape: tuple[int, ...] = (), dtype: str = "float32") -> Tensor:
         """Uniform numbers in [0, 1)."""
@@ -134,22 +147,23 @@ class BackendTrainer:
         self.built = True
         key = self.seed_generator.next()
         state = [v.value for v in base.non_trainable_variables]
-        perturb = True if self.interval == 1 else key[1] % self.interval == 0
         context = tf.distribute.get_replica_context()
-
-        with tf.GradientTape() as tape:
-            outcome = self._objective(
-                [v.value for v in base.trainable_variables],
-                state,
-                [v.value for v in base.metrics_variables],
-                data,
-                eps=self.eps.value,
-                alpha=self.alpha.value,
-                key=key,
-                replica=context.replica_id_in_sync_group if _num_replicas() > 1 else 0,
-                perturb=perturb,
-            )
-            scaled = base.optimizer.scale_loss(outcome.terms.total)
+        inputs = StepInputs(
+            state,
+            [v.value for v in base.metrics_variables],
+            data,
+            self.eps.value,
+            self.alpha.value,
+            key,
+            context.replica_id_in_sync_group if _num_replicas() > 1 else 0,
+        )
+        weights = [v.value for v in base.trainable_variables]
+        if self.interval == 1:
+            perturb = True
+            gradients, outcome = self._gradients(weights, inputs)
+        else:
+            perturb = key[1] % self.interval == 0
+            gradients, outcome = self._gradients_if(perturb, weights, inputs)
 
         if _num_replicas() > 1:
             # Keras lets each replica keep the statistics of its own batches.
@@ -161,15 +175,88 @@ class BackendTrainer:
                     for new, old in zip(outcome.state, state, strict=True)
                 ]
             )
-        weights = base.trainable_weights
         base.optimizer.apply_gradients(
-            zip(tape.gradient(scaled, weights), weights, strict=True)
+            zip(gradients, base.trainable_weights, strict=True)
         )
         return self._reducible(
             self._assign_outcome(
                 outcome, data, weight=tf.cast(perturb, "int32"), unscaled=_unscaled
             )
         )
+
+    def _gradients(
+        self: Any, weights: list[Tensor], inputs: StepInputs, perturb: bool = True
+    ) -> tuple[list[Tensor], Outcome]:
+        """The gradients on one replica, scaled by the optimizer's loss scale."""
+        objective = functools.partial(self._objective, weights, inputs, perturb=perturb)
+        scale = self.base_model.optimizer.scale_loss
+        if not (perturb and self.memory_efficient):
+            with tf.GradientTape() as tape:
+                tape.watch(weights)
+                outcome = objective()
+                scaled = scale(outcome.terms.total)
+            return tape.gradient(scaled, weights), outcome
+        # First the outputs of the perturbed pass alone, then all of the clean pass,
+        # then the perturbed pass once more: activations of one pass at a time.
+        parts = self._parts(inputs)
+        outputs = self._perturbed_outputs(weights, inputs, parts)
+        tensors = [t for t in tf.nest.flatten(outputs) if t is not None]
+        with tf.GradientTape() as tape:
+            tape.watch([weights, tensors])
+            outcome = objective(perturbed_outputs=outputs)
+            scaled = scale(outcome.terms.total)
+        zero = tf.UnconnectedGradients.ZERO
+        gradients, cotangents = tape.gradient(
+            scaled, [weights, tensors], unconnected_gradients=zero
+        )
+        with tf.control_dependencies(map(tf.convert_to_tensor, gradients)):
+            weights = [tf.identity(weight) for weight in weights]
+        with tf.GradientTape() as tape:
+            tape.watch(weights)
+            outputs = self._perturbed_outputs(weights, inputs, parts)
+            tensors = [t for t in tf.nest.flatten(outputs) if t is not None]
+        of_perturbed = tape.gradient(
+            tensors, weights, cotangents, unconnected_gradients=zero
+        )
+        return [
+            tf.convert_to_tensor(first) + tf.convert_to_tensor(second)
+            for first, second in zip(gradients, of_perturbed, strict=True)
+        ], outcome
+
+    def _gradients_if(
+        self: Any, perturb: Tensor, weights: list[Tensor], inputs: StepInputs
+    ) -> tuple[list[Tensor], Outcome]:
+        """`_gradients()`, with the perturbed pass if a tensor is true.
+
+        A conditional takes and gives tensors only. What is none, and the state that no
+        step changes, goes around it.
+        """
+        is_given = set(map(id, [*inputs.state, None]))
+        results: dict[bool, Any] = {}
+
+        def run(perturb: bool) -> list[Tensor]:
+            gradients, outcome = self._gradients(weights, inputs, perturb)
+            dense = [
+                tf.zeros_like(w) if g is None else tf.convert_to_tensor(g)
+                for w, g in zip(weights, gradients, strict=True)
+            ]
+            results[perturb] = gradients, (dense, outcome)
+            leaves = tf.nest.flatten((dense, outcome))
+            return [leaf for leaf in leaves if id(leaf) not in is_given]
+
+        tensors = iter(tf.cond(perturb, lambda: run(True), lambda: run(False)))
+        of_branches = [gradients for gradients, _ in results.values()]
+        _, result = next(iter(results.values()))
+        leaves = [
+            leaf if id(leaf) in is_given else next(tensors)
+            for leaf in tf.nest.flatten(result)
+        ]
+        dense, outcome = tf.nest.pack_sequence_as(result, leaves)
+        gradients = [
+            None if all(g is None for g in of_each) else d
+            for d, *of_each in zip(dense, *of_branches, strict=True)
+        ]
+        return gradients, outcome
 
     def test_step(self: Any, data: Any) -> Any:
         return self._reducible(self.base_model.test_step(data))

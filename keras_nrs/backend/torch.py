@@ -1,12 +1,14 @@
 """The training step and the random numbers on PyTorch."""
 
 from collections.abc import Callable
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextlib import nullcontext
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
+
+from keras_nrs.groups import Part
+from keras_nrs.groups import StepInputs
 
 Tensor = Any
 
@@ -75,24 +77,6 @@ def compile_function(function: Callable[..., Any]) -> Callable[..., Any]:
     return without_gradients
 
 
-def _global_random_state(device: torch.device) -> list[Tensor]:
-    states = [torch.get_rng_state()]
-    if device.type == "cuda":
-        states.append(torch.cuda.get_rng_state(device))
-    return states
-
-
-@contextmanager
-def _replayed(states: list[Tensor], device: torch.device) -> Iterator[None]:
-    """Run with the given states of the global generators, then put back today's."""
-    devices = [device] if len(states) > 1 else []
-    with torch.random.fork_rng(devices=devices):
-        torch.set_rng_state(states[0])
-        if devices:
-            torch.cuda.set_rng_state(states[1], device)
-        yield
-
-
 class BackendTrainer:
     """Steps of an `NRSModel`, as `keras.Model` calls them on PyTorch."""
 
@@ -131,24 +115,38 @@ class BackendTrainer:
         base._symbolic_build(data_batch=data)
         self.built = True
         base.zero_grad()
-        outcome = self._objective(
-            [v.value for v in base.trainable_variables],
+        inputs = StepInputs(
             [v.value for v in base.non_trainable_variables],
             [v.value for v in base.metrics_variables],
             data,
-            eps=self.eps.value,
-            alpha=self.alpha.value,
-            key=key,
+            self.eps.value,
+            self.alpha.value,
+            key,
         )
+        outcome = self._objective([v.value for v in base.trainable_variables], inputs)
         base.optimizer.scale_loss(outcome.terms.total).backward()
         trainable = base.trainable_weights[:]
         with torch.no_grad():
             base.optimizer.apply([v.value.grad for v in trainable], trainable)
             return self._assign_outcome(outcome, data)
 
-    def _repeated_random_numbers(self: Any) -> Any:
+    def _perturbed_pass(
+        self: Any, weights: list[Tensor], inputs: StepInputs, part: Part
+    ) -> Any:
+        run = super()._perturbed_pass  # type: ignore[misc]
+        if not self.memory_efficient:
+            return run(weights, inputs, part)
+        # It is run again when its gradient is due. That is after the gradient of the
+        # clean pass, which begins later, and whose activations are gone by then.
+        return torch.utils.checkpoint.checkpoint(
+            lambda *weights: run(list(weights), inputs, part),
+            *weights,
+            use_reentrant=False,
+        )
+
+    def _random_numbers_put_back(self: Any) -> Any:
         device = self.seed_generator.state.value.device
-        return _replayed(_global_random_state(device), device)
+        return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
     def test_step(self: Any, data: Any) -> Any:
         return self.base_model.test_step(data)

@@ -1,0 +1,83 @@
+"""Noise from a hash of each element's index: a few fused operations for an element.
+
+A compiler makes one loop of it, with no random bits in memory. `jax.random.normal` and
+`tf.random.stateless_normal` take several times as long on a CPU
+(`tests/benchmarks/growth.py`): for large kernels and small batches longer than both
+passes.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+Tensor = Any
+
+# The sum of 4 uniform bytes, as a standardized variable, is near a normal one. This odd
+# polynomial takes its quantiles to those of the normal distribution: least squares
+# weighted by probability (`tests/test_noise.py` repeats the fit), scaled to variance 1.
+_SUM_MEAN = 510.0
+_SUM_STDDEV = math.sqrt(4 * (256**2 - 1) / 12)
+_QUANTILES = (0.95888034, 0.01667181, -0.00203209, 0.00031771)
+
+
+def _mixed(words: Tensor) -> Tensor:
+    """The finalizer of MurmurHash3, a bijection: each bit depends on every bit."""
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        shifted = ops.right_shift(words, np.uint32(shift))
+        words = ops.bitwise_xor(words, shifted) * np.uint32(factor)
+    return ops.bitwise_xor(words, ops.right_shift(words, np.uint32(16)))
+
+
+def _indices(shape: tuple[int, ...]) -> Tensor:
+    """The index of each element, from one for each axis so that it can be sharded."""
+    indices = ops.zeros(shape, "uint32")
+    stride = 1
+    for axis, length in reversed(list(enumerate(shape))):
+        along_axis = [1] * len(shape)
+        along_axis[axis] = length
+        steps = ops.cast(ops.arange(length, dtype="int32"), "uint32")
+        indices = indices + ops.reshape(steps, along_axis) * np.uint32(stride)
+        stride *= length
+    return indices
+
+
+def words(key: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Random 32-bit words.
+
+    Args:
+        key: Tensor of shape `(2,)` and dtype uint32.
+        shape: A shape of less than 2**31 elements.
+    """
+    return _mixed(ops.bitwise_xor(_mixed(_indices(shape) + key[0]), key[1]))
+
+
+def normal(words: Tensor, dtype: str) -> Tensor:
+    """Standard normal numbers, one from each word.
+
+    They take 1,021 values from -4.85 to 4.85, which are 0.007 apart around zero. The
+    distribution function is that of the normal distribution to 0.0018, and the kurtosis
+    is 2.9995.
+    """
+    mask = np.uint32(0x00FF00FF)
+    pairs = ops.bitwise_and(words, mask)
+    pairs = pairs + ops.bitwise_and(ops.right_shift(words, np.uint32(8)), mask)
+    total = ops.bitwise_and(pairs, np.uint32(0xFFFF))
+    total = total + ops.right_shift(pairs, np.uint32(16))
+    x = (_to_float(total, dtype) - _SUM_MEAN) * (1 / _SUM_STDDEV)
+    square = x * x
+    factor: Tensor = 0.0
+    for coefficient in reversed(_QUANTILES):
+        factor = factor * square + coefficient
+    return x * factor
+
+
+def rademacher(words: Tensor, dtype: str) -> Tensor:
+    """Signs, -1 or 1 with equal probability, one from each word."""
+    return 1 - 2 * _to_float(ops.right_shift(words, np.uint32(31)), dtype)
+
+
+def _to_float(words: Tensor, dtype: str) -> Tensor:
+    # By way of signed integers, which processors convert faster.
+    return ops.cast(ops.cast(words, "int32"), dtype)

@@ -1,0 +1,104 @@
+"""The networks that are timed, and data of their shapes."""
+
+from collections.abc import Callable
+from typing import Any
+from typing import NamedTuple
+
+import keras
+import keras_hub
+import numpy as np
+from keras import layers
+
+NUM_CLASSES = 10
+
+
+def mlp(width: int = 2048) -> keras.Model:
+    """Two hidden layers: 4.2 million weights at the default width."""
+    dense = [layers.Dense(width, activation="relu") for _ in range(2)]
+    return keras.Sequential([keras.Input((32,)), *dense, layers.Dense(NUM_CLASSES)])
+
+
+def cnn() -> keras.Model:
+    """Three convolutions with BatchNorm: 28,000 weights."""
+    stack: list[Any] = [keras.Input((32, 32, 3))]
+    for filters in (16, 32, 64):
+        stack += [
+            layers.Conv2D(filters, 3, padding="same", use_bias=False),
+            layers.BatchNormalization(),
+            layers.Activation("relu"),
+            layers.MaxPooling2D(),
+        ]
+    return keras.Sequential([*stack, layers.Flatten(), layers.Dense(NUM_CLASSES)])
+
+
+def vit() -> keras.Model:
+    """ViT-Ti/4 on images of 32 x 32: 5.4 million weights."""
+    backbone = keras_hub.models.ViTBackbone(
+        image_shape=(32, 32, 3),
+        patch_size=4,
+        num_layers=12,
+        num_heads=3,
+        hidden_dim=192,
+        mlp_dim=768,
+    )
+    class_token = backbone.output[:, 0]
+    return keras.Model(backbone.input, layers.Dense(NUM_CLASSES)(class_token))
+
+
+def wide_resnet(depth: int = 16, width: int = 4) -> keras.Model:
+    """WideResNet-16-4 (Zagoruyko and Komodakis, 2016): 2.7 million weights."""
+
+    def conv(filters: int, size: int = 3, strides: int = 1) -> Any:
+        return layers.Conv2D(filters, size, strides, padding="same", use_bias=False)
+
+    inputs = keras.Input((32, 32, 3))
+    x = conv(16)(inputs)
+    for filters, first_strides in ((16, 1), (32, 2), (64, 2)):
+        for i in range((depth - 4) // 6):
+            strides = first_strides if i == 0 else 1
+            y = layers.ReLU()(layers.BatchNormalization()(x))
+            shortcut = conv(filters * width, 1, strides)(y) if i == 0 else x
+            y = conv(filters * width, 3, strides)(y)
+            y = layers.ReLU()(layers.BatchNormalization()(y))
+            x = shortcut + conv(filters * width)(y)
+    x = layers.ReLU()(layers.BatchNormalization()(x))
+    outputs = layers.Dense(NUM_CLASSES)(layers.GlobalAveragePooling2D()(x))
+    return keras.Model(inputs, outputs)
+
+
+class Network(NamedTuple):
+    """A network, and on how much data it is timed.
+
+    Attributes:
+        make: Makes the model.
+        batch_size: Number of samples in a batch.
+        steps: Number of steps in a timed run.
+    """
+
+    make: Callable[[], keras.Model]
+    batch_size: int
+    steps: int
+
+
+NETWORKS = {
+    "MLP": Network(mlp, 32, 20),
+    "CNN": Network(cnn, 32, 20),
+    "ViT-Ti/4": Network(vit, 32, 2),
+    "WRN-16-4": Network(wide_resnet, 64, 2),
+}
+
+
+def compiled(make: Callable[[], keras.Model]) -> keras.Model:
+    """A model with the same weights at each call, compiled for classification."""
+    keras.utils.set_random_seed(0)
+    model = make()
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.01, momentum=0.9), loss)
+    return model
+
+
+def data(model: keras.Model, num_samples: int) -> tuple[np.ndarray, np.ndarray]:
+    """Random samples for a model, and random classes."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(num_samples, *model.input_shape[1:])).astype("float32")
+    return x, rng.integers(0, NUM_CLASSES, num_samples)

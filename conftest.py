@@ -30,6 +30,7 @@ if BACKEND == "tensorflow":
 def pytest_configure(config: pytest.Config) -> None:
     for backend in ("jax", "tensorflow", "torch"):
         config.addinivalue_line("markers", f"only_{backend}: runs on {backend} only")
+    config.addinivalue_line("markers", "not_torch: what PyTorch does in another way")
     config.addinivalue_line("markers", "several_devices: not in Keras on PyTorch")
 
 
@@ -38,7 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     others = {f"only_{b}" for b in ("jax", "tensorflow", "torch") if b != BACKEND}
     mine = f"only_{BACKEND}"
     if BACKEND == "torch":
-        others.add("several_devices")
+        others |= {"several_devices", "not_torch"}
     items[:] = [
         item
         for item in items

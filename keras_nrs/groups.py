@@ -64,24 +64,31 @@ class Group(NamedTuple):
 
     Attributes:
         number: Which delta is theirs.
-        is_perturbed: Whether the perturbed pass runs on them.
         start: Index of the first sample.
         stop: Index after the last.
+        num_perturbed: On how many of them, from the first, the perturbed pass runs:
+            `None` for all, and the int 0 for none.
         size: How many of them count: all, or none.
         share: `size` divided by the size of the batch.
         scale: The inverse of `share`, and finite if that is 0.
-        share_of_perturbed: `size` divided by the number of samples on which the
-            perturbed pass runs, or 0 if this group is not one of them.
+        perturbed_share: The part of the samples on which the perturbed pass runs
+            that is in this group.
+        perturbed_scale: The size of the batch divided by the number of those.
     """
 
     number: int
-    is_perturbed: bool
     start: Any
     stop: Any
+    num_perturbed: Any
     size: Any
     share: Any
     scale: Any
-    share_of_perturbed: Any
+    perturbed_share: Any
+    perturbed_scale: Any
+
+    @property
+    def is_perturbed(self) -> bool:
+        return not isinstance(self.num_perturbed, int) or self.num_perturbed > 0
 
 
 class Part(NamedTuple):
@@ -90,6 +97,7 @@ class Part(NamedTuple):
     Attributes:
         group: Which samples those are.
         data: The samples.
+        perturbed_data: Those on which the perturbed pass runs.
         stream: Index of its delta among those of all replicas.
         state: The state of the base model, with random seeds of its own.
         seeds: What was added to the seeds for that, `None` for other variables.
@@ -97,57 +105,76 @@ class Part(NamedTuple):
 
     group: Group
     data: Any
+    perturbed_data: Any
     stream: Any
     state: list[Tensor]
     seeds: list[Tensor | None]
 
 
 def split_into_groups(
-    batch_size: Any, num_perturbations: int, perturbed_fraction: float
+    batch_size: Any,
+    num_perturbations: int = 1,
+    perturbed_fraction: float = 1.0,
+    *,
+    keep_whole: bool = False,
 ) -> list[Group]:
-    """The groups of a batch: a perturbed one for each delta, and the others.
+    """The groups of a batch.
 
-    There is one sample at least in a perturbed group. With a batch size that is known
-    there are no empty groups. With one that is a tensor, a group that would be empty
-    borrows a sample of another, with a share of 0, because the mean over no samples
-    is not a number.
+    There is one for each delta, and the perturbed pass runs on one sample of it at
+    least. With a `perturbed_fraction` below 1, the samples on which it does not run
+    are groups of their own, unless `keep_whole`.
+
+    With a batch size that is known there are no empty groups. With one that is a
+    tensor, a group that would be empty borrows a sample of another, with a share of
+    0, because the mean over no samples is not a number.
     """
     is_known = isinstance(batch_size, int)
-    if num_perturbations == 1 and perturbed_fraction == 1:
-        return [Group(0, True, 0, batch_size, batch_size, 1.0, 1.0, 1.0)]
     minimum, maximum = (min, max) if is_known else (ops.minimum, ops.maximum)
     num_deltas = min(num_perturbations, batch_size) if is_known else num_perturbations
-    spans = []
+    spans: list[tuple[int, Any, Any, Any]] = []
     for i in range(num_deltas):
         start, stop = i * batch_size // num_deltas, (i + 1) * batch_size // num_deltas
-        num_perturbed = _rounded_share(perturbed_fraction, stop - start)
-        middle = start + minimum(stop - start, maximum(num_perturbed, 1))
-        spans.append((i, True, start, middle))
-        if perturbed_fraction < 1:
-            spans.append((i, False, middle, stop))
-    num_perturbed = sum(
-        stop - start for _, is_perturbed, start, stop in spans if is_perturbed
-    )
+        if perturbed_fraction == 1:
+            spans.append((i, start, stop, None))
+            continue
+        rounded = _rounded_product(perturbed_fraction, stop - start)
+        num_perturbed = minimum(stop - start, maximum(rounded, 1))
+        if keep_whole:
+            spans.append((i, start, stop, num_perturbed))
+        else:
+            middle = start + num_perturbed
+            spans += [(i, start, middle, None), (i, middle, stop, 0)]
+    counts = [stop - start if num is None else num for _, start, stop, num in spans]
     groups = []
-    for number, is_perturbed, start, stop in spans:
+    for (number, start, stop, num_perturbed), count in zip(spans, counts, strict=True):
         size = stop - start
         if is_known and size == 0:
             continue
-        share, scale = _ratio(size, batch_size), _ratio(batch_size, maximum(size, 1))
-        share_of_perturbed = _ratio(size, num_perturbed) if is_perturbed else 0.0
-        if not is_known:
+        group = Group(
+            number,
+            start,
+            stop,
+            num_perturbed,
+            size,
+            share=_ratio(size, batch_size),
+            scale=_ratio(batch_size, maximum(size, 1)),
+            perturbed_share=_ratio(count, sum(counts)),
+            perturbed_scale=_ratio(batch_size, maximum(count, 1)),
+        )
+        if not is_known and len(spans) > 1:
             start = minimum(start, batch_size - 1)
-            stop = maximum(stop, start + 1)
-        fields = (number, is_perturbed, start, stop, size, share, scale)
-        groups.append(Group(*fields, share_of_perturbed))
+            group = group._replace(start=start, stop=maximum(stop, start + 1))
+            if num_perturbed is not None and group.is_perturbed:
+                group = group._replace(num_perturbed=maximum(num_perturbed, 1))
+        groups.append(group)
     return groups
 
 
-def _rounded_share(fraction: float, size: Any) -> Any:
+def _rounded_product(fraction: float, size: Any) -> Any:
     if isinstance(size, int):
         return math.floor(fraction * size + 0.5)
-    share = fraction * ops.cast(size, "float32") + 0.5
-    return ops.cast(ops.floor(share), size.dtype)
+    product = fraction * ops.cast(size, "float32") + 0.5
+    return ops.cast(ops.floor(product), size.dtype)
 
 
 def _ratio(part: Any, whole: Any) -> Any:
@@ -184,7 +211,7 @@ def mean_outcome(outcomes: Sequence[Outcome], groups: Sequence[Group]) -> Outcom
         return ops.concatenate(parts, axis=0)
 
     shares = [group.share for group in groups]
-    shares_of_perturbed = [group.share_of_perturbed for group in groups]
+    perturbed_shares = [group.perturbed_share for group in groups]
     terms, penalties, y_preds, masks, states = zip(*outcomes, strict=True)
     _, losses, divergences, perturbed_losses = zip(*terms, strict=True)
     loss = mean(losses, shares)
@@ -192,8 +219,8 @@ def mean_outcome(outcomes: Sequence[Outcome], groups: Sequence[Group]) -> Outcom
         Terms(
             loss,
             loss,
-            mean(divergences, shares_of_perturbed),
-            mean(perturbed_losses, shares_of_perturbed),
+            mean(divergences, perturbed_shares),
+            mean(perturbed_losses, perturbed_shares),
         ),
         mean(penalties, shares),
         tree.map_structure(joined, *y_preds),
@@ -213,10 +240,15 @@ def with_masks(outputs: Any, masks: Any) -> Any:
     return tree.map_structure(with_mask, outputs, masks)
 
 
-def samples_of(batch: Any, group: Group) -> Any:
-    """The samples of one group."""
+def samples(batch: Any, start: Any, stop: Any) -> Any:
+    """The samples from `start` to `stop`."""
+    return tree.map_structure(lambda t: None if t is None else t[start:stop], batch)
+
+
+def reordered(batch: Any, order: Tensor) -> Any:
+    """The samples in the order of these indices."""
     return tree.map_structure(
-        lambda t: None if t is None else t[group.start : group.stop], batch
+        lambda t: None if t is None else ops.take(t, order, axis=0), batch
     )
 
 

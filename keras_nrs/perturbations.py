@@ -21,6 +21,9 @@ NOISES = ("normal", "rademacher")
 # Keeps float32 rounding of norms of up to about 1e9 elements inside the ball.
 _ROUNDING_MARGIN = 1 - 2.0**-20
 
+# More elements than this are drawn for each weight on its own: indices have 31 bits.
+_MAX_DRAW = 2**31
+
 
 def norm(tensors: Sequence[Tensor]) -> Tensor:
     """The norm of all tensors together."""
@@ -41,6 +44,18 @@ def _common_dtype(tensors: Sequence[Any]) -> str:
 
 def _num_elements(tensors: Sequence[Tensor]) -> int:
     return sum(math.prod(tensor.shape) for tensor in tensors)
+
+
+def _shaped_like(weights: list[Tensor], tensors: list[Tensor]) -> list[Tensor]:
+    """The tensors, or the parts of a single flat one, in the shapes of the weights."""
+    if len(tensors) == len(weights):
+        return [ops.reshape(t, w.shape) for w, t in zip(weights, tensors, strict=True)]
+    (flat,) = tensors
+    ends = list(itertools.accumulate(math.prod(w.shape) for w in weights))
+    return [
+        ops.reshape(flat[start:end], w.shape)
+        for w, start, end in zip(weights, [0, *ends], ends, strict=False)
+    ]
 
 
 def random_stream(rng: Any) -> RandomStream:
@@ -173,18 +188,17 @@ class _RandomDirection(Perturbation):
         """delta for weights of one dtype."""
         raise NotImplementedError
 
-    def _direction(self, weights: list[Tensor], rng: RandomStream) -> list[Tensor]:
-        """Independent noise for every element."""
+    def _noise(self, weights: list[Tensor], rng: RandomStream) -> list[Tensor]:
+        """Independent noise for every element: a tensor for each weight, or a flat one.
+
+        One for all weights takes fewer operations.
+        """
         draw = rng.normal if self.noise == "normal" else rng.rademacher
         dtype = keras.backend.standardize_dtype(weights[0].dtype)
-        if not rng.draws_whole:
-            return [draw(tuple(w.shape), dtype) for w in weights]
-        noise = draw((_num_elements(weights),), dtype)
-        ends = list(itertools.accumulate(math.prod(w.shape) for w in weights))
-        return [
-            ops.reshape(noise[start:end], w.shape)
-            for w, start, end in zip(weights, [0, *ends], ends, strict=False)
-        ]
+        size = _num_elements(weights)
+        if rng.draws_whole and size < _MAX_DRAW:
+            return [draw((size,), dtype)]
+        return [draw(tuple(w.shape), dtype) for w in weights]
 
     def _relative_radius(self, weights: list[Tensor], rng: RandomStream) -> Tensor:
         """The factor u in [0, 1]."""
@@ -199,10 +213,10 @@ class _RandomDirection(Perturbation):
         self, weights: list[Tensor], radius: Tensor, rng: RandomStream
     ) -> list[Tensor]:
         """A random point in a ball of the given radius around zero."""
-        direction = self._direction(weights, rng)
+        noise = self._noise(weights, rng)
         factor = _ROUNDING_MARGIN * self._relative_radius(weights, rng)
-        scale = radius * factor * _reciprocal(norm(direction))
-        return [scale * g for g in direction]
+        scale = radius * factor * _reciprocal(norm(noise))
+        return _shaped_like(weights, [scale * g for g in noise])
 
     def get_config(self) -> dict[str, Any]:
         return super().get_config() | {"radius": self.radius, "noise": self.noise}
@@ -329,10 +343,10 @@ class ReleasedCode(_RandomDirection):
     def _draw(
         self, weights: list[Tensor], eps: Tensor, rng: RandomStream
     ) -> list[Tensor]:
-        direction = self._direction(weights, rng)
+        noise = self._noise(weights, rng)
         factor = self._relative_radius(weights, rng)
         scale = eps * factor * _reciprocal(norm(weights))
-        return [scale * g for g in direction]
+        return _shaped_like(weights, [scale * g for g in noise])
 
 
 _NAMES: dict[str, type[Perturbation]] = {

@@ -21,7 +21,8 @@ from keras_nrs.groups import Part
 from keras_nrs.groups import StepInputs
 from keras_nrs.groups import mean_outcome
 from keras_nrs.groups import num_samples
-from keras_nrs.groups import samples_of
+from keras_nrs.groups import reordered
+from keras_nrs.groups import samples
 from keras_nrs.groups import split_into_groups
 from keras_nrs.groups import with_masks
 from keras_nrs.objective import Terms
@@ -82,21 +83,28 @@ class TrainingStep:
         """What each group of the batch is run on."""
         batch, num_deltas = inputs.batch, self.perturbations_per_replica
         if self.perturbed_fraction < 1:
-            order = self._random_order(inputs)
-            batch = tree.map_structure(
-                lambda t: None if t is None else ops.take(t, order, axis=0), batch
-            )
+            batch = reordered(batch, self._random_order(inputs))
         groups = split_into_groups(
-            num_samples(batch), num_deltas, self.perturbed_fraction
+            num_samples(batch),
+            num_deltas,
+            self.perturbed_fraction,
+            # Dropout and BatchNorm have a state. Without one samples are independent.
+            keep_whole=not self.base_model.non_trainable_variables,
         )
         parts = []
         for group in groups:
-            data = batch if len(groups) == 1 else samples_of(batch, group)
+            data = batch
+            if len(groups) > 1:
+                data = samples(batch, group.start, group.stop)
+            perturbed_data = data
+            if group.num_perturbed is not None:
+                perturbed_data = samples(data, 0, group.num_perturbed)
             index = inputs.replica * num_deltas + group.number
             stream = group.number if self.sync_perturbation else index
             others = 0 if group.is_perturbed else inputs.num_replicas * num_deltas
             seeds = self._own_seeds(inputs.state, index + others)
-            parts.append(Part(group, data, stream, _plus(inputs.state, seeds), seeds))
+            state = _plus(inputs.state, seeds)
+            parts.append(Part(group, data, perturbed_data, stream, state, seeds))
         return parts
 
     def _random_order(self: Any, inputs: StepInputs) -> Tensor:
@@ -140,10 +148,7 @@ class TrainingStep:
         outcome = mean_outcome(outcomes, [part.group for part in parts])
         if self.perturbed_fraction < 1:
             place = ops.argsort(self._random_order(inputs))
-            y_pred, masks = tree.map_structure(
-                lambda t: None if t is None else ops.take(t, place, axis=0),
-                (outcome.y_pred, outcome.masks),
-            )
+            y_pred, masks = reordered((outcome.y_pred, outcome.masks), place)
             outcome = outcome._replace(y_pred=y_pred, masks=masks)
         if not perturb:
             return outcome
@@ -175,7 +180,7 @@ class TrainingStep:
         self: Any, weights: list[Tensor], inputs: StepInputs, part: Part
     ) -> Any:
         """f(x; theta + delta) for one group, differentiable in `weights`."""
-        x, _, _ = keras.utils.unpack_x_y_sample_weight(part.data)
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(part.perturbed_data)
         rng = RandomStream(inputs.key).fold_in(part.stream)
         perturbed_weights = self._perturbed(weights, inputs.eps, rng)
         with (
@@ -192,54 +197,77 @@ class TrainingStep:
         perturbed: Any,
     ) -> Outcome:
         """What is known of a group, given the outputs of its perturbed pass."""
-        base, state = self.base_model, part.state
+        base = self.base_model
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(part.data)
-        # Copied for each use: on PyTorch, Keras multiplies masks into it in place.
-        weight_of_loss, weight_of_perturbed, weight_of_divergence = (
-            divergences.copied(sample_weight) for _ in range(3)
-        )
-        with self._stateless(weights, state, inputs.metrics) as scope:
+        with self._stateless(weights, part.state, inputs.metrics) as scope:
             before = list(map(scope.get_current_value, base.non_trainable_variables))
             y_pred = base(x, **self._call_kwargs(training=True))
             layer_losses = base.losses
             after = list(map(scope.get_current_value, base.non_trainable_variables))
-        new_state = [
-            given if new is old else new
-            for given, old, new in zip(inputs.state, before, after, strict=True)
-        ]
         # Seeds count on from those that all groups share.
-        new_state = [
-            new if new is given or seed is None else new - seed
-            for new, given, seed in zip(
-                new_state, inputs.state, part.seeds, strict=True
+        state = [
+            given if new is old else new if seed is None else new - seed
+            for given, old, new, seed in zip(
+                inputs.state, before, after, part.seeds, strict=True
             )
         ]
         masks = tree.map_structure(get_keras_mask, y_pred)
         compiled = [loss.loss for loss in divergences.flat_losses(base, y_pred) or []]
         factor = inputs.num_replicas * part.group.scale
+        # Copied for each use: on PyTorch, Keras multiplies masks into it in place.
+        weight = divergences.copied(sample_weight)
         with (
-            self._stateless(weights, state, inputs.metrics),
+            self._stateless(weights, part.state, inputs.metrics),
+            self._layer_losses(layer_losses),
             _sums_times(factor, compiled),
         ):
-            with self._layer_losses(layer_losses):
-                loss = base._compute_loss(x, y, y_pred, weight_of_loss, training=True)
-                penalty = sum(map(base._aggregate_additional_loss, layer_losses))
-            divergence = perturbed_loss = ops.zeros((), loss.dtype)
-            if perturbed is not None:
-                perturbed = with_masks(perturbed, masks)
-                with self._layer_losses([]):
-                    perturbed_loss = base._compute_loss(
-                        x, y, perturbed, weight_of_perturbed, training=True
-                    )
-                resolved = self._resolved_divergences(y_pred, y)
-                with _sums_times(factor, [d.divergence for d in resolved]):
-                    divergence = divergences.total_divergence(
-                        resolved, y, y_pred, perturbed, weight_of_divergence
-                    )
+            loss = base._compute_loss(x, y, y_pred, weight, training=True)
+            penalty = sum(map(base._aggregate_additional_loss, layer_losses))
+        divergence = perturbed_loss = ops.zeros((), loss.dtype)
+        if perturbed is not None:
+            of_perturbed, masks_of_perturbed = y_pred, masks
+            if part.group.num_perturbed is not None:
+                of_perturbed, masks_of_perturbed = samples(
+                    (y_pred, masks), 0, part.group.num_perturbed
+                )
+            divergence, perturbed_loss = self._perturbed_terms(
+                weights,
+                inputs,
+                part,
+                with_masks(of_perturbed, masks_of_perturbed),
+                with_masks(perturbed, masks_of_perturbed),
+            )
         terms = Terms(loss, loss, ops.cast(divergence, loss.dtype), perturbed_loss)
-        return Outcome(
-            terms, ops.convert_to_tensor(penalty, loss.dtype), y_pred, masks, new_state
+        penalty = ops.convert_to_tensor(penalty, loss.dtype)
+        return Outcome(terms, penalty, y_pred, masks, state)
+
+    def _perturbed_terms(
+        self: Any,
+        weights: list[Tensor],
+        inputs: StepInputs,
+        part: Part,
+        y_pred: Any,
+        perturbed: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """The divergence and the perturbed loss of a group."""
+        base = self.base_model
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(part.perturbed_data)
+        weight, weight_of_divergence = (
+            divergences.copied(sample_weight) for _ in range(2)
         )
+        compiled = [loss.loss for loss in divergences.flat_losses(base, y_pred) or []]
+        resolved = self._resolved_divergences(y_pred, y)
+        sums = compiled + [output.divergence for output in resolved]
+        with (
+            self._stateless(weights, part.state, inputs.metrics),
+            self._layer_losses([]),
+            _sums_times(inputs.num_replicas * part.group.perturbed_scale, sums),
+        ):
+            perturbed_loss = base._compute_loss(x, y, perturbed, weight, training=True)
+            divergence = divergences.total_divergence(
+                resolved, y, y_pred, perturbed, weight_of_divergence
+            )
+        return divergence, perturbed_loss
 
     def _perturbed(
         self: Any, weights: list[Tensor], eps: Tensor, rng: RandomStream

@@ -81,8 +81,8 @@ class Network(NamedTuple):
 
 
 NETWORKS = {
-    "MLP": Network(mlp, 32, 20),
-    "CNN": Network(cnn, 32, 20),
+    "MLP": Network(mlp, 32, 60),
+    "CNN": Network(cnn, 32, 60),
     "ViT-Ti/4": Network(vit, 32, 2),
     "WRN-16-4": Network(wide_resnet, 64, 2),
 }

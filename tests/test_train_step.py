@@ -14,6 +14,7 @@ from keras import layers
 
 import keras_nrs
 from tests import models
+from tests.benchmarks.memory import compiled_step
 from tests.models import FixedPerturbation
 
 ROUNDING = float(np.finfo("float32").eps)
@@ -497,3 +498,186 @@ def test_masked_positions_do_not_count() -> None:
     # A handful of sums of ten terms in float32.
     assert float(logs["model_divergence"]) == pytest.approx(divergence, rel=1e-4)
     assert float(logs["perturbed_loss"]) == pytest.approx(loss, rel=1e-4)
+
+
+# A share of the batch.
+
+
+def frozen_cnn(**kwargs: Any) -> keras.Model:
+    keras.utils.set_random_seed(0)
+    model = models.cnn(**kwargs)
+    model.optimizer.learning_rate = 0.0
+    return model
+
+
+@pytest.mark.parametrize("perturbations_per_replica", [1, 3])
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_on_a_share_both_passes_see_the_same_masks_and_moments(
+    batch_norm: bool, perturbations_per_replica: int
+) -> None:
+    x, y = models.image_data(50)
+    nrs = keras_nrs.wrap(
+        models.cnn(dropout=0.5, batch_norm=batch_norm, seed=5),
+        eps=0.0,
+        perturbed_fraction=0.4,
+        perturbations_per_replica=perturbations_per_replica,
+    )
+    history = nrs.fit(x, y, batch_size=16, epochs=2, verbose=0).history
+    # Of equal outputs, which may be rounded differently. With other masks it is 0.2.
+    assert history["model_divergence"] == pytest.approx([0, 0], abs=10 * ROUNDING)
+
+
+@pytest.mark.parametrize("perturbations_per_replica", [1, 2])
+@pytest.mark.parametrize("stateful", [False, True])
+@pytest.mark.parametrize("reduction", ["sum_over_batch_size", "sum"])
+def test_a_share_estimates_the_terms_without_bias(
+    reduction: str, stateful: bool, perturbations_per_replica: int
+) -> None:
+    """Over many steps without learning, their means are those of the whole batch."""
+    x, y = models.image_data(9)
+    loss = keras.losses.SparseCategoricalCrossentropy(
+        from_logits=True, reduction=reduction
+    )
+
+    def history(steps: int, **kwargs: Any) -> dict[str, np.ndarray]:
+        model = frozen_cnn(batch_norm=False)
+        if stateful:  # Splits the clean pass, and changes nothing.
+            model = keras.Sequential([model, layers.Dropout(1e-7, seed=1)])
+        models.compile_classifier(model, loss=loss, optimizer=keras.optimizers.SGD(0.0))
+        nrs = keras_nrs.wrap(model, 1.0, perturbation=FixedPerturbation(), **kwargs)
+        logs = [nrs.train_on_batch(x, y, return_dict=True) for _ in range(steps)]
+        names = ("loss", "model_divergence", "perturbed_loss")
+        # `train_on_batch()` gives means since the first step. Undo them.
+        totals = {
+            n: np.append(0.0, [(i + 1) * float(g[n]) for i, g in enumerate(logs)])
+            for n in names
+        }
+        return {n: np.diff(total) for n, total in totals.items()}
+
+    kwargs = {"perturbations_per_replica": perturbations_per_replica}
+    whole = history(1, **kwargs)
+    shares = history(400, perturbed_fraction=0.45, seed=3, **kwargs)
+    for name, values in shares.items():
+        assert np.std(values) > 1e-3 * abs(np.mean(values))
+        error = np.std(values) / np.sqrt(len(values))
+        # Six means: a chance of 4e-4 for a false alarm, with a fixed seed.
+        assert abs(np.mean(values) - whole[name][0]) < 4 * error, name
+
+
+def test_a_share_leaves_the_clean_pass_and_metrics_alone() -> None:
+    """Outputs are in the order of the labels again."""
+    x, y = models.image_data(50)
+    bare = frozen_cnn(batch_norm=False)
+    expected = bare.fit(x, y, batch_size=16, shuffle=False, verbose=0).history
+    model = frozen_cnn(batch_norm=False)
+    nrs = keras_nrs.wrap(
+        model, 0.3, beta=0.0, perturbation="relative", perturbed_fraction=0.3
+    )
+    history = nrs.fit(x, y, batch_size=16, shuffle=False, verbose=0).history
+    assert history["accuracy"] == expected["accuracy"]
+    total = expected["loss"][0] + history["model_divergence"][0]
+    assert history["loss"] == pytest.approx([total], rel=1e-5)
+
+
+def test_the_perturbed_pass_sees_that_share_only() -> None:
+    seen: list[int] = []
+
+    class Recorder(layers.Layer):
+        def call(self, inputs: Any) -> Any:
+            seen.append(inputs.shape[0])
+            return inputs
+
+    model = keras.Sequential([keras.Input((1,)), Recorder(), layers.Dense(3)])
+    models.compile_classifier(model, run_eagerly=True)
+    seen.clear()
+    nrs = keras_nrs.wrap(model, 0.1, perturbed_fraction=0.25, seed=0)
+    nrs.train_on_batch(np.zeros((16, 1)), np.zeros(16))
+    assert {4, 16} <= set(seen) <= {4, 16, None}
+
+
+# Memory.
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"scheme": "rpr"},
+        {"perturbations_per_replica": 3},
+        {"perturbed_fraction": 0.5},
+        {"interval": 2},
+    ],
+)
+@pytest.mark.parametrize("seed", [None, 5])
+def test_memory_efficient_steps_are_the_same_steps(
+    seed: int | None, arguments: dict[str, Any]
+) -> None:
+    """With dropout, BatchNorm and a penalty."""
+    x, y = models.image_data(40)
+
+    def run(memory_efficient: bool) -> tuple[list[np.ndarray], dict[str, Any]]:
+        keras.utils.set_random_seed(0)
+        model = models.cnn(dropout=0.5, penalty=1e-3, seed=seed)
+        nrs = keras_nrs.wrap(
+            model,
+            eps=0.3,
+            perturbation="relative",
+            memory_efficient=memory_efficient,
+            seed=1,
+            **arguments,
+        )
+        fitted = nrs.fit(x, y, batch_size=16, epochs=2, shuffle=False, verbose=0)
+        return models.numpy_values(model.variables), fitted.history
+
+    (values, history), (expected, expected_history) = run(True), run(False)
+    # 6 steps of sums of 1,000 terms of order one, which double errors at the most.
+    bound = 64 * 1000 * ROUNDING
+    for value, want in zip(values, expected, strict=True):
+        np.testing.assert_allclose(value, want, rtol=bound, atol=bound)
+    for name, logged in history.items():
+        np.testing.assert_allclose(logged, expected_history[name], rtol=bound)
+    assert history["model_divergence"][-1] > 1e-3
+
+
+def test_memory_efficient_with_masks_and_several_outputs() -> None:
+    """Masked positions still do not count, and an output without a loss is fine."""
+    tokens = np.array([[1, 2, 3, 0], [4, 0, 0, 0]])
+    labels = np.array([[0, 1, 2, 0], [1, 0, 0, 0]])
+
+    def logs(memory_efficient: bool) -> dict[str, float]:
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input((4,), dtype="int32")
+        hidden = layers.Embedding(5, 3, mask_zero=True)(inputs)
+        outputs = {"a": layers.Dense(3, name="a")(hidden), "b": hidden}
+        model = keras.Model(inputs, outputs)
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile("sgd", {"a": loss})
+        nrs = keras_nrs.wrap(
+            model,
+            0.5,
+            perturbation=FixedPerturbation(),
+            memory_efficient=memory_efficient,
+        )
+        nrs.train_on_batch(tokens, {"a": labels})
+        logs = nrs.train_on_batch(tokens, {"a": labels}, return_dict=True)
+        return {name: float(value) for name, value in logs.items()}
+
+    assert logs(True) == pytest.approx(logs(False), rel=1000 * ROUNDING)
+
+
+@pytest.mark.only_jax  # Where a compiler tells how much memory a step takes.
+def test_memory_efficient_steps_take_less_memory() -> None:
+    """Of a deep network, whose activations are most of what a step needs."""
+    x, y = np.zeros((4096, 16), "float32"), np.zeros(4096)
+
+    def temporary_bytes(**kwargs: Any) -> int:
+        hidden = [layers.Dense(64, activation="tanh") for _ in range(12)]
+        model = keras.Sequential([keras.Input((16,)), *hidden, layers.Dense(3)])
+        models.compile_classifier(model, metrics=None)
+        trained = keras_nrs.wrap(model, **kwargs) if kwargs else model
+        analysis = compiled_step(trained, x, y).memory_analysis()
+        return int(analysis.temp_size_in_bytes)
+
+    plain = temporary_bytes()
+    assert temporary_bytes(eps=0.1) > 1.7 * plain
+    assert temporary_bytes(eps=0.1, memory_efficient=True) < 1.25 * plain

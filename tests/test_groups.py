@@ -1,0 +1,87 @@
+"""How a batch is split: closed forms, and the same for sizes known only at run time."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings
+from hypothesis import strategies as st
+from keras import ops
+
+from keras_nrs.groups import Group
+from keras_nrs.groups import split_into_groups
+
+SIZES = st.integers(1, 40)
+DELTAS = st.integers(1, 6)
+FRACTIONS = st.floats(0.01, 1.0)
+
+
+def num_perturbed(group: Group) -> int:
+    num = group.num_perturbed
+    return group.stop - group.start if num is None else num
+
+
+@settings(deadline=None, max_examples=200)
+@given(SIZES, DELTAS, FRACTIONS, st.booleans())
+def test_groups_cover_the_batch(
+    size: int, num_deltas: int, fraction: float, keep_whole: bool
+) -> None:
+    groups = split_into_groups(size, num_deltas, fraction, keep_whole=keep_whole)
+    assert [g.start for g in groups] == [0, *(g.stop for g in groups[:-1])]
+    assert groups[-1].stop == size
+    assert all(g.size == g.stop - g.start > 0 for g in groups)
+    assert {g.number for g in groups} == set(range(min(num_deltas, size)))
+    assert math.fsum(g.share for g in groups) == pytest.approx(1)
+    assert all(g.scale == pytest.approx(1 / g.share) for g in groups)
+    # Each sample on which the perturbed pass runs counts the same, the others not.
+    total = sum(map(num_perturbed, groups))
+    for group in groups:
+        count = num_perturbed(group)
+        assert group.is_perturbed == (count > 0)
+        assert group.perturbed_share == pytest.approx(count / total)
+        if count:
+            assert group.perturbed_scale == pytest.approx(size / count)
+    # As many as asked for, one for each delta at least.
+    for number in range(min(num_deltas, size)):
+        own = [g for g in groups if g.number == number]
+        share = fraction * sum(g.size for g in own)
+        assert sum(map(num_perturbed, own)) == max(1, math.floor(share + 0.5))
+    if keep_whole or fraction == 1:
+        assert len(groups) == min(num_deltas, size)
+
+
+@settings(deadline=None, max_examples=30)
+@given(SIZES, DELTAS, st.sampled_from([0.25, 0.5, 0.75, 1.0]), st.booleans())
+def test_a_size_that_is_a_tensor_gives_the_same_groups(
+    size: int, num_deltas: int, fraction: float, keep_whole: bool
+) -> None:
+    """And groups with a share of 0, where there are fewer samples than groups."""
+    known = split_into_groups(size, num_deltas, fraction, keep_whole=keep_whole)
+    groups = [
+        Group(*(None if f is None else np.array(ops.convert_to_numpy(f)) for f in g))
+        for g in split_into_groups(
+            ops.convert_to_tensor(size, "int32"),
+            num_deltas,
+            fraction,
+            keep_whole=keep_whole,
+        )
+    ]
+    for group in groups:
+        assert 0 <= group.start < group.stop <= size
+        if num_deltas > 1 or fraction < 1:
+            assert group.share == pytest.approx(group.size / size)
+    counted = [g for g in groups if g.size > 0]
+    assert sum(g.perturbed_share for g in groups) == pytest.approx(1)
+    if size < num_deltas:
+        assert len(counted) == size or keep_whole or fraction < 1
+        return
+    for group, expected in zip(counted, known, strict=True):
+        for name in ("start", "stop", "share", "scale", "perturbed_share"):
+            got, want = getattr(group, name), getattr(expected, name)
+            assert got == pytest.approx(want), name
+
+
+def test_a_whole_batch_is_one_group() -> None:
+    (group,) = split_into_groups(7)
+    assert group == Group(0, 0, 7, None, 7, 1.0, 1.0, 1.0, 1.0)

@@ -17,15 +17,14 @@ def keep_freed_memory() -> None:
     """Tell glibc not to give freed memory back to the system.
 
     By default it does, above 32 MiB, and getting it again page by page may take longer
-    than the step. Whether a buffer is above the limit would decide the comparison. Call
-    it first: other threads may have memory of their own by then.
+    than the step. Whether a buffer is above the limit would decide the comparison.
     """
     if sys.platform == "linux":
         arena_max, mmap_max, trim_threshold = -8, -4, -1
         libc = ctypes.CDLL(None)
         libc.mallopt(arena_max, 1)
         libc.mallopt(mmap_max, 0)
-        libc.mallopt(trim_threshold, -1)
+        libc.mallopt(trim_threshold, -1)  # Never.
 
 
 def epoch(

@@ -1,0 +1,112 @@
+"""Times a step of NRS and of its peers against plain Keras in the same process.
+
+    KERAS_BACKEND=jax python -m tests.benchmarks [MLP] [CNN] [ViT-Ti/4] [WRN-16-4]
+
+For each network: medians of runs that take turns and their range, the time until the
+first epoch is over, and memory. Then how the cost grows. Nothing else may run on the
+machine. Without names, all networks take 10 to 20 minutes on 2 cores.
+"""
+
+import sys
+from collections.abc import Callable
+
+import keras
+import numpy as np
+
+import keras_nrs
+from keras_nrs.perturbations import RelativeBall
+from tests.benchmarks import growth
+from tests.benchmarks import memory
+from tests.benchmarks import networks
+from tests.benchmarks import peers
+from tests.benchmarks import timing
+
+BACKEND = keras.config.backend()
+VARIANTS = {
+    "NRS": {},
+    "NRS, rademacher": {"perturbation": RelativeBall(noise="rademacher")},
+    "NRS, interval=2": {"interval": 2},
+    "NRS, perturbed_fraction=0.5": {"perturbed_fraction": 0.5},
+    "NRS, memory_efficient": {"memory_efficient": True},
+}
+
+
+def wrapped(make: Callable[[], keras.Model], **kwargs: object) -> keras.Model:
+    arguments = {"eps": peers.RADIUS, "perturbation": RelativeBall()} | kwargs
+    return keras_nrs.wrap(networks.compiled(make), **arguments)
+
+
+def print_times(name: str) -> None:
+    """A line for each way to train a network."""
+    network = networks.NETWORKS[name]
+    x, y = networks.data(network.make(), network.batch_size * network.steps)
+
+    def epoch(model: keras.Model) -> Callable[[], None]:
+        return timing.epoch(model, x, y, network.batch_size)
+
+    runs = {"plain Keras": epoch(networks.compiled(network.make))}
+    for variant, kwargs in VARIANTS.items():
+        runs[variant] = epoch(wrapped(network.make, **kwargs))
+    runs["textbook SAM"] = epoch(peers.SAM[BACKEND](networks.compiled(network.make)))
+    runs["textbook Equation 3"] = epoch(
+        peers.EQUATION_3[BACKEND](networks.compiled(network.make))
+    )
+    if BACKEND == "jax":
+        model = networks.compiled(network.make)
+        runs["optax.contrib.sam"] = peers.optax_sam(model, x, y, network.batch_size)
+    firsts = {variant: timing.seconds(run) for variant, run in runs.items()}
+    for run in runs.values():
+        run()
+    times = timing.interleaved(runs)
+    print(f"\n{name}, {BACKEND}, batches of {network.batch_size}")
+    print("| | ms / step | ratio (range) | first epoch, s |\n|---|---|---|---|")
+    for variant, seconds in times.items():
+        print(
+            f"| {variant} | {1000 * np.median(seconds) / network.steps:.1f} "
+            f"| {timing.ratio(seconds, times['plain Keras'])} "
+            f"| {firsts[variant]:.1f} |",
+            flush=True,
+        )
+
+
+def print_memory(name: str, batch_size: int | None = None) -> None:
+    """What a step needs besides weights and data: more precisely on JAX."""
+    network = networks.NETWORKS[name]
+    batch_size = batch_size or network.batch_size
+    x, y = networks.data(network.make(), batch_size)
+    sizes = {}
+    for variant in ("plain Keras", "NRS", "NRS, memory_efficient"):
+        if variant == "plain Keras":
+            model = networks.compiled(network.make)
+        else:
+            model = wrapped(network.make, **VARIANTS[variant])
+        if BACKEND == "jax":
+            step = memory.compiled_step(model, x, y)
+            sizes[variant] = step.memory_analysis().temp_size_in_bytes
+        else:
+            run = timing.epoch(model, x, y, batch_size)
+            run()
+            sizes[variant] = memory.peak_resident_bytes(run)
+    for variant, size in sizes.items():
+        ratio = size / max(1, sizes["plain Keras"])
+        print(
+            f"{name}, batch of {batch_size}, memory of {variant}: {size / 2**20:.0f} "
+            f"MiB, {ratio:.2f}",
+            flush=True,
+        )
+
+
+def main() -> None:
+    timing.keep_freed_memory()
+    names = sys.argv[1:] or list(networks.NETWORKS)
+    for name in names:
+        print_times(name)
+        print_memory(name)
+    if "ViT-Ti/4" in names:
+        print_memory("ViT-Ti/4", 128)
+    if len(names) == len(networks.NETWORKS):
+        growth.main()
+
+
+if __name__ == "__main__":
+    main()

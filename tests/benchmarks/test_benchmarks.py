@@ -1,0 +1,72 @@
+"""The benchmarks run, on networks of no size. What they measure is not asserted."""
+
+import functools
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from tests.benchmarks import __main__ as main
+from tests.benchmarks import growth
+from tests.benchmarks import networks
+from tests.benchmarks import peers
+
+
+def tiny() -> keras.Model:
+    return keras.Sequential(
+        [keras.Input((4,)), layers.BatchNormalization(), layers.Dense(10)]
+    )
+
+
+@pytest.mark.filterwarnings("ignore:eps=0.3 has no effect")
+def test_the_table(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(networks.NETWORKS, "CNN", networks.Network(tiny, 4, 2))
+    main.print_times("CNN")
+    main.print_memory("CNN", 8)
+    output = capsys.readouterr().out
+    for name in ("plain Keras", *main.VARIANTS, "textbook SAM"):
+        assert f"| {name} |" in output
+    assert "memory of NRS, memory_efficient: " in output
+
+
+@pytest.mark.filterwarnings("ignore:eps=0.3 has no effect")
+def test_growth(capsys: pytest.CaptureFixture[str]) -> None:
+    growth.print_ratios("tiny", growth.tiny, 4, {"": {}})
+    growth.print_noise(128)
+    output = capsys.readouterr().out
+    assert "tiny: " in output and "128 elements, normal: " in output
+
+
+@pytest.mark.parametrize("peer", [peers.SAM, peers.EQUATION_3])
+def test_peers_train(peer: Any) -> None:
+    """Their losses come down, on a problem that a linear model solves."""
+    x = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
+    y = np.argmax(x, axis=1)
+    model = peer[keras.config.backend()](networks.compiled(tiny))
+    model.optimizer.learning_rate = 0.1
+    losses = model.fit(x, y, batch_size=16, epochs=10, verbose=0).history["loss"]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.only_jax
+def test_optax_trains() -> None:
+    x, y = networks.data(networks.compiled(tiny), 8)
+    peers.optax_sam(networks.compiled(tiny), x, y, 4)()
+
+
+@pytest.mark.parametrize(
+    ("make", "num_weights"),
+    [
+        (networks.mlp, 4.3e6),
+        (networks.cnn, 28_000 + 5_900),
+        (networks.vit, 5.37e6),
+        (networks.wide_resnet, 2.75e6),
+        (functools.partial(networks.mlp, 256), 76_800),
+    ],
+)
+def test_sizes_of_the_networks(make: Any, num_weights: float) -> None:
+    assert make().count_params() == pytest.approx(num_weights, rel=0.05)

@@ -101,8 +101,9 @@ class TrainingStep:
                 perturbed_data = samples(data, 0, group.num_perturbed)
             index = inputs.replica * num_deltas + group.number
             stream = group.number if self.sync_perturbation else index
-            others = 0 if group.is_perturbed else inputs.num_replicas * num_deltas
-            seeds = self._own_seeds(inputs.state, index + others)
+            # Indices of groups on which no perturbed pass runs count down from -1.
+            own_index = index if group.is_perturbed else -1 - index
+            seeds = self._own_seeds(inputs.state, own_index)
             state = _plus(inputs.state, seeds)
             parts.append(Part(group, data, perturbed_data, stream, state, seeds))
         return parts

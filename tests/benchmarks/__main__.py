@@ -4,7 +4,7 @@
 
 For each network: medians of runs that take turns and their range, the time until the
 first epoch is over, and memory. Then how the cost grows. Nothing else may run on the
-machine. Without names, all networks take 10 to 20 minutes on 2 cores.
+machine. Without names, all networks take 15 to 30 minutes on 2 cores.
 """
 
 import sys
@@ -101,9 +101,7 @@ def main() -> None:
     names = sys.argv[1:] or list(networks.NETWORKS)
     for name in names:
         print_times(name)
-        print_memory(name)
-    if "ViT-Ti/4" in names:
-        print_memory("ViT-Ti/4", 128)
+        print_memory(name, 128 if name == "ViT-Ti/4" else None)
     if len(names) == len(networks.NETWORKS):
         growth.main()
 

@@ -163,10 +163,12 @@ def test_backup_and_restore(tmp_path: Path) -> None:
 
 
 def test_clone_from_config() -> None:
-    nrs = trained(0)
-    clone = keras_nrs.NRSModel.from_config(nrs.get_config())
-    assert clone.get_config() == nrs.get_config()
-    assert not clone.compiled
+    cheap = keras_nrs.wrap(models.cnn(), perturbed_fraction=0.5, memory_efficient=True)
+    for nrs in (trained(0), cheap):
+        clone = keras_nrs.NRSModel.from_config(nrs.get_config())
+        assert clone.get_config() == nrs.get_config()
+        assert not clone.compiled
+    assert clone.perturbed_fraction == 0.5 and clone.memory_efficient
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

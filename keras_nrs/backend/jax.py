@@ -129,7 +129,7 @@ def _after(tensors: list[Tensor], values: list[Tensor]) -> list[Tensor]:
     that it does not see through: adding what is 0 unless one of the tensors is not a
     number.
     """
-    probe = sum(t.ravel()[0].astype("float32") for t in tensors if t.size)
+    probe = sum(t[(0,) * t.ndim].astype("float32") for t in tensors)
     zero = jax.numpy.where(probe == probe, 0.0, jax.numpy.nan)
     return [value + zero.astype(value.dtype) for value in values]
 

@@ -56,11 +56,11 @@ def print_noise(size: int = 2**22) -> None:
     for name, draw in draws.items():
         compiled = compile_function(draw)
 
-        def run(compiled: Callable[[Any], Any] = compiled) -> None:
-            keras.ops.convert_to_numpy(compiled(key)[0])
+        def read(compiled: Callable[[Any], Any] = compiled) -> Any:
+            return keras.ops.convert_to_numpy(compiled(key)[0])
 
-        run()
-        times = timing.interleaved({name: run}, 11)[name]
+        read()
+        times = timing.interleaved({name: timing.timed(read)}, 11)[name]
         print(f"{size} elements, {name}: {1000 * np.median(times):.1f} ms", flush=True)
 
 

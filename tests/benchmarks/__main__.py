@@ -9,14 +9,11 @@ machine. Without names, all networks take 15 to 30 minutes on 2 cores.
 
 import multiprocessing
 import sys
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 
 import keras
 import numpy as np
 
-import keras_nrs
-from keras_nrs.perturbations import RelativeBall
 from tests.benchmarks import growth
 from tests.benchmarks import memory
 from tests.benchmarks import networks
@@ -24,19 +21,6 @@ from tests.benchmarks import peers
 from tests.benchmarks import timing
 
 BACKEND = keras.config.backend()
-PLAIN = "plain Keras"
-VARIANTS = {
-    "NRS": {},
-    "NRS, rademacher": {"perturbation": RelativeBall(noise="rademacher")},
-    "NRS, interval=2": {"interval": 2},
-    "NRS, perturbed_fraction=0.5": {"perturbed_fraction": 0.5},
-    "NRS, memory_efficient": {"memory_efficient": True},
-}
-
-
-def wrapped(make: Callable[[], keras.Model], **kwargs: object) -> keras.Model:
-    arguments = {"eps": peers.RADIUS, "perturbation": RelativeBall()} | kwargs
-    return keras_nrs.wrap(networks.compiled(make), **arguments)
 
 
 def print_times(name: str) -> None:
@@ -47,9 +31,10 @@ def print_times(name: str) -> None:
     def epoch(model: keras.Model) -> timing.Run:
         return timing.epoch(model, x, y, network.batch_size)
 
-    runs = {PLAIN: epoch(networks.compiled(network.make))}
-    for variant, kwargs in VARIANTS.items():
-        runs[variant] = epoch(wrapped(network.make, **kwargs))
+    runs = {
+        variant: epoch(networks.trained(network.make, variant))
+        for variant in networks.VARIANTS
+    }
     runs["textbook SAM"] = epoch(peers.SAM[BACKEND](networks.compiled(network.make)))
     runs["textbook Equation 3"] = epoch(
         peers.EQUATION_3[BACKEND](networks.compiled(network.make))
@@ -67,40 +52,22 @@ def print_times(name: str) -> None:
     for variant, seconds in times.items():
         print(
             f"| {variant} | {1000 * np.median(seconds) / network.steps:.1f} "
-            f"| {timing.ratio(seconds, times[PLAIN])} "
+            f"| {timing.ratio(seconds, times[networks.PLAIN])} "
             f"| {firsts[variant]:.1f} |",
             flush=True,
         )
 
 
-def step_bytes(name: str, batch_size: int, variant: str) -> int:
-    """What a step needs besides weights and data.
-
-    On JAX the compiler's own figure. Elsewhere, by how much a step makes the process
-    grow after one on a single sample, which is right in a new process only.
-    """
-    network = networks.NETWORKS[name]
-    model = networks.compiled(network.make)
-    x, y = networks.data(model, batch_size)
-    if variant != PLAIN:
-        model = wrapped(network.make, **VARIANTS[variant])
-    if BACKEND == "jax":
-        step = memory.compiled_step(model, x, y)
-        return int(step.memory_analysis().temp_size_in_bytes)
-    timing.epoch(model, x[:1], y[:1], 1)()
-    return memory.peak_resident_bytes(timing.epoch(model, x, y, batch_size))
-
-
 def print_memory(name: str, batch_size: int) -> None:
     """A line for each way to train a network: its memory, and the ratio to plain."""
     sizes = {}
-    for variant in (PLAIN, "NRS", "NRS, memory_efficient"):
+    for variant in (networks.PLAIN, "NRS", "NRS, memory_efficient"):
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-            size = process.submit(step_bytes, name, batch_size, variant).result()
+            size = process.submit(memory.step_bytes, name, batch_size, variant).result()
         sizes[variant] = size
         print(
             f"{name}, batch of {batch_size}, memory of {variant}: {size / 2**20:.0f} "
-            f"MiB, {size / sizes[PLAIN]:.2f}",
+            f"MiB, {size / sizes[networks.PLAIN]:.2f}",
             flush=True,
         )
 

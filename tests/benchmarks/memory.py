@@ -9,6 +9,25 @@ from typing import Any
 import keras
 import numpy as np
 
+from tests.benchmarks import networks
+from tests.benchmarks import timing
+
+
+def step_bytes(name: str, batch_size: int, variant: str) -> int:
+    """What a step needs besides weights and data.
+
+    On JAX the compiler's own figure. Elsewhere, by how much a step makes the process
+    grow after one on a single sample, which is right in a new process only.
+    """
+    make = networks.NETWORKS[name].make
+    model = networks.trained(make, variant)
+    x, y = networks.data(make(), batch_size)
+    if keras.config.backend() == "jax":
+        analysis = compiled_step(model, x, y).memory_analysis()
+        return int(analysis.temp_size_in_bytes)
+    timing.epoch(model, x[:1], y[:1], 1)()
+    return peak_resident_bytes(timing.epoch(model, x, y, batch_size))
+
 
 def compiled_step(model: keras.Model, x: np.ndarray, y: np.ndarray) -> Any:
     """The training step on JAX, compiled. `memory_analysis()` tells its memory."""

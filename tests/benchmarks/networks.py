@@ -1,4 +1,4 @@
-"""The networks that are timed, and data of their shapes."""
+"""The networks that are timed, the ways to train them, and data of their shapes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,23 @@ import keras_hub
 import numpy as np
 from keras import layers
 
+import keras_nrs
+from keras_nrs.perturbations import RelativeBall
+
 NUM_CLASSES = 10
+# Norm of delta divided by that of the weights, at the most.
+RADIUS = 0.3
+
+PLAIN = "plain Keras"
+# Arguments of `wrap()`. The plain model is not wrapped.
+VARIANTS: dict[str, dict[str, Any]] = {
+    PLAIN: {},
+    "NRS": {},
+    "NRS, rademacher": {"perturbation": RelativeBall(noise="rademacher")},
+    "NRS, interval=2": {"interval": 2},
+    "NRS, perturbed_fraction=0.5": {"perturbed_fraction": 0.5},
+    "NRS, memory_efficient": {"memory_efficient": True},
+}
 
 
 def mlp(width: int = 2048) -> keras.Model:
@@ -95,6 +111,15 @@ def compiled(make: Callable[[], keras.Model]) -> keras.Model:
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.SGD(0.01, momentum=0.9), loss)
     return model
+
+
+def trained(make: Callable[[], keras.Model], variant: str) -> keras.Model:
+    """The model, ready to be trained in one of the ways of `VARIANTS`."""
+    model = compiled(make)
+    if variant == PLAIN:
+        return model
+    arguments = {"eps": RADIUS, "perturbation": RelativeBall()} | VARIANTS[variant]
+    return keras_nrs.wrap(model, **arguments)
 
 
 def data(model: keras.Model, num_samples: int) -> tuple[np.ndarray, np.ndarray]:

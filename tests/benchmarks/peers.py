@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from keras import ops
 
-RADIUS = 0.3
+from tests.benchmarks.networks import RADIUS
 
 
 def _norm(tensors: Any) -> Any:

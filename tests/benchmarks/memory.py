@@ -16,8 +16,9 @@ from tests.benchmarks import timing
 def step_bytes(name: str, batch_size: int, variant: str) -> int:
     """What a step needs besides weights and data.
 
-    On JAX the compiler's own figure. Elsewhere, by how much a step makes the process
-    grow after one on a single sample, which is right in a new process only.
+    On JAX the compiler's own figure, on PyTorch the most that it had allocated. On
+    TensorFlow by how much a step makes the process grow after one on a single sample,
+    which is right in a new process only.
     """
     make = networks.NETWORKS[name].make
     model = networks.trained(make, variant)
@@ -26,7 +27,10 @@ def step_bytes(name: str, batch_size: int, variant: str) -> int:
         analysis = compiled_step(model, x, y).memory_analysis()
         return int(analysis.temp_size_in_bytes)
     timing.epoch(model, x[:1], y[:1], 1)()
-    return peak_resident_bytes(timing.epoch(model, x, y, batch_size))
+    step = timing.epoch(model, x, y, batch_size)
+    if keras.config.backend() == "torch":
+        return peak_allocated_bytes(step)
+    return peak_resident_bytes(step)
 
 
 def compiled_step(model: keras.Model, x: np.ndarray, y: np.ndarray) -> Any:
@@ -48,6 +52,19 @@ def compiled_step(model: keras.Model, x: np.ndarray, y: np.ndarray) -> Any:
     # As Keras compiles it: the state is given away and comes back new.
     step = jax.jit(model.train_step, donate_argnums=0)
     return step.lower(tuple(state), (x, y, None)).compile()
+
+
+def peak_allocated_bytes(run: Callable[[], Any]) -> int:
+    """The most that PyTorch has allocated more than before while it runs."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    events = profiler.profiler.kineto_results.events()
+    changes = [e for e in events if e.name() == "[memory]"]
+    changes.sort(key=lambda e: e.start_ns())
+    return int(np.cumsum([e.nbytes() for e in changes]).max())
 
 
 def peak_resident_bytes(run: Callable[[], Any]) -> int:

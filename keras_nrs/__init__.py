@@ -1,5 +1,9 @@
 """Neighborhood Region Smoothing: flat-minima regularization for Keras 3 models."""
 
+import importlib
+from typing import TYPE_CHECKING
+from typing import Any
+
 from keras_nrs import callbacks as callbacks
 from keras_nrs import divergences as divergences
 from keras_nrs import perturbations as perturbations
@@ -11,3 +15,13 @@ from keras_nrs.nrs_model import wrap as wrap
 from keras_nrs.objective import nrs_objective as nrs_objective
 
 __version__ = "0.1.0.dev0"
+
+if TYPE_CHECKING:
+    from keras_nrs import flatness as flatness
+
+
+def __getattr__(name: str) -> Any:
+    # At its first use: it needs SciPy, which is an extra.
+    if name == "flatness":
+        return importlib.import_module("keras_nrs.flatness")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

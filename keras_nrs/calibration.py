@@ -10,10 +10,13 @@ from keras import ops
 
 from keras_nrs import divergences
 from keras_nrs import perturbations
+from keras_nrs import stateless
 from keras_nrs._checks import check_int
 from keras_nrs._checks import check_positive
 from keras_nrs.backend import RandomStream
 from keras_nrs.backend import compile_function
+from keras_nrs.batches import Batch
+from keras_nrs.batches import Batches
 from keras_nrs.nrs_model import NRSModel
 
 # eps is searched by factors of 2 from here, and then bisected to this precision.
@@ -69,8 +72,9 @@ def calibrate_eps(  # noqa: PLR0913
 
     Args:
         model: A built model, wrapped or not.
-        x: Inputs: array or list or dict of arrays of shape `(num_inputs, ...)`. A few
-            hundred are enough.
+        x: Inputs: array or list or dict of arrays of shape `(num_inputs, ...)`, or
+            batches from a data set or generator. A few hundred inputs are enough; all
+            are held in memory.
         target_divergence: Mean model divergence to reach, > 0, in the unit of the
             divergence (nats for the Kullback-Leibler divergences).
         perturbation: As in `keras_nrs.wrap`. Defaults to that of a wrapped model,
@@ -104,33 +108,22 @@ def calibrate_eps(  # noqa: PLR0913
     """
     target = check_positive("target_divergence", target_divergence)
     num_samples = check_int("num_samples", num_samples, minimum=1)
-    batch_size = check_int("batch_size", batch_size, minimum=1)
-    seed = check_int("seed", seed, minimum=0, maximum=2**31 - 1 - num_samples)
-    if not isinstance(model, keras.Model):
-        raise TypeError(
-            f"`model` must be a keras.Model. Received: model={model!r} of type "
-            f"{type(model).__name__}."
-        )
-    resolved = None
-    if isinstance(model, NRSModel):
-        perturbation = perturbation or model.perturbation
-        if divergence is None:
-            divergence, resolved = model.divergence_in_use()
-        model = model.base_model
-    perturbation = perturbations.get(perturbation or "ball")
-    divergence = divergences.check(divergence or "auto")
-    batches = _batches(model, x, batch_size)
-    kwargs = {"training": False} if model._call_has_training_arg else {}
-    outputs = [model(batch, **kwargs) for batch in batches]
-    if resolved is None:
-        resolved = divergences.for_model(model, divergence, outputs[0])
-    measure = _divergence_function(
-        model,
-        list(zip(batches, outputs, strict=True)),
-        perturbation,
-        resolved,
-        keys=[keras.random.SeedGenerator(seed + i).next() for i in range(num_samples)],
-    )
+    keys = keys_of_samples(seed, num_samples)
+    meter = DivergenceMeter(model, perturbation=perturbation, divergence=divergence)
+    batches = list(Batches(meter.model, x, batch_size=batch_size))
+    outputs = [meter.outputs(batch) for batch in batches]
+    sizes = [batch.num_samples for batch in batches]
+
+    def measure(eps: float) -> np.ndarray:
+        values = [
+            [
+                meter.divergence(batch, clean, eps, key)
+                for batch, clean in zip(batches, outputs, strict=True)
+            ]
+            for key in keys
+        ]
+        return np.average(values, axis=1, weights=sizes)
+
     low, high = _bracket(measure, target)
     while high / low > _PRECISION:
         middle = math.sqrt(low * high)
@@ -141,65 +134,93 @@ def calibrate_eps(  # noqa: PLR0913
     return CalibratedEps(high, measure(high))
 
 
-def _batches(model: Any, x: Any, batch_size: int) -> list[Any]:
-    """Preprocessed batches of inputs."""
-    lengths = {len(leaf) for leaf in keras.tree.flatten(x) if hasattr(leaf, "__len__")}
-    arrays = all(hasattr(leaf, "shape") for leaf in keras.tree.flatten(x))
-    if not arrays or len(lengths) != 1 or 0 in lengths:
-        raise ValueError(
-            "`x` must be an array, or a list or dict of arrays of equal length, with "
-            f"at least one input. Received: x of type {type(x).__name__}."
-        )
-    preprocess = getattr(model, "preprocess_samples", lambda inputs: inputs)
-
-    def batch(start: int) -> Any:
-        inputs = keras.tree.map_structure(lambda a: a[start : start + batch_size], x)
-        return keras.tree.map_structure(ops.convert_to_tensor, preprocess(inputs))
-
-    return [batch(start) for start in range(0, lengths.pop(), batch_size)]
+def keys_of_samples(seed: int, num_samples: int) -> list[Any]:
+    """A key for each perturbation."""
+    seed = check_int("seed", seed, minimum=0, maximum=2**31 - 1 - num_samples)
+    return [keras.random.SeedGenerator(seed + i).next() for i in range(num_samples)]
 
 
-def _divergence_function(
-    model: Any,
-    batches: list[tuple[Any, Any]],
-    perturbation: perturbations.Perturbation,
-    resolved: list[divergences.OutputDivergence],
-    *,
-    keys: list[Any],
-) -> Callable[[float], np.ndarray]:
-    """The function from eps to the mean divergence under each key's delta.
+class DivergenceMeter:
+    """d(theta, theta + delta) of a model, in inference mode.
 
-    `batches` are of inputs and of the model's outputs for them.
+    Args:
+        model: A built model, wrapped or not.
+        perturbation: As in `keras_nrs.wrap`. Defaults to that of a wrapped model,
+            and to `"ball"` for others.
+        divergence: As in `keras_nrs.wrap`. Defaults to that of a wrapped model, and
+            to `"auto"` for others.
     """
-    kwargs = {"training": False} if model._call_has_training_arg else {}
-    variables = model.trainable_variables
-    weights = [ops.convert_to_tensor(v.value) for v in variables]
-    state = [ops.convert_to_tensor(v.value) for v in model.non_trainable_variables]
 
-    def batch_divergence(batch: Any, clean: Any, eps: Any, key: Any) -> Any:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        perturbation: str | perturbations.Perturbation | None,
+        divergence: Any,
+    ) -> None:
+        if not isinstance(model, keras.Model):
+            raise TypeError(
+                f"`model` must be a keras.Model. Received: model={model!r} of type "
+                f"{type(model).__name__}."
+            )
+        self._resolved = None
+        if isinstance(model, NRSModel):
+            perturbation = perturbation or model.perturbation
+            if divergence is None:
+                divergence, self._resolved = model.divergence_in_use()
+            model = model.base_model
+        self.model = model
+        self._perturbation = perturbations.get(perturbation or "ball")
+        self._given = divergences.check(divergence or "auto")
+        self._compiled = compile_function(self._of_batch)
+
+    def outputs(self, batch: Batch) -> Any:
+        """f(x; theta)."""
+        kwargs = stateless.call_kwargs(self.model, training=False)
+        outputs = self.model(batch.x, **kwargs)
+        if self._resolved is None:
+            self._resolved = divergences.for_model(
+                self.model, self._given, outputs, batch.y
+            )
+        # Masks come with the perturbed outputs.
+        return keras.tree.map_structure(ops.stop_gradient, outputs)
+
+    def divergence(self, batch: Batch, clean: Any, eps: float, key: Any) -> float:
+        """The divergence of a batch under the delta that belongs to a key.
+
+        `clean` is f(x; theta).
+        """
+        weights, state = stateless.current_values(self.model)
+        eps = ops.convert_to_tensor(eps, "float32")
+        value = self._compiled(weights, state, batch, clean, eps, key)
+        return float(ops.convert_to_numpy(value))
+
+    def _of_batch(
+        self,
+        weights: list[Any],
+        state: list[Any],
+        batch: Batch,
+        clean: Any,
+        eps: Any,
+        key: Any,
+    ) -> Any:
+        model = self.model
         deltas = perturbations.sample_deltas(
-            perturbation, variables, weights, eps, RandomStream(key)
+            self._perturbation,
+            model.trainable_variables,
+            weights,
+            eps,
+            RandomStream(key),
         )
         perturbed, _ = model.stateless_call(
-            perturbations.add_deltas(weights, deltas), state, batch, **kwargs
+            perturbations.add_deltas(weights, deltas),
+            state,
+            batch.x,
+            **stateless.call_kwargs(model, training=False),
         )
-        return divergences.total_divergence(resolved, None, clean, perturbed, None)
-
-    compiled = compile_function(batch_divergence)
-    sizes = [len(keras.tree.flatten(batch)[0]) for batch, _ in batches]
-
-    def measure(eps: float) -> np.ndarray:
-        eps_tensor = ops.convert_to_tensor(eps, "float32")
-        values = [
-            [
-                float(ops.convert_to_numpy(compiled(batch, clean, eps_tensor, key)))
-                for batch, clean in batches
-            ]
-            for key in keys
-        ]
-        return np.average(values, axis=1, weights=sizes)
-
-    return measure
+        return divergences.total_divergence(
+            self._resolved or [], batch.y, clean, perturbed, batch.sample_weight
+        )
 
 
 def _reaches(samples: np.ndarray, target: float) -> bool:

@@ -1,12 +1,16 @@
-"""Callbacks for `NRSModel.fit()`."""
+"""Callbacks for `fit()`."""
 
 import math
 import warnings
+from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 
 from keras_nrs import perturbations
+from keras_nrs._checks import check_int
+from keras_nrs._checks import check_nonnegative
 
 # Below this share of the loss the divergence has no measurable effect on training.
 _INERT_SHARE = 1e-4
@@ -73,6 +77,173 @@ class InertEpsWarning(keras.callbacks.Callback):  # type: ignore[misc]
             f"{norm:.3g}. {advice}",
             stacklevel=2,
         )
+
+
+class NRSSchedule(keras.callbacks.Callback):  # type: ignore[misc]
+    """Sets eps and alpha of an `NRSModel` at the beginning of each epoch.
+
+    Both are 0 before `start_epoch`, and grow linearly to their value over
+    `warmup_epochs`: the first of these has `1 / warmup_epochs` of it. Nothing is
+    compiled again. The values of an epoch are in its logs, as `eps` and `alpha`.
+
+    With eps = 0 and alpha = 0 a step still has its second pass, and its loss twice;
+    `wrap(normalize=True)` leaves the loss as it is.
+
+    Args:
+        eps: A number >= 0, or a function from the epoch (counted from 0) to it, which
+            warm-up multiplies. Defaults to the value that the model has when training
+            begins.
+        alpha: As `eps`.
+        start_epoch: First epoch with a perturbation, >= 0.
+        warmup_epochs: Number of epochs, >= 0, until the full value is reached.
+
+    Raises:
+        TypeError, ValueError: if an argument is not as described, or at the beginning
+            of training if the model is not wrapped.
+
+    Example:
+
+    ```python
+    model = keras_nrs.wrap(model, eps=0.3, perturbation="relative")
+    model.fit(x, y, epochs=50, callbacks=[NRSSchedule(start_epoch=5, warmup_epochs=10)])
+    ```
+    """
+
+    def __init__(
+        self,
+        eps: float | Callable[[int], float] | None = None,
+        alpha: float | Callable[[int], float] | None = None,
+        *,
+        start_epoch: int = 0,
+        warmup_epochs: int = 0,
+    ) -> None:
+        super().__init__()
+        self._given = {"eps": eps, "alpha": alpha}
+        for name, value in self._given.items():
+            if value is not None and not callable(value):
+                check_nonnegative(name, value)
+        self.start_epoch = check_int("start_epoch", start_epoch, minimum=0)
+        self.warmup_epochs = check_int("warmup_epochs", warmup_epochs, minimum=0)
+        self._full: dict[str, Any] = {}
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        if not hasattr(self.model, "base_model"):
+            raise TypeError(
+                "NRSSchedule needs an NRSModel. Received: a "
+                f"{type(self.model).__name__}. Wrap it: keras_nrs.wrap(model)."
+            )
+        # At a second `fit()` the model has what the schedule left.
+        if not self._full:
+            eps, alpha = _values(self.model)
+            found = {"eps": eps, "alpha": alpha}
+            self._full = {
+                name: found[name] if value is None else value
+                for name, value in self._given.items()
+            }
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        since_start = epoch - self.start_epoch
+        factor = min(1.0, (since_start + 1) / max(1, self.warmup_epochs))
+        for name, full in self._full.items():
+            value = full(epoch) if callable(full) else full
+            value = check_nonnegative(name, value)
+            setattr(self.model, name, value * factor if since_start >= 0 else 0.0)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        if logs is not None:
+            logs["eps"], logs["alpha"] = _values(self.model)
+
+
+class FlatnessMonitor(keras.callbacks.Callback):  # type: ignore[misc]
+    """Measures flatness during training, on data that is held out or on any other.
+
+    After every `every`-th epoch, and in inference mode, adds to the logs
+
+    - `val_model_divergence`: the mean model divergence, if `eps` is given or the model
+      is wrapped;
+    - `val_eigenvalue`, or `val_eigenvalue_1` to `val_eigenvalue_k`: the largest
+      eigenvalues of the Hessian.
+
+    They are in the history, the progress bar and TensorBoard, like validation logs:
+    only at epochs at which they were measured. Put this callback before those that read
+    logs, such as `TensorBoard`, `CSVLogger` or `ModelCheckpoint`. It works for models
+    that are not wrapped, too. Needs `keras-nrs[flatness]`.
+
+    Args:
+        x: Inputs, or batches of inputs and labels, as in `hessian_operator`; a
+            generator will not do, as it runs once.
+        y: Labels, if `x` is arrays.
+        every: Number of epochs between measurements, >= 1.
+        k: Number of eigenvalues, >= 0.
+        eps: Size of the perturbations. Defaults to the value that a wrapped model has
+            at the time; without one the divergence is not measured.
+        divergence_options: More arguments of `keras_nrs.flatness.model_divergence`:
+            `perturbation`, `num_samples`, `seed` and others.
+        eigenvalue_options: More arguments of `keras_nrs.flatness.hessian_eigenvalues`:
+            `variables` (defaults to `"last_layer"`), `tol`, `batch_size` and others.
+
+    Raises:
+        TypeError, ValueError: if an argument is not as described.
+
+    Example:
+
+    ```python
+    monitor = keras_nrs.callbacks.FlatnessMonitor(x_val, y_val, every=5)
+    history = model.fit(x, y, epochs=50, callbacks=[monitor])
+    history.history["val_eigenvalue"]
+    ```
+    """
+
+    def __init__(
+        self,
+        x: Any,
+        y: Any = None,
+        *,
+        every: int = 1,
+        k: int = 1,
+        eps: float | None = None,
+        divergence_options: dict[str, Any] | None = None,
+        eigenvalue_options: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        # A missing extra is an error now rather than after the first epoch.
+        from keras_nrs import flatness
+
+        self._flatness = flatness
+        if isinstance(x, Iterator):
+            raise TypeError(
+                "`x` must be arrays or a data set that can be read at every "
+                f"measurement. Received: x of type {type(x).__name__}. Pass arrays, or "
+                "a tf.data.Dataset, PyDataset or DataLoader."
+            )
+        self._data = x, y
+        self.every = check_int("every", every, minimum=1)
+        self.k = check_int("k", k, minimum=0)
+        self.eps = None if eps is None else check_nonnegative("eps", eps)
+        self._divergence_options = divergence_options or {}
+        self._eigenvalue_options = eigenvalue_options or {}
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        if logs is None or (epoch + 1) % self.every:
+            return
+        x, y = self._data
+        eps = self.eps
+        if eps is None and hasattr(self.model, "base_model"):
+            eps, _ = _values(self.model)
+        if eps is not None:
+            divergence = self._flatness.model_divergence(
+                self.model, x, y, **{"eps": eps} | self._divergence_options
+            )
+            logs["val_model_divergence"] = divergence.mean
+        if self.k:
+            result = self._flatness.hessian_eigenvalues(
+                self.model, x, y, k=self.k, **self._eigenvalue_options
+            )
+            values = map(float, result.eigenvalues)
+            names = [f"val_eigenvalue_{i + 1}" for i in range(self.k)]
+            if self.k == 1:
+                names = ["val_eigenvalue"]
+            logs.update(zip(names, values, strict=True))
 
 
 class ProcessesAgree(keras.callbacks.Callback):  # type: ignore[misc]

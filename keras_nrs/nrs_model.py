@@ -15,6 +15,7 @@ from keras import ops
 
 from keras_nrs import divergences
 from keras_nrs import perturbations
+from keras_nrs import stateless
 from keras_nrs._checks import check_bool
 from keras_nrs._checks import check_choice
 from keras_nrs._checks import check_fraction
@@ -323,7 +324,8 @@ class NRSModel(BackendTrainer, TrainingStep, keras.Model):  # type: ignore[misc]
     # What Keras sees of the base model.
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
-        return self.base_model(inputs, **self._call_kwargs(training))
+        base = self.base_model
+        return base(inputs, **stateless.call_kwargs(base, training=training))
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the base model: the arguments are those of its `compile()`."""

@@ -15,6 +15,7 @@ from keras.src.backend.common.masking import get_keras_mask
 
 from keras_nrs import divergences
 from keras_nrs import perturbations
+from keras_nrs import stateless
 from keras_nrs.backend import RandomStream
 from keras_nrs.groups import Outcome
 from keras_nrs.groups import Part
@@ -181,14 +182,15 @@ class TrainingStep:
         self: Any, weights: list[Tensor], inputs: StepInputs, part: Part
     ) -> Any:
         """f(x; theta + delta) for one group, differentiable in `weights`."""
+        base = self.base_model
         x, _, _ = keras.utils.unpack_x_y_sample_weight(part.perturbed_data)
         rng = RandomStream(inputs.key).fold_in(part.stream)
         perturbed_weights = self._perturbed(weights, inputs.eps, rng)
         with (
             self._random_numbers_put_back(),
-            self._stateless(perturbed_weights, part.state, inputs.metrics),
+            stateless.scope(base, perturbed_weights, part.state, inputs.metrics),
         ):
-            return self.base_model(x, **self._call_kwargs(training=True))
+            return base(x, **stateless.call_kwargs(base, training=True))
 
     def _outcome_of_group(
         self: Any,
@@ -200,9 +202,9 @@ class TrainingStep:
         """What is known of a group, given the outputs of its perturbed pass."""
         base = self.base_model
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(part.data)
-        with self._stateless(weights, part.state, inputs.metrics) as scope:
+        with stateless.scope(base, weights, part.state, inputs.metrics) as scope:
             before = list(map(scope.get_current_value, base.non_trainable_variables))
-            y_pred = base(x, **self._call_kwargs(training=True))
+            y_pred = base(x, **stateless.call_kwargs(base, training=True))
             layer_losses = base.losses
             after = list(map(scope.get_current_value, base.non_trainable_variables))
         # Seeds count on from those that all groups share.
@@ -218,8 +220,8 @@ class TrainingStep:
         # Copied for each use: on PyTorch, Keras multiplies masks into it in place.
         weight = divergences.copied(sample_weight)
         with (
-            self._stateless(weights, part.state, inputs.metrics),
-            self._layer_losses(layer_losses),
+            stateless.scope(base, weights, part.state, inputs.metrics),
+            stateless.layer_losses(base, layer_losses),
             _sums_times(factor, compiled),
         ):
             loss = base._compute_loss(x, y, y_pred, weight, training=True)
@@ -260,8 +262,8 @@ class TrainingStep:
         resolved = self._resolved_divergences(y_pred, y)
         sums = compiled + [output.divergence for output in resolved]
         with (
-            self._stateless(weights, part.state, inputs.metrics),
-            self._layer_losses([]),
+            stateless.scope(base, weights, part.state, inputs.metrics),
+            stateless.layer_losses(base, []),
             _sums_times(inputs.num_replicas * part.group.perturbed_scale, sums),
         ):
             perturbed_loss = base._compute_loss(x, y, perturbed, weight, training=True)
@@ -282,32 +284,6 @@ class TrainingStep:
             rng,
         )
         return perturbations.add_deltas(weights, deltas)
-
-    def _call_kwargs(self: Any, training: bool | None) -> dict[str, Any]:
-        takes_training = self.base_model._call_has_training_arg
-        return {"training": training} if takes_training else {}
-
-    def _stateless(
-        self: Any, weights: list[Tensor], state: list[Tensor], metrics: list[Tensor]
-    ) -> keras.StatelessScope:
-        """A scope in which the base model has these values and keeps its own."""
-        base = self.base_model
-        variables = base.trainable_variables + base.non_trainable_variables
-        variables += base.metrics_variables
-        values = [*weights, *state, *metrics]
-        return keras.StatelessScope(
-            list(zip(variables, values, strict=True)), collect_losses=True
-        )
-
-    @contextmanager
-    def _layer_losses(self: Any, layer_losses: list[Tensor]) -> Iterator[None]:
-        """Make `compute_loss()` add these losses instead of the layers' own."""
-        zero = ops.zeros((), keras.config.floatx())
-        self.base_model._losses_override = list(layer_losses) or [zero]
-        try:
-            yield
-        finally:
-            self.base_model._losses_override = []
 
     def _random_numbers_put_back(self: Any) -> AbstractContextManager[None]:
         """A context in which the random numbers are those that come after it.

@@ -636,7 +636,7 @@ def test_layouts_stay_and_no_device_gathers_the_weights(
 
     import jax
 
-    from keras_nrs.backend.jax import PerturbedStep
+    from keras_nrs.backend.jax.trainer import PerturbedStep
 
     x = rng.normal(size=(16, 16)).astype("float32")
     y = rng.integers(0, 3, 16)

@@ -1,4 +1,4 @@
-"""The only code that imports a framework; each file defines the same names."""
+"""The only code that imports a framework; each folder defines the same names."""
 
 import importlib
 from typing import TYPE_CHECKING
@@ -18,10 +18,20 @@ if TYPE_CHECKING:
     from keras_nrs.backend.jax import BackendTrainer
     from keras_nrs.backend.jax import RandomStream
     from keras_nrs.backend.jax import compile_function
+    from keras_nrs.backend.jax import gradient
+    from keras_nrs.backend.jax import hessian_at
 else:
     _backend = importlib.import_module(f"keras_nrs.backend.{keras.config.backend()}")
     BackendTrainer = _backend.BackendTrainer
     RandomStream = _backend.RandomStream
     compile_function = _backend.compile_function
+    gradient = _backend.gradient
+    hessian_at = _backend.hessian_at
 
-__all__ = ["BackendTrainer", "RandomStream", "compile_function"]
+__all__ = [
+    "BackendTrainer",
+    "RandomStream",
+    "compile_function",
+    "gradient",
+    "hessian_at",
+]

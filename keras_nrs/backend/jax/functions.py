@@ -1,0 +1,45 @@
+"""Compiling and differentiating functions on JAX."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+Tensor = Any
+Product = Callable[[list[Tensor]], list[Tensor]]
+
+
+def compile_function(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a pure function of tensors."""
+    compiled: Callable[..., Any] = jax.jit(function)
+    return compiled
+
+
+def gradient(
+    function: Callable[[list[Tensor]], Tensor], tensors: list[Tensor]
+) -> list[Tensor]:
+    """The gradient of a scalar function of tensors in each of them."""
+    gradients: list[Tensor] = jax.grad(function)(tensors)
+    return gradients
+
+
+def hessian_at(
+    function: Callable[[list[Tensor], Any], Tensor],
+) -> Callable[[list[Tensor], Any], Product]:
+    """The Hessian of a scalar function of tensors and of other inputs.
+
+    Returns:
+        A function from a point (the tensors, and the other inputs) to the function
+        from vectors, in the shapes of the tensors, to their products with the Hessian
+        in the tensors. What all products at a point share is computed once.
+    """
+    in_tensors = jax.grad(function)
+
+    def linear_function(tensors: list[Tensor], inputs: Any) -> Any:
+        return jax.linearize(lambda t: in_tensors(t, inputs), tensors)[1]
+
+    # Forward over reverse. The linear function is a pytree of what it has kept.
+    linearize = jax.jit(linear_function)
+    apply = jax.jit(lambda linear, vectors: linear(vectors))
+    return lambda tensors, inputs: functools.partial(apply, linearize(tensors, inputs))

@@ -1,0 +1,62 @@
+"""Random tensors on JAX."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import keras
+
+from keras_nrs import noise
+
+Tensor = Any
+
+
+class RandomStream:
+    """Independent random tensors from one key, the same for the same key.
+
+    Args:
+        key: Integer tensor of shape `(2,)`, as drawn from a `SeedGenerator`.
+    """
+
+    def __init__(self, key: Tensor) -> None:
+        self._key = jax.random.wrap_key_data(
+            jax.numpy.asarray(key, "uint32"), impl="threefry2x32"
+        )
+        self._draws = 0
+
+    def fold_in(self, index: Any) -> "RandomStream":
+        """A stream that is independent of this one and those of other indices."""
+        return RandomStream(jax.random.key_data(jax.random.fold_in(self._key, index)))
+
+    @property
+    def draws_whole(self) -> bool:
+        """Whether to draw the noise of all weights at once: it compiles faster.
+
+        Not where each device holds a shard of the weights: it would hold all noise.
+        """
+        return not isinstance(
+            keras.distribution.distribution(), keras.distribution.ModelParallel
+        )
+
+    def _next_key(self) -> Tensor:
+        self._draws += 1
+        return jax.random.fold_in(self._key, self._draws)
+
+    def normal(self, shape: tuple[int, ...], dtype: str = "float32") -> Tensor:
+        """Standard normal numbers."""
+        return self._from_words(noise.normal, shape, dtype)
+
+    def rademacher(self, shape: tuple[int, ...], dtype: str = "float32") -> Tensor:
+        """Signs, -1 or 1 with equal probability."""
+        return self._from_words(noise.rademacher, shape, dtype)
+
+    def _from_words(
+        self, function: Callable[..., Tensor], shape: tuple[int, ...], dtype: str
+    ) -> Tensor:
+        words = noise.words(jax.random.key_data(self._next_key()), shape)
+        # Or the compiler would draw and compile it anew for each of its uses.
+        return jax.lax.optimization_barrier(function(words, dtype))
+
+    def uniform(self, shape: tuple[int, ...] = (), dtype: str = "float32") -> Tensor:
+        """Uniform numbers in [0, 1)."""
+        return jax.random.uniform(self._next_key(), shape, dtype)

@@ -1,0 +1,5 @@
+from keras_nrs.backend.tensorflow.functions import compile_function as compile_function
+from keras_nrs.backend.tensorflow.functions import gradient as gradient
+from keras_nrs.backend.tensorflow.functions import hessian_at as hessian_at
+from keras_nrs.backend.tensorflow.random import RandomStream as RandomStream
+from keras_nrs.backend.tensorflow.trainer import BackendTrainer as BackendTrainer

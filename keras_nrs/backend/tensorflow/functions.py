@@ -1,0 +1,56 @@
+"""Compiling and differentiating functions on TensorFlow."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+Tensor = Any
+Product = Callable[[list[Tensor]], list[Tensor]]
+
+
+def compile_function(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a pure function of tensors."""
+    compiled: Callable[..., Any] = tf.function(
+        function, reduce_retracing=True, autograph=False
+    )
+    return compiled
+
+
+def gradient(
+    function: Callable[[list[Tensor]], Tensor], tensors: list[Tensor]
+) -> list[Tensor]:
+    """The gradient of a scalar function of tensors in each of them."""
+    with tf.GradientTape() as tape:
+        tape.watch(tensors)
+        value = function(tensors)
+    gradients = tape.gradient(value, tensors, unconnected_gradients="zero")
+    # Those of embeddings are sparse.
+    return list(map(tf.convert_to_tensor, gradients))
+
+
+def hessian_at(
+    function: Callable[[list[Tensor], Any], Tensor],
+) -> Callable[[list[Tensor], Any], Product]:
+    """The Hessian of a scalar function of tensors and of other inputs.
+
+    Returns:
+        A function from a point (the tensors, and the other inputs) to the function
+        from vectors, in the shapes of the tensors, to their products with the Hessian
+        in the tensors.
+    """
+
+    def product(
+        tensors: list[Tensor], inputs: Any, vectors: list[Tensor]
+    ) -> list[Tensor]:
+        with tf.GradientTape() as tape:
+            tape.watch(tensors)
+            gradients = gradient(lambda t: function(t, inputs), tensors)
+        products = tape.gradient(
+            gradients, tensors, vectors, unconnected_gradients="zero"
+        )
+        return list(map(tf.convert_to_tensor, products))
+
+    compiled = compile_function(product)
+    return lambda tensors, inputs: functools.partial(compiled, tensors, inputs)

@@ -1,0 +1,80 @@
+"""Compiling and differentiating functions on PyTorch."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn.attention import SDPBackend
+from torch.nn.attention import sdpa_kernel
+
+Tensor = Any
+Product = Callable[[list[Tensor]], list[Tensor]]
+
+
+def compile_function(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function itself, without gradients: PyTorch runs eagerly."""
+    without_gradients: Callable[..., Any] = torch.no_grad()(function)
+    return without_gradients
+
+
+def gradient(
+    function: Callable[[list[Tensor]], Tensor], tensors: list[Tensor]
+) -> list[Tensor]:
+    """The gradient of a scalar function of tensors in each of them."""
+    return _gradient(function, [t.detach().requires_grad_() for t in tensors])
+
+
+def _gradient(
+    function: Callable[[list[Tensor]], Tensor],
+    tensors: list[Tensor],
+    create_graph: bool = False,
+) -> list[Tensor]:
+    with torch.enable_grad():
+        value = function(tensors)
+    gradients = torch.autograd.grad(
+        value,
+        tensors,
+        create_graph=create_graph,
+        allow_unused=True,
+        materialize_grads=True,
+    )
+    return list(gradients)
+
+
+def hessian_at(
+    function: Callable[[list[Tensor], Any], Tensor],
+) -> Callable[[list[Tensor], Any], Product]:
+    """The Hessian of a scalar function of tensors and of other inputs.
+
+    Returns:
+        A function from a point (the tensors, and the other inputs) to the function
+        from vectors, in the shapes of the tensors, to their products with the Hessian
+        in the tensors. What all products at a point share is computed once.
+    """
+
+    def at(tensors: list[Tensor], inputs: Any) -> Product:
+        tensors = [t.detach().requires_grad_() for t in tensors]
+        # The other kernels of attention have no second derivative.
+        with sdpa_kernel(SDPBackend.MATH):
+            gradients = _gradient(
+                lambda t: function(t, inputs), tensors, create_graph=True
+            )
+        # A gradient that does not depend on any of the tensors has no graph.
+        varying = [i for i, g in enumerate(gradients) if g.requires_grad]
+
+        def product(vectors: list[Tensor]) -> list[Tensor]:
+            if not varying:
+                return [torch.zeros_like(t) for t in tensors]
+            products = torch.autograd.grad(
+                [gradients[i] for i in varying],
+                tensors,
+                [vectors[i] for i in varying],
+                retain_graph=True,
+                allow_unused=True,
+                materialize_grads=True,
+            )
+            return list(products)
+
+        return product
+
+    return at

@@ -1,0 +1,153 @@
+"""A data set as batches, in all the forms that `fit()` takes."""
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+from typing import NamedTuple
+
+import keras
+from keras import ops
+from keras.src.trainers.data_adapters import get_data_adapter
+
+from keras_nrs._checks import check_int
+
+
+class Batch(NamedTuple):
+    """A batch as tensors: the inputs, and the labels and weights if there are any."""
+
+    x: Any
+    y: Any
+    sample_weight: Any
+
+    @property
+    def num_samples(self) -> int:
+        return int(keras.tree.flatten(self.x)[0].shape[0])
+
+
+class Batches:
+    """The batches of a data set, the same at each iteration.
+
+    Only one batch at a time is in the memory of the device. Those of a generator,
+    which runs once, are kept in the memory of the host.
+
+    Args:
+        model: The model, whose preprocessor (of KerasHub's tasks) is applied.
+        x: Inputs: an array of shape `(num_samples, ...)` or a list or dict of them, or
+            what yields batches `x`, `(x, y)` or `(x, y, sample_weight)`: a
+            `tf.data.Dataset`, a `keras.utils.PyDataset`, a `DataLoader` of PyTorch or
+            a generator (that ends, or with `steps`).
+        y: Labels, if `x` is arrays.
+        sample_weight: Weights of the samples, if `x` is arrays.
+        batch_size: Samples in a batch, if `x` is arrays.
+        steps: Number of batches to use. Defaults to all.
+
+    Raises:
+        TypeError, ValueError: if an argument is not as described, or if there is no
+            data.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        x: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        *,
+        batch_size: int = 32,
+        steps: int | None = None,
+    ) -> None:
+        batch_size = check_int("batch_size", batch_size, minimum=1)
+        if steps is not None:
+            steps = check_int("steps", steps, minimum=1)
+        is_arrays = _check_arrays(x, y, sample_weight)
+        self._preprocess = getattr(model, "preprocess_samples", None)
+        self._adapter = get_data_adapter(
+            x,
+            y=y,
+            sample_weight=sample_weight,
+            batch_size=batch_size if is_arrays else None,
+            steps_per_epoch=steps,
+        )
+        self._steps = steps or self._adapter.num_batches
+        self._kept: list[Batch] = []
+        _check_ends(x, self._steps)
+        # Of a single batch the tensors are kept, and with them what depends on them.
+        if isinstance(x, Iterator) or self._steps == 1:
+            self._kept = list(self._read())
+            if not self._kept:
+                raise ValueError("`x` must yield at least one batch. Received: none.")
+
+    def __len__(self) -> int:
+        """Number of batches. Those of a data set that does not know are counted."""
+        if self._kept:
+            return len(self._kept)
+        if self._steps is None:
+            self._steps = sum(1 for _ in self._read())
+        return int(self._steps)
+
+    @property
+    def is_single(self) -> bool:
+        """Whether all iterations give the same one `Batch`."""
+        return len(self._kept) == 1
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self._kept) if self._kept else self._read()
+
+    def _read(self) -> Iterator[Batch]:
+        self._adapter.on_epoch_begin()
+        for data in islice(iter(self._adapter.get_numpy_iterator()), self._steps):
+            x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+            if self._preprocess is not None:
+                data = self._preprocess(x, y, sample_weight)
+                x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+            yield Batch(*map(_as_tensors, (x, y, sample_weight)))
+        self._adapter.on_epoch_end()
+
+
+def _as_tensors(structure: Any) -> Any:
+    if structure is None:
+        return None
+    return keras.tree.map_structure(
+        lambda a: None if a is None else ops.convert_to_tensor(a), structure
+    )
+
+
+def _check_arrays(x: Any, y: Any, sample_weight: Any) -> bool:
+    """Whether the data is arrays, or an error if their lengths do not fit."""
+    leaves = keras.tree.flatten(x)
+    if not leaves or not all(hasattr(leaf, "shape") for leaf in leaves):
+        if y is not None or sample_weight is not None:
+            raise ValueError(
+                "`y` and `sample_weight` must be None where `x` is not arrays: it "
+                f"yields them. Received: x of type {type(x).__name__} and another "
+                "argument."
+            )
+        if isinstance(x, list | tuple | dict | str | int | float) or x is None:
+            raise TypeError(
+                "`x` must be an array, a list or dict of arrays, or a data set or "
+                f"generator of batches. Received: x of type {type(x).__name__}."
+            )
+        return False
+    lengths = {
+        name: sorted({leaf.shape[0] if leaf.shape else 0 for leaf in of_argument})
+        for name, argument in (("x", x), ("y", y), ("sample_weight", sample_weight))
+        if argument is not None
+        for of_argument in [[a for a in keras.tree.flatten(argument) if a is not None]]
+    }
+    if len({n for ns in lengths.values() for n in ns}) != 1 or lengths["x"] == [0]:
+        raise ValueError(
+            "`x`, `y` and `sample_weight` must have the same number of samples, at "
+            f"least one. Received: {lengths}."
+        )
+    return True
+
+
+def _check_ends(x: Any, steps: int | None) -> None:
+    """Raise an error if a data set is known to be endless."""
+    cardinality = getattr(x, "cardinality", lambda: 0)()
+    is_endless = int(cardinality) == -1 or isinstance(x, keras.utils.PyDataset)
+    if steps is None and is_endless:
+        raise ValueError(
+            "`steps` must be the number of batches to use where `x` is an endless data "
+            f"set. Received: steps=None and x of type {type(x).__name__}."
+        )

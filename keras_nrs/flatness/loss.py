@@ -1,0 +1,165 @@
+"""The loss of a batch, and the divergence, as functions of some of the weights."""
+
+from collections.abc import Iterator
+from collections.abc import Sequence
+from contextlib import contextmanager
+from typing import Any
+from typing import NamedTuple
+
+import keras
+from keras import ops
+
+from keras_nrs import divergences
+from keras_nrs import stateless
+from keras_nrs.batches import Batch
+from keras_nrs.nrs_model import NRSModel
+
+Tensor = Any
+
+
+class Inputs(NamedTuple):
+    """What the loss of a batch is computed from besides the selected weights."""
+
+    batch: Batch
+    weights: list[Tensor]
+    state: list[Tensor]
+
+
+def base_model(model: Any, *, needs_loss: bool = True) -> keras.Model:
+    """The user's own model, or an error if it cannot be measured."""
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            f"`model` must be a keras.Model. Received: model={model!r} of type "
+            f"{type(model).__name__}."
+        )
+    if isinstance(model, NRSModel):
+        model = model.base_model
+    if not model.trainable_variables:
+        raise ValueError(
+            "`model` must be built and have trainable weights. Received: a model "
+            f"named {model.name!r} without any. Call it on a batch of data first."
+        )
+    if needs_loss and model._compile_loss is None:
+        raise ValueError(
+            "`model` must be compiled with a loss, whose curvature is measured. "
+            f"Received: a model named {model.name!r} without one. Call compile(loss="
+            "...) first."
+        )
+    return model
+
+
+@contextmanager
+def full_precision(model: Any) -> Iterator[None]:
+    """Let layers compute in the dtype of their variables, whatever their policy.
+
+    In half precision a second derivative is mostly rounding errors.
+    """
+    changed = []
+    for layer in model._flatten_layers():
+        policy = layer.dtype_policy
+        is_quantized = policy.quantization_mode is not None
+        if policy.compute_dtype != policy.variable_dtype and not is_quantized:
+            changed.append((layer, policy))
+            layer.dtype_policy = keras.DTypePolicy(policy.variable_dtype)
+    try:
+        yield
+    finally:
+        for layer, policy in changed:
+            layer.dtype_policy = policy
+
+
+class BatchLoss:
+    """The loss of a batch as a pure function of the selected weights.
+
+    In inference mode, and in the dtype of the weights. Over a data set the loss is the
+    mean over its batches, weighted by their numbers of samples: that of `evaluate()`.
+
+    Args:
+        model: A compiled model, which must not be wrapped.
+        variables: The variables of which it is a function, others are inputs.
+        regularizers: Whether losses of layers count.
+        first_batch: A batch, to build what `compile()` left unbuilt.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        variables: Sequence[keras.Variable],
+        *,
+        regularizers: bool,
+        first_batch: Batch,
+    ) -> None:
+        self.model = model
+        self.variables = list(variables)
+        self.regularizers = regularizers
+        ids = [id(v) for v in variables]
+        self._positions = [
+            ids.index(id(v)) if id(v) in ids else None
+            for v in model.trainable_variables
+        ]
+        if model._compile_loss is not None and not model._compile_loss.built:
+            model._symbolic_build(data_batch=tuple(first_batch))
+
+    def selected(self, weights: Sequence[Any]) -> list[Any]:
+        """Those of one item for each trainable variable that are of `variables`."""
+        pairs = zip(self._positions, weights, strict=True)
+        return [item for position, item in pairs if position is not None]
+
+    def _all_weights(self, weights: list[Tensor], inputs: Inputs) -> list[Tensor]:
+        return [
+            given if position is None else weights[position]
+            for position, given in zip(self._positions, inputs.weights, strict=True)
+        ]
+
+    def __call__(self, weights: list[Tensor], inputs: Inputs) -> Tensor:
+        """The loss that the model was compiled with, of one batch.
+
+        Args:
+            weights: Tensors, values of the selected variables.
+            inputs: The rest.
+        """
+        model, batch = self.model, inputs.batch
+        values = self._all_weights(weights, inputs)
+        with full_precision(model), stateless.scope(model, values, inputs.state):
+            y_pred = model(batch.x, **stateless.call_kwargs(model, training=False))
+            losses = model.losses if self.regularizers else []
+            with stateless.layer_losses(model, losses):
+                return model._compute_loss(
+                    batch.x,
+                    batch.y,
+                    y_pred,
+                    divergences.copied(batch.sample_weight),
+                    training=False,
+                )
+
+
+class BatchDivergence(BatchLoss):
+    """d(theta, theta') on a batch as a function of the selected weights in theta'.
+
+    Its Hessian at theta' = theta is the Fisher information of the outputs.
+    """
+
+    def __init__(self, *args: Any, divergence: Any = "auto", **kwargs: Any) -> None:
+        super().__init__(*args, regularizers=False, **kwargs)
+        inputs = Inputs(kwargs["first_batch"], *stateless.current_values(self.model))
+        self._resolved = divergences.for_model(
+            self.model, divergence, self._outputs(inputs.weights, inputs)
+        )
+
+    def _outputs(self, values: list[Tensor], inputs: Inputs) -> Any:
+        model, x = self.model, inputs.batch.x
+        with full_precision(model), stateless.scope(model, values, inputs.state):
+            return model(x, **stateless.call_kwargs(model, training=False))
+
+    def __call__(self, weights: list[Tensor], inputs: Inputs) -> Tensor:
+        values = self._all_weights(weights, inputs)
+        clean = keras.tree.map_structure(
+            ops.stop_gradient, self._outputs(inputs.weights, inputs)
+        )
+        return divergences.total_divergence(
+            self._resolved,
+            inputs.batch.y,
+            clean,
+            self._outputs(values, inputs),
+            inputs.batch.sample_weight,
+        )

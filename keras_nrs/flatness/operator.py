@@ -1,0 +1,288 @@
+"""Hessian-vector products over a data set, as a SciPy operator."""
+
+import os
+from typing import Any
+from typing import TypedDict
+from typing import Unpack
+
+import keras
+import numpy as np
+from keras import ops
+from numpy.typing import NDArray
+
+from keras_nrs import stateless
+from keras_nrs._checks import check_bool
+from keras_nrs._checks import check_choice
+from keras_nrs.backend import compile_function
+from keras_nrs.backend import gradient
+from keras_nrs.backend import hessian_at
+from keras_nrs.batches import Batch
+from keras_nrs.batches import Batches
+from keras_nrs.flatness.loss import BatchDivergence
+from keras_nrs.flatness.loss import BatchLoss
+from keras_nrs.flatness.loss import Inputs
+from keras_nrs.flatness.loss import base_model
+from keras_nrs.flatness.product_log import ProductLog
+from keras_nrs.flatness.variables import Selection
+from keras_nrs.flatness.variables import select
+
+try:
+    from scipy.sparse.linalg import LinearOperator
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"keras_nrs.flatness needs the package {error.name}. Install it with: "
+        'pip install "keras-nrs[flatness]"',
+        name=error.name,
+    ) from error
+
+Array = NDArray[Any]
+Tensor = Any
+
+CURVATURES = ("hessian", "fisher")
+
+
+class OperatorOptions(TypedDict, total=False):
+    """What `hessian_operator` takes by keyword, and those that build on it pass on."""
+
+    variables: Selection
+    curvature: str
+    regularizers: bool
+    sample_weight: Any
+    batch_size: int
+    steps: int | None
+    checkpoint: str | os.PathLike[str] | None
+
+
+class HessianOperator(LinearOperator):  # type: ignore[misc]
+    """The Hessian of a model's loss over a data set as a `LinearOperator` of SciPy.
+
+    Made by `hessian_operator`, which describes the arguments. Vectors are in float64;
+    products are computed in the dtype of the weights, with the values that the weights
+    had when the operator was made.
+
+    Attributes:
+        model: The model, unwrapped.
+        variables: The selected `keras.Variable`s. The elements of a vector are
+            theirs, each raveled, in this order.
+        num_products: Number of products computed so far. Each takes two gradients over
+            the data set.
+    """
+
+    def __init__(
+        self,
+        batches: Batches,
+        loss: BatchLoss,
+        *,
+        checkpoint: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self.model = loss.model
+        self.variables = loss.variables
+        self.num_products = 0
+        self._batches = batches
+        self._loss = loss
+        self._values = stateless.current_values(self.model)
+        self._weights = loss.selected(self._values[0])
+        self._hessian_at = hessian_at(loss)
+        self._product: Any = None
+        size = sum(int(np.prod(v.shape)) for v in self.variables)
+        super().__init__(np.dtype("float64"), (size, size))
+        self._log = None
+        if checkpoint is not None:
+            self._log = ProductLog(checkpoint, size, self.precision)
+
+    @property
+    def precision(self) -> str:
+        """The dtype in which products are computed."""
+        dtypes = {keras.backend.standardize_dtype(v.dtype) for v in self.variables}
+        return "float64" if dtypes == {"float64"} else "float32"
+
+    def split(self, vector: Array) -> list[Array]:
+        """A vector as arrays in the shapes of `variables`."""
+        ends = np.cumsum([int(np.prod(v.shape)) for v in self.variables])
+        parts = np.split(np.asarray(vector), ends[:-1])
+        return [p.reshape(v.shape) for p, v in zip(parts, self.variables, strict=True)]
+
+    def as_direction(self, vector: Array) -> list[Array]:
+        """A vector as arrays in the shapes of the model's trainable variables.
+
+        Those of variables that are not selected are zero.
+        """
+        selected = zip(self.variables, self.split(vector), strict=True)
+        parts = {id(v): part for v, part in selected}
+        return [
+            parts.get(id(v), np.zeros(v.shape)) for v in self.model.trainable_variables
+        ]
+
+    def to_dense(self) -> Array:
+        """The matrix itself, symmetric, of shape `(n, n)`: for small n."""
+        matrix = self.matmat(np.eye(self.shape[0]))
+        return (matrix + matrix.T) / 2
+
+    def _matvec(self, vector: Array) -> Array:
+        return self._matmat(np.reshape(vector, (-1, 1)))[:, 0]
+
+    def _matmat(self, vectors: Array) -> Array:
+        vectors = np.asarray(vectors, "float64")
+        if self._log is None:
+            return self._products(vectors)
+        log = self._log
+        products = [
+            log.product(vector, lambda v: self._products(v[:, None])[:, 0])
+            for vector in vectors.T
+        ]
+        return np.stack(products, axis=1)
+
+    def _adjoint(self) -> "HessianOperator":
+        return self
+
+    def _products(self, vectors: Array) -> Array:
+        """Products with the columns, in one pass over the data."""
+        columns = [self._as_tensors(column) for column in vectors.T]
+        totals: list[list[Tensor]] = []
+        num_samples = 0
+        for batch in self._batches:
+            products = self._products_of_batch(batch, columns)
+            n = batch.num_samples
+            num_samples += n
+            scaled = [[n * part for part in product] for product in products]
+            totals = [
+                [ops.add(*pair) for pair in zip(total, product, strict=True)]
+                for total, product in zip(totals, scaled, strict=False)
+            ] or scaled
+        self.num_products += len(columns)
+        flat = [
+            np.concatenate([ops.convert_to_numpy(part).ravel() for part in total])
+            for total in totals
+        ]
+        return np.stack(flat, axis=1).astype("float64") / num_samples
+
+    def _as_tensors(self, vector: Array) -> list[Tensor]:
+        return [
+            ops.convert_to_tensor(np.ascontiguousarray(part), v.dtype)
+            for part, v in zip(self.split(vector), self.variables, strict=True)
+        ]
+
+    def _products_of_batch(
+        self, batch: Batch, columns: list[list[Tensor]]
+    ) -> list[list[Tensor]]:
+        """Products with the Hessian of the loss of one batch."""
+        inputs = Inputs(batch, *self._values)
+        try:
+            product = self._product
+            if product is None:
+                product = self._hessian_at(self._weights, inputs)
+            if self._batches.is_single:
+                self._product = product
+            return [product(column) for column in columns]
+        except Exception as error:
+            if self.num_products:
+                raise
+            self._check_gradient(inputs)
+            raise NotImplementedError(
+                f"The model named {self.model.name!r} cannot be differentiated twice: "
+                f"{keras.config.backend()} has a first derivative of its loss, and no "
+                "second one. Layers with kernels of their own, such as recurrent "
+                "layers on a GPU (use_cudnn=False helps) or operations with a custom "
+                "gradient, are the usual cause. To leave such layers out, choose other "
+                f"weights with `variables`. The error was: {error}"
+            ) from error
+
+    def _check_gradient(self, inputs: Inputs) -> None:
+        """Let the error out if the first derivative fails too: it is not ours."""
+        compile_function(
+            lambda weights, inputs: gradient(lambda w: self._loss(w, inputs), weights)
+        )(self._weights, inputs)
+
+
+def hessian_operator(
+    model: keras.Model,
+    x: Any,
+    y: Any = None,
+    **options: Unpack[OperatorOptions],
+) -> HessianOperator:
+    """The Hessian of the compiled loss over a data set, for SciPy.
+
+    The loss is that of `model.evaluate()`: in inference mode (no dropout, BatchNorm
+    with its moving statistics), the mean over batches weighted by their numbers of
+    samples. Layers compute in the dtype of their weights, in mixed precision too. The
+    memory that a product takes is bounded by the batch, not by the data set.
+
+    Args:
+        model: A built model, compiled with a loss, wrapped or not.
+        x: Inputs: an array of shape `(num_samples, ...)` or a list or dict of them, or
+            batches `(x, y)` or `(x, y, sample_weight)` from a `tf.data.Dataset`, a
+            `keras.utils.PyDataset`, a `DataLoader` of PyTorch or a generator, which is
+            kept in memory.
+        y: Labels, if `x` is arrays.
+        variables: The weights in which to differentiate. `"last_layer"`: those of the
+            layer that makes the output (of the last layers with weights, where there
+            are several outputs). `"all"`: all trainable ones. Or a function of a
+            `keras.Variable` that chooses among these. Defaults to `"last_layer"`.
+        curvature: `"hessian"`, or `"fisher"`: the Fisher information of the outputs,
+            which is the Hessian of the model divergence d(theta, theta') at theta' =
+            theta. It is the generalized Gauss-Newton matrix for cross-entropies, in
+            the logits, and has no negative eigenvalues. Labels do not matter for it.
+            Defaults to `"hessian"`.
+        regularizers: Whether the losses of layers (weight penalties, `add_loss`) count
+            in the Hessian. Defaults to True.
+        sample_weight: Weights of the samples, if `x` is arrays.
+        batch_size: Samples in a batch, if `x` is arrays. Defaults to 32.
+        steps: Number of batches to use. Defaults to all.
+        checkpoint: Path of a file in which each product is kept, so that the same
+            measurement started again goes on where it stopped. Its size is that of the
+            products: 4 bytes for each weight and product. Defaults to none.
+
+    Returns:
+        A `HessianOperator`, symmetric, of shape `(n, n)` for n selected weights, in
+        the unit of the loss per squared weight.
+
+    Raises:
+        TypeError, ValueError: if an argument is not as described.
+        NotImplementedError: at the first product, if the model cannot be
+            differentiated twice.
+
+    Reference: [Pearlmutter, 1994](https://doi.org/10.1162/neco.1994.6.1.147).
+
+    Example:
+
+    >>> import keras, keras_nrs, numpy as np
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    >>> model.compile(loss="mse")
+    >>> x = np.array([[1.0, 0.0], [0.0, 2.0]], "float32")
+    >>> y = np.zeros((2, 1), "float32")
+    >>> operator = keras_nrs.flatness.hessian_operator(model, x, y)
+    >>> operator.to_dense()
+    array([[1., 0., 1.],
+           [0., 4., 2.],
+           [1., 2., 2.]])
+    """
+    return _operator(model, x, y, **options)
+
+
+def _operator(  # noqa: PLR0913
+    model: keras.Model,
+    x: Any,
+    y: Any,
+    *,
+    variables: Selection = "last_layer",
+    curvature: str = "hessian",
+    regularizers: bool = True,
+    sample_weight: Any = None,
+    batch_size: int = 32,
+    steps: int | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+) -> HessianOperator:
+    check_choice("curvature", curvature, CURVATURES)
+    check_bool("regularizers", regularizers)
+    model = base_model(model)
+    selected = select(model, variables)
+    batches = Batches(model, x, y, sample_weight, batch_size=batch_size, steps=steps)
+    first_batch = next(iter(batches))
+    loss: BatchLoss
+    if curvature == "fisher":
+        loss = BatchDivergence(model, selected, first_batch=first_batch)
+    else:
+        loss = BatchLoss(
+            model, selected, regularizers=regularizers, first_batch=first_batch
+        )
+    return HessianOperator(batches, loss, checkpoint=checkpoint)

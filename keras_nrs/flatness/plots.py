@@ -1,0 +1,173 @@
+"""Figures of landscapes and spectral densities."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+from typing import Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from keras_nrs.flatness.density import SpectralDensity
+    from keras_nrs.flatness.landscape import Landscape
+
+# Okabe and Ito's palette, which the colour-blind tell apart.
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
+_NUM_LEVELS = 16
+
+
+def _figure(columns: int, width: float = 4.6, height: float = 4.0) -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"Figures need the package {error.name}. Install it with: "
+            'pip install "keras-nrs[flatness]"',
+            name=error.name,
+        ) from error
+    return Figure(figsize=(width * columns, height), dpi=150, layout="constrained")
+
+
+def _written(figure: Any, path: str | os.PathLike[str] | None) -> Any:
+    """The figure, after it was written as a whole or not at all."""
+    if path is not None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".partial")
+        figure.savefig(partial, format=path.suffix.lstrip(".") or "png")
+        os.replace(partial, path)
+    return figure
+
+
+def draw_landscapes(
+    landscapes: Mapping[str, "Landscape"],
+    path: str | os.PathLike[str] | None = None,
+    *,
+    kind: str = "contour",
+    log: bool = True,
+) -> Any:
+    """Draw the landscapes of several models on one scale.
+
+    Those along one direction are curves in one panel; those along two are panels with
+    common levels (`kind="contour"`) or surfaces with common axes (`"surface"`).
+
+    Args:
+        landscapes: By the names that the figure shows.
+        path: Of an image to write, PNG or what else matplotlib knows.
+        kind: `"contour"` or `"surface"`; for two directions only.
+        log: Whether levels of contours are spaced evenly in the logarithm of the
+            loss.
+
+    Returns:
+        A `matplotlib.figure.Figure`.
+
+    Raises:
+        ValueError: if they do not have the same number of directions.
+    """
+    dimensions = {len(landscape.coordinates) for landscape in landscapes.values()}
+    if len(dimensions) != 1 or kind not in ("contour", "surface"):
+        raise ValueError(
+            "`landscapes` must all have one direction, or all two, and `kind` must be "
+            f"'contour' or 'surface'. Received: {sorted(dimensions)} directions and "
+            f"kind={kind!r}."
+        )
+    if dimensions == {1}:
+        figure = _draw_curves(landscapes)
+    else:
+        figure = _draw_panels(landscapes, kind, log)
+    return _written(figure, path)
+
+
+def _draw_curves(landscapes: Mapping[str, "Landscape"]) -> Any:
+    figure = _figure(1, width=6)
+    axes = figure.subplots()
+    for i, (name, landscape) in enumerate(landscapes.items()):
+        color = COLORS[i % len(COLORS)]
+        axes.plot(*landscape.coordinates, landscape.losses, color=color, label=name)
+    axes.set_xlabel("coordinate along the direction")
+    axes.set_ylabel("loss")
+    axes.grid(color="0.9")
+    axes.spines[["top", "right"]].set_visible(False)
+    if any(landscapes):
+        axes.legend(frameon=False)
+    return figure
+
+
+def _draw_panels(landscapes: Mapping[str, "Landscape"], kind: str, log: bool) -> Any:
+    losses = np.concatenate([a.losses.ravel() for a in landscapes.values()])
+    losses = losses[np.isfinite(losses)]
+    low, high = float(losses.min()), float(losses.max())
+    high = high if high > low else low + 1.0
+    levels = np.linspace(low, high, _NUM_LEVELS)
+    if log and low > 0:
+        levels = np.geomspace(low, high, _NUM_LEVELS)
+    figure = _figure(len(landscapes))
+    subplot_kw = {"projection": "3d"} if kind == "surface" else {}
+    panels = figure.subplots(
+        1,
+        len(landscapes),
+        squeeze=False,
+        sharex=True,
+        sharey=True,
+        subplot_kw=subplot_kw,
+    )[0]
+    for axes, (name, landscape) in zip(panels, landscapes.items(), strict=True):
+        x, y = landscape.coordinates
+        # Rows are of the first coordinate, which matplotlib draws along columns.
+        if kind == "surface":
+            grid = np.meshgrid(x, y, indexing="ij")
+            axes.plot_surface(
+                *grid, landscape.losses, cmap="viridis", vmin=low, vmax=high
+            )
+            axes.set_zlim(low, high)
+        else:
+            lines = axes.contour(
+                x, y, landscape.losses.T, levels=levels, cmap="viridis"
+            )
+            axes.clabel(lines, lines.levels[::3], fontsize=7, fmt="%.2g")
+            axes.plot(0, 0, marker="+", color="black")
+            axes.set_aspect("equal")
+        axes.set_title(name)
+        axes.set_xlabel("first direction")
+        axes.set_ylabel("second direction")
+    return figure
+
+
+def draw_densities(
+    densities: Mapping[str, "SpectralDensity"],
+    path: str | os.PathLike[str] | None = None,
+    *,
+    bandwidth: float | None = None,
+) -> Any:
+    """Draw spectral densities of several models into one panel.
+
+    Args:
+        densities: By the names that the figure shows.
+        path: Of an image to write, PNG or what else matplotlib knows.
+        bandwidth: As in `SpectralDensity.density()`. Defaults to 1 % of the range of
+            all nodes.
+
+    Returns:
+        A `matplotlib.figure.Figure`.
+    """
+    nodes = np.concatenate([d.nodes[d.weights > 0] for d in densities.values()])
+    low, high = float(nodes.min()), float(nodes.max())
+    width = (high - low) or abs(high) or 1.0
+    bandwidth = bandwidth or 0.01 * width
+    points = np.linspace(low - 0.05 * width, high + 0.05 * width, 500)
+    figure = _figure(1, width=6)
+    axes = figure.subplots()
+    for i, (name, density) in enumerate(densities.items()):
+        values = density.density(points, bandwidth=bandwidth)
+        axes.semilogy(points, values, color=COLORS[i % len(COLORS)], label=name)
+    # Of n eigenvalues the density of a single one is the least that can be seen.
+    size = max(density.size for density in densities.values())
+    axes.set_ylim(bottom=0.1 / (size * bandwidth * np.sqrt(2 * np.pi)))
+    axes.set_xlabel("eigenvalue (loss per squared weight)")
+    axes.set_ylabel("density")
+    axes.grid(color="0.9")
+    axes.spines[["top", "right"]].set_visible(False)
+    if any(densities):
+        axes.legend(frameon=False)
+    return _written(figure, path)

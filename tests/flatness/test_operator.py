@@ -1,0 +1,410 @@
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from keras import ops
+
+import keras_nrs
+from keras_nrs.flatness import hessian_operator
+from tests import models
+from tests.flatness import reference
+
+# Products of float32 in networks of three layers, and of float64.
+RTOL = {"float32": 1e-5, "float64": 1e-12}
+
+
+def relative_error(matrix: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(matrix - expected) / np.linalg.norm(expected))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("batch_size", [32, 10])
+def test_equals_the_dense_hessian(dtype: str, batch_size: int) -> None:
+    """For all weights, over one batch and over several of which the last is smaller."""
+    with reference.precision(dtype):
+        model = reference.classifier()
+        x, y = reference.data(32)
+        operator = hessian_operator(model, x, y, variables="all", batch_size=batch_size)
+        expected = reference.dense_hessian(
+            model, x, y, model.trainable_variables, regularizers=True
+        )
+        assert operator.shape == expected.shape == (215, 215)
+        assert relative_error(operator.to_dense(), expected) < RTOL[dtype]
+        vector = np.random.default_rng(0).normal(size=215)
+        product = operator @ vector
+    assert product.dtype == "float64"
+    np.testing.assert_allclose(
+        product, expected @ vector, rtol=0, atol=100 * RTOL[dtype]
+    )
+
+
+@pytest.mark.parametrize("regularizers", [True, False])
+def test_convolutions_and_penalties(regularizers: bool) -> None:
+    x, y = models.image_data(32)
+    model = models.cnn(penalty=0.1, dropout=0.5, seed=0)
+    model.fit(x, y, verbose=0)
+    for variables in (
+        lambda v: "conv" in v.path or "dense" in v.path,
+        lambda v: "bias" in v.path,
+    ):
+        operator = hessian_operator(
+            model, x, y, variables=variables, regularizers=regularizers, batch_size=16
+        )
+        expected = reference.dense_hessian(
+            model, x, y, operator.variables, regularizers=regularizers
+        )
+        assert relative_error(operator.to_dense(), expected) < 1e-4
+
+
+def test_sample_weights() -> None:
+    model = reference.classifier()
+    x, y = reference.data(32)
+    weights = np.linspace(0, 3, 32).astype("float32")
+    operator = hessian_operator(model, x, y, sample_weight=weights, batch_size=10)
+    doubled = hessian_operator(model, x, y, sample_weight=2 * weights)
+    by_sample = [
+        w * hessian_operator(model, x[i : i + 1], y[i : i + 1]).to_dense()
+        for i, w in enumerate(weights)
+    ]
+    expected = np.mean(by_sample, axis=0)
+    assert relative_error(operator.to_dense(), expected) < 1e-5
+    assert relative_error(doubled.to_dense(), 2 * expected) < 1e-5
+
+
+def generator(x: Any, y: Any) -> Any:
+    for start in range(0, len(x), 8):
+        yield x[start : start + 8], y[start : start + 8]
+
+
+class PyDataset(keras.utils.PyDataset):
+    def __init__(self, x: Any, y: Any) -> None:
+        super().__init__()
+        self._batches = list(generator(x, y))
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._batches[index]
+
+
+def tf_dataset(x: Any, y: Any) -> Any:
+    import tensorflow as tf
+
+    return tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
+
+
+def data_loader(x: Any, y: Any) -> Any:
+    import torch
+    from torch.utils import data
+
+    tensors = data.TensorDataset(torch.as_tensor(x), torch.as_tensor(y))
+    return data.DataLoader(tensors, batch_size=8)
+
+
+@pytest.mark.parametrize("form", [generator, PyDataset, tf_dataset, data_loader])
+def test_forms_of_data(form: Callable[..., Any]) -> None:
+    """Each can be gone through many times, a generator too."""
+    x, y = reference.data(30)
+    model = reference.classifier()
+    expected = hessian_operator(model, x, y).to_dense()
+    operator = hessian_operator(model, form(x, y))
+    for _ in range(2):
+        assert relative_error(operator.to_dense(), expected) < 1e-5
+    some = hessian_operator(model, form(x, y), steps=2).to_dense()
+    assert (
+        relative_error(some, hessian_operator(model, x[:16], y[:16]).to_dense()) < 1e-5
+    )
+
+
+def test_fisher_information_is_the_gauss_newton_matrix() -> None:
+    """J.T (diag(p) - p p.T) J, with logits and with softmax, which differ nowhere."""
+    x, y = reference.data(16)
+    logits = reference.classifier()
+    parameters = logits.trainable_variables
+    p = keras.activations.softmax(ops.convert_to_tensor(logits(x)))
+    p = ops.convert_to_numpy(p).astype("float64")
+    state = [ops.convert_to_numpy(v) for v in parameters]
+    jacobian = np.zeros((16, 3, 215))
+    step = 1e-2
+    for j in range(215):
+        sides = []
+        for sign in (1, -1):
+            flat = np.concatenate([s.ravel() for s in state]).astype("float64")
+            flat[j] += sign * step
+            ends = np.cumsum([s.size for s in state])[:-1]
+            for v, part in zip(parameters, np.split(flat, ends), strict=True):
+                v.assign(part.reshape(v.shape))
+            sides.append(ops.convert_to_numpy(logits(x)).astype("float64"))
+        jacobian[:, :, j] = (sides[0] - sides[1]) / (2 * step)
+    for v, value in zip(parameters, state, strict=True):
+        v.assign(value)
+    middle = p[:, :, None] * np.eye(3) - p[:, :, None] * p[:, None]
+    expected = np.einsum("nia,nij,njb->ab", jacobian, middle, jacobian) / 16
+    probabilities = keras.Sequential([*logits.layers, layers.Softmax()])
+    probabilities.compile(loss="sparse_categorical_crossentropy")
+    for model in (logits, probabilities):
+        operator = hessian_operator(
+            model, x, y, variables="all", curvature="fisher", batch_size=5
+        )
+        fisher = operator.to_dense()
+        # A central difference has an error of the order of the squared step.
+        assert relative_error(fisher, expected) < 1e-3
+        assert np.linalg.eigvalsh(fisher)[0] > -1e-5
+
+
+def multi_output() -> keras.Model:
+    """Attention, BatchNorm, dropout, an embedding, two outputs with own losses."""
+    tokens = keras.Input((5,), dtype="int32")
+    x = layers.Embedding(7, 8)(tokens)
+    x = x + layers.MultiHeadAttention(2, 4, dropout=0.3)(x, x)
+    x = layers.BatchNormalization()(layers.Dense(6, activation="gelu")(x))
+    x = layers.Dropout(0.5)(layers.GlobalAveragePooling1D()(x))
+    classes = layers.Dense(3, name="classes")(x)
+    value = layers.Dense(1, name="value")(x)
+    model = keras.Model(tokens, {"classes": classes, "value": value})
+    model.compile(
+        loss={
+            "classes": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            "value": "mse",
+        },
+        loss_weights={"classes": 1.0, "value": 0.25},
+    )
+    return model
+
+
+def test_attention_batch_norm_dropout_and_several_outputs() -> None:
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, 7, (24, 5)).astype("int32")
+    y = {
+        "classes": rng.integers(0, 3, 24).astype("int32"),
+        "value": rng.normal(size=(24, 1)).astype("float32"),
+    }
+    model = multi_output()
+    operator = hessian_operator(model, tokens, y, batch_size=10)
+    assert {v.path.split("/")[0] for v in operator.variables} == {"classes", "value"}
+    full = hessian_operator(model, tokens, y, variables="all", batch_size=10)
+    vector = np.random.default_rng(1).normal(size=full.shape[0])
+    vector /= np.linalg.norm(vector)
+    values = [ops.convert_to_numpy(v) for v in model.trainable_variables]
+    product = full @ vector
+
+    def loss(distance: float) -> float:
+        direction = full.as_direction(vector)
+        for v, w, d in zip(model.trainable_variables, values, direction, strict=True):
+            v.assign(w + distance * d)
+        result: float = model.evaluate(tokens, y, batch_size=10, verbose=0)[0]
+        return result
+
+    step = 0.05
+    second = (loss(step) - 2 * loss(0) + loss(-step)) / step**2
+    assert second == pytest.approx(vector @ product, abs=2e-3)
+
+
+def test_mixed_precision_is_measured_in_full() -> None:
+    x, y = models.image_data(32)
+    model = models.cnn()
+    expected = hessian_operator(model, x, y, variables="all").to_dense()
+    weights = model.get_weights()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = models.cnn()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    model.set_weights(weights)
+    measured = hessian_operator(model, x, y, variables="all").to_dense()
+    assert relative_error(measured, expected) < 1e-6
+    assert model.layers[0].compute_dtype == "bfloat16"
+
+
+def test_a_wrapped_model_has_the_hessian_of_its_base_model() -> None:
+    x, y = reference.data(16)
+    model = reference.classifier()
+    expected = hessian_operator(model, x, y).to_dense()
+    wrapped = keras_nrs.wrap(model, eps=0.1)
+    np.testing.assert_array_equal(hessian_operator(wrapped, x, y).to_dense(), expected)
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    """Its weights, state and seeds; and the operator keeps to the weights it saw."""
+    x, y = models.image_data(32)
+    model = models.cnn(dropout=0.5, seed=0)
+    before = models.numpy_values(model.variables)
+    operator = hessian_operator(model, x, y)
+    first = operator.to_dense()
+    models.assert_equal(models.numpy_values(model.variables), before)
+    model.set_weights([0 * w for w in model.get_weights()])
+    np.testing.assert_array_equal(operator.to_dense(), first)
+
+
+def test_split_and_direction() -> None:
+    model = reference.classifier()
+    x, y = reference.data(8)
+    operator = hessian_operator(model, x, y)
+    vector = np.arange(operator.shape[0], dtype="float64")
+    kernel, bias = operator.split(vector)
+    assert (kernel.shape, bias.shape) == ((8, 3), (3,))
+    direction = operator.as_direction(vector)
+    assert [d.shape for d in direction] == [v.shape for v in model.trainable_variables]
+    assert not any(np.any(d) for d in direction[:-2])
+    np.testing.assert_array_equal(direction[-1], vector[-3:])
+
+
+@keras.saving.register_keras_serializable(package="keras_nrs_tests")
+class OnceDifferentiable(layers.Layer):
+    """A cube whose gradient has no gradient, on each backend in its own way."""
+
+    def call(self, inputs: Any) -> Any:
+        backend = keras.config.backend()
+        if backend == "torch":
+            import torch
+
+            class Cube(torch.autograd.Function):
+                @staticmethod
+                def forward(ctx: Any, x: Any) -> Any:
+                    ctx.save_for_backward(x)
+                    return x**3
+
+                @staticmethod
+                @torch.autograd.function.once_differentiable
+                def backward(ctx: Any, g: Any) -> Any:
+                    return 3 * ctx.saved_tensors[0] ** 2 * g
+
+            return Cube.apply(inputs)
+        if backend == "tensorflow":
+            import tensorflow as tf
+
+            @tf.custom_gradient
+            def cube(x: Any) -> Any:
+                def gradient(g: Any) -> Any:
+                    @tf.custom_gradient
+                    def only_forward(x: Any, g: Any) -> Any:
+                        def fail(*_: Any) -> Any:
+                            raise LookupError("No gradient defined for operation.")
+
+                        return 3 * x**2 * g, fail
+
+                    return only_forward(x, g)
+
+                return x**3, gradient
+
+            return cube(inputs)
+        import jax
+
+        @jax.custom_vjp
+        def square(x: Any) -> Any:
+            return 3 * x**2
+
+        def fail(*_: Any) -> Any:
+            raise NotImplementedError("No gradient defined for operation.")
+
+        square.defvjp(lambda x: (3 * x**2, None), fail)
+
+        @jax.custom_vjp
+        def cube(x: Any) -> Any:
+            return x**3
+
+        cube.defvjp(lambda x: (x**3, x), lambda x, g: (square(x) * g,))
+        return cube(inputs)
+
+
+def test_what_cannot_be_differentiated_twice_is_named() -> None:
+    x, y = reference.data(8)
+    model = keras.Sequential(
+        [keras.Input((6,)), layers.Dense(4), OnceDifferentiable(), layers.Dense(3)],
+        name="once",
+    )
+    models.compile_classifier(model)
+    operator = hessian_operator(model, x, y, variables="all")
+    with pytest.raises(NotImplementedError, match="'once' cannot be differentiated"):
+        operator @ np.ones(operator.shape[0])
+    last_layer = hessian_operator(model, x, y)
+    assert np.isfinite(last_layer @ np.ones(last_layer.shape[0])).all()
+
+
+def test_errors_of_the_forward_pass_are_left_alone() -> None:
+    x, y = reference.data(8)
+    model = reference.classifier(loss="categorical_crossentropy")
+    with pytest.raises(ValueError, match=r"[Ss]hape"):
+        hessian_operator(model, x, np.zeros((8, 7), "float32")).to_dense()
+
+
+def test_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = reference.data(16)
+    model = reference.classifier()
+    path = tmp_path / "new" / "products"
+    expected = hessian_operator(model, x, y).to_dense()
+    first = hessian_operator(model, x, y, checkpoint=path)
+    for column in np.eye(27)[:10]:
+        first @ column
+    again = hessian_operator(model, x, y, checkpoint=path)
+    np.testing.assert_array_equal(again.to_dense(), expected)
+    # All but the ten in the file, and one of these, to see that it is the right file.
+    assert again.num_products == 27 - 10 + 1
+    # A record that was cut off is computed again.
+    path.write_bytes(path.read_bytes()[:-5])
+    cut = hessian_operator(model, x, y, checkpoint=path)
+    np.testing.assert_array_equal(cut.to_dense(), expected)
+    assert cut.num_products == 2
+    with pytest.raises(ValueError, match="`checkpoint` must be of the same model"):
+        hessian_operator(model, x + 1, y, checkpoint=path).to_dense()
+    with pytest.raises(ValueError, match="`checkpoint` must be a new file"):
+        hessian_operator(model, x, y, variables="all", checkpoint=path)
+    path.write_text("something else")
+    with pytest.raises(ValueError, match="`checkpoint` must be a new file"):
+        hessian_operator(model, x, y, checkpoint=path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"variables": "first"}, "`variables` must be 'last_layer', 'all' or a funct"),
+        ({"variables": lambda v: False}, "`variables` must select at least one"),
+        ({"curvature": "newton"}, "`curvature` must be one of"),
+        ({"batch_size": 0}, "`batch_size` must be an integer >= 1"),
+        ({"steps": 0}, "`steps` must be an integer >= 1"),
+        ({"sample_weight": np.ones(3)}, "must have the same number of samples"),
+    ],
+)
+def test_bad_options(options: dict[str, Any], message: str) -> None:
+    x, y = reference.data(8)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        hessian_operator(reference.classifier(), x, y, **options)
+
+
+def test_bad_models_and_data() -> None:
+    x, y = reference.data(8)
+    model = reference.classifier()
+    with pytest.raises(TypeError, match="`model` must be a keras.Model"):
+        hessian_operator("model", x, y)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="`model` must be built"):
+        hessian_operator(keras.Sequential([layers.Dense(1)]), x, y)
+    with pytest.raises(ValueError, match="`model` must be compiled with a loss"):
+        hessian_operator(models.cnn(compile=False), x, y)
+    with pytest.raises(ValueError, match="must have the same number of samples"):
+        hessian_operator(model, x, y[:3])
+    with pytest.raises(ValueError, match="at least one"):
+        hessian_operator(model, x[:0], y[:0])
+    with pytest.raises(ValueError, match="`y` and `sample_weight` must be None"):
+        hessian_operator(model, generator(x, y), y)
+    with pytest.raises(ValueError, match="at least one batch"):
+        hessian_operator(model, iter([]))
+    with pytest.raises(TypeError, match="`x` must be an array"):
+        hessian_operator(model, "x")
+    with pytest.raises(TypeError, match="`regularizers` must be True or False"):
+        hessian_operator(model, x, y, regularizers=1)  # type: ignore[arg-type]
+
+
+def test_an_endless_data_set_needs_steps() -> None:
+    x, y = reference.data(8)
+    model = reference.classifier()
+    with pytest.raises(ValueError, match="`steps` must be the number of batches"):
+        hessian_operator(model, tf_dataset(x, y).repeat())
+    endless = hessian_operator(model, tf_dataset(x, y).repeat(), steps=1)
+    expected = hessian_operator(model, x, y).to_dense()
+    assert relative_error(endless.to_dense(), expected) < 1e-6

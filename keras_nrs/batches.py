@@ -95,13 +95,18 @@ class Batches:
 
     def _read(self) -> Iterator[Batch]:
         self._adapter.on_epoch_begin()
-        for data in islice(iter(self._adapter.get_numpy_iterator()), self._steps):
+        try:
+            for data in islice(iter(self._adapter.get_numpy_iterator()), self._steps):
+                yield self._batch(data)
+        finally:
+            self._adapter.on_epoch_end()
+
+    def _batch(self, data: Any) -> Batch:
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        if self._preprocess is not None:
+            data = self._preprocess(x, y, sample_weight)
             x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-            if self._preprocess is not None:
-                data = self._preprocess(x, y, sample_weight)
-                x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-            yield Batch(*map(_as_tensors, (x, y, sample_weight)))
-        self._adapter.on_epoch_end()
+        return Batch(*map(_as_tensors, (x, y, sample_weight)))
 
 
 def _as_tensors(structure: Any) -> Any:

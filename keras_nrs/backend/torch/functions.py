@@ -59,6 +59,7 @@ def hessian_at(
             gradients = _gradient(
                 lambda t: function(t, inputs), tensors, create_graph=True
             )
+        _check_differentiable(gradients)
         # A gradient that does not depend on any of the tensors has no graph.
         varying = [i for i, g in enumerate(gradients) if g.requires_grad]
 
@@ -78,3 +79,20 @@ def hessian_at(
         return product
 
     return at
+
+
+def _check_differentiable(gradients: list[Tensor]) -> None:
+    """Raise an error where PyTorch would take a derivative for zero.
+
+    After an operation with `once_differentiable` there is a node that fails, but only
+    if it is run, and as it leads nowhere it never is.
+    """
+    nodes = {g.grad_fn for g in gradients if g.grad_fn is not None}
+    seen = set(nodes)
+    while nodes:
+        node = nodes.pop()
+        if node.name() == "torch::autograd::Error" or type(node).__name__ == "Error":
+            raise RuntimeError("An operation is marked as once_differentiable.")
+        following = {child for child, _ in node.next_functions if child is not None}
+        nodes |= following - seen
+        seen |= following

@@ -1,0 +1,189 @@
+import math
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from keras_nrs.flatness import hessian_density
+from keras_nrs.flatness import hessian_eigenvalues
+from keras_nrs.flatness import hessian_operator
+from keras_nrs.flatness import hessian_trace
+from tests import models
+from tests.flatness import reference
+
+RTOL = {"float32": 1e-4, "float64": 1e-8}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_against_the_dense_hessian(dtype: str) -> None:
+    """Eigenvalues, trace and moments of the density, for all 215 weights."""
+    with reference.precision(dtype):
+        model = reference.classifier()
+        x, y = reference.data(32)
+        dense = reference.dense_hessian(
+            model, x, y, model.trainable_variables, regularizers=True
+        ).astype("float64")
+        dense = (dense + dense.T) / 2
+        options: dict[str, Any] = {"variables": "all", "batch_size": 16}
+        exact = np.linalg.eigvalsh(dense)[::-1]
+        tol = {"float32": 1e-6, "float64": 1e-12}[dtype]
+        scale = RTOL[dtype] * np.abs(exact).max()
+        by_magnitude = exact[np.argsort(-np.abs(exact))]
+        for which, expected in (
+            ("largest", exact[:3]),
+            ("smallest", exact[-3:]),
+            ("magnitude", np.sort(by_magnitude[:3])[::-1]),
+        ):
+            result = hessian_eigenvalues(
+                model, x, y, k=3, which=which, tol=tol, **options
+            )
+            assert result.converged
+            np.testing.assert_allclose(result.eigenvalues, expected, atol=scale, rtol=0)
+            assert np.all(result.residuals < scale)
+            assert 20 <= result.num_products < 300
+
+        trace = hessian_trace(model, x, y, num_products=215, **options)
+        assert trace.value == pytest.approx(np.trace(dense), rel=RTOL[dtype])
+        assert trace.standard_error == 0
+
+        # The quadrature is exact, up to rounding, for the random vectors it used.
+        density = hessian_density(model, x, y, num_samples=2, num_steps=6, **options)
+        rng = np.random.default_rng(0)
+        vectors = [rng.choice([-1.0, 1.0], 215) / math.sqrt(215) for _ in range(2)]
+        for order in range(12):
+            power = np.linalg.matrix_power(dense, order)
+            moment, _ = density.moment(order)
+            expected_moment = np.mean([v @ power @ v for v in vectors])
+            assert moment == pytest.approx(expected_moment, rel=RTOL[dtype])
+
+
+@pytest.mark.parametrize("method", ["hutch++", "hutchinson"])
+def test_the_standard_error_of_the_trace_is_honest(method: str) -> None:
+    model = reference.classifier()
+    x, y = reference.data(32)
+    exact = np.trace(hessian_operator(model, x, y, variables="all").to_dense())
+    traces = [
+        hessian_trace(
+            model, x, y, method=method, num_products=30, seed=seed, variables="all"
+        )
+        for seed in range(12)
+    ]
+    assert {t.num_products for t in traces} == {30}
+    scores = [(t.value - exact) / t.standard_error for t in traces]
+    # Student's t with at least 9 degrees of freedom: 1e-4 on either side, each.
+    assert np.max(np.abs(scores)) < 6
+    assert 0.3 < np.sqrt(np.mean(np.square(scores))) < 2.0
+
+
+def test_eigenvectors() -> None:
+    model = reference.classifier()
+    x, y = reference.data(32)
+    result = hessian_eigenvalues(model, x, y, k=2, return_eigenvectors=True)
+    operator = hessian_operator(model, x, y)
+    assert result.eigenvectors is not None
+    for value, direction in zip(result.eigenvalues, result.eigenvectors, strict=True):
+        assert [d.shape for d in direction] == [
+            tuple(v.shape) for v in model.trainable_variables
+        ]
+        vector = np.concatenate([d.ravel() for d in direction[-2:]])
+        assert np.linalg.norm(vector) == pytest.approx(1)
+        error = operator @ vector - value * vector
+        assert np.linalg.norm(error) < 1e-3 * result.eigenvalues[0]
+    without = hessian_eigenvalues(model, x, y)
+    assert without.eigenvectors is None
+
+
+def test_all_eigenvalues_and_a_single_weight() -> None:
+    x, y = reference.data(16)
+    model = reference.classifier()
+    exact = np.linalg.eigvalsh(hessian_operator(model, x, y).to_dense())[::-1]
+    result = hessian_eigenvalues(model, x, y, k=27)
+    np.testing.assert_allclose(result.eigenvalues, exact, atol=1e-5 * exact[0])
+    one = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
+    one.compile(loss="mse")
+    x = np.array([[1.0], [3.0]], "float32")
+    assert hessian_eigenvalues(one, x, x).eigenvalues == pytest.approx([10.0])
+    assert hessian_density(one, x, x).nodes == pytest.approx(10 * np.ones((4, 1)))
+
+
+def test_no_convergence() -> None:
+    x, y = reference.data(16)
+    model = reference.classifier()
+    with pytest.warns(UserWarning, match="did not converge to tol=1e-12 in 3 products"):
+        result = hessian_eigenvalues(
+            model, x, y, k=9, variables="all", tol=1e-12, max_products=3
+        )
+    assert not result.converged
+    assert len(result.eigenvalues) == len(result.residuals) == 9
+    assert np.isnan(result.eigenvalues[-1])
+
+
+def test_a_stopped_measurement_goes_on(tmp_path: Any, monkeypatch: Any) -> None:
+    """Ctrl-C, and the same call again."""
+    x, y = reference.data(32)
+    model = reference.classifier()
+    options = {"variables": "all", "checkpoint": tmp_path / "products"}
+    expected = hessian_eigenvalues(model, x, y, variables="all")
+    from keras_nrs.flatness.operator import HessianOperator
+
+    products = HessianOperator._products
+    count = 0
+
+    def interrupted(self: Any, vectors: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count > 15:
+            raise KeyboardInterrupt
+        return products(self, vectors)
+
+    monkeypatch.setattr(HessianOperator, "_products", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        hessian_eigenvalues(model, x, y, **options)
+    monkeypatch.undo()
+    result = hessian_eigenvalues(model, x, y, **options)
+    np.testing.assert_array_equal(result.eigenvalues, expected.eigenvalues)
+    assert result.num_products == expected.num_products - 15 + 1
+
+
+def test_progress(capsys: pytest.CaptureFixture[str]) -> None:
+    x, y = reference.data(16)
+    model = reference.classifier()
+    hessian_trace(model, x, y, num_products=9, verbose=1)
+    assert "9/9" in capsys.readouterr().out
+    hessian_eigenvalues(model, x, y, verbose=1)
+    assert "product" in capsys.readouterr().out
+    hessian_density(model, x, y, num_samples=1, num_steps=3)
+    assert capsys.readouterr().out == ""
+
+
+def test_the_density_is_drawn(tmp_path: Any) -> None:
+    x, y = models.image_data(32)
+    density = hessian_density(models.cnn(), x, y, num_samples=2, num_steps=5)
+    points = np.linspace(-5, 5, 2001)
+    values = density.density(points, bandwidth=0.05)
+    assert np.trapezoid(values, points) == pytest.approx(1, abs=1e-3)
+    figure = density.plot(tmp_path / "density.png")
+    assert len(figure.axes[0].lines) == 1
+    assert (tmp_path / "density.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("function", "options", "message"),
+    [
+        (hessian_eigenvalues, {"k": 0}, "`k` must be an integer >= 1"),
+        (hessian_eigenvalues, {"k": 28}, "`k` must be at most the number of selected"),
+        (hessian_eigenvalues, {"which": "LM"}, "`which` must be one of"),
+        (hessian_eigenvalues, {"tol": 0.0}, "`tol` must be > 0"),
+        (hessian_eigenvalues, {"max_products": 0}, "`max_products` must be"),
+        (hessian_trace, {"method": "exact"}, "`method` must be one of"),
+        (hessian_trace, {"num_products": 5}, "`num_products` must be an integer >= 6"),
+        (hessian_density, {"num_steps": 1}, "`num_steps` must be an integer >= 2"),
+        (hessian_density, {"num_samples": 0}, "`num_samples` must be an integer >= 1"),
+        (hessian_density, {"seed": -1}, "`seed` must be an integer from 0"),
+    ],
+)
+def test_bad_arguments(function: Any, options: dict[str, Any], message: str) -> None:
+    x, y = reference.data(8)
+    with pytest.raises(ValueError, match=message):
+        function(reference.classifier(), x, y, **options)

@@ -61,13 +61,20 @@ class Batches:
             steps = check_int("steps", steps, minimum=1)
         is_arrays = _check_arrays(x, y, sample_weight)
         self._preprocess = getattr(model, "preprocess_samples", None)
-        self._adapter = get_data_adapter(
-            x,
-            y=y,
-            sample_weight=sample_weight,
-            batch_size=batch_size if is_arrays else None,
-            steps_per_epoch=steps,
-        )
+        try:
+            self._adapter = get_data_adapter(
+                x,
+                y=y,
+                sample_weight=sample_weight,
+                batch_size=batch_size if is_arrays else None,
+                steps_per_epoch=steps,
+            )
+        except ValueError as error:
+            raise ValueError(
+                "`x` must be an array, a list or dict of arrays, or a data set or "
+                f"generator of batches. Received: x of type {type(x).__name__}. "
+                f"{error}"
+            ) from error
         self._steps = steps or self._adapter.num_batches
         self._kept: list[Batch] = []
         _check_ends(x, self._steps)
@@ -141,8 +148,8 @@ def _check_arrays(x: Any, y: Any, sample_weight: Any) -> bool:
     }
     if len({n for ns in lengths.values() for n in ns}) != 1 or lengths["x"] == [0]:
         raise ValueError(
-            "`x`, `y` and `sample_weight` must have the same number of samples, at "
-            f"least one. Received: {lengths}."
+            "`x` must be arrays with one number of samples, at least one, which `y` "
+            f"and `sample_weight` have too. Received: {lengths}."
         )
     return True
 

@@ -40,6 +40,41 @@ def build_app() -> Any:
         """Compare NRS with its controls on scikit-learn's handwritten digits."""
         run_demo(seeds=seeds, train_images=train_images, epochs=epochs, output=output)
 
+    @app.command()
+    def flatness(  # noqa: PLR0913
+        models: Annotated[
+            list[Path], typer.Argument(help="Files of compiled models, to compare.")
+        ],
+        data: Annotated[
+            str, typer.Option(help="'digits', or an .npz file with arrays x and y.")
+        ],
+        variables: Annotated[
+            str, typer.Option(help="Weights of the Hessian: last_layer or all.")
+        ] = "last_layer",
+        k: Annotated[int, typer.Option(help="Number of eigenvalues, >= 1.")] = 1,
+        eps: Annotated[
+            float, typer.Option(help="Relative size of the perturbations, >= 0.")
+        ] = 0.1,
+        points: Annotated[
+            int, typer.Option(help="Landscape points along each direction, >= 2.")
+        ] = 21,
+        batch_size: Annotated[int, typer.Option(help="Samples in a batch.")] = 128,
+        output: Annotated[
+            Path, typer.Option(help="Folder of results; what is in it is kept.")
+        ] = Path("flatness"),
+    ) -> None:
+        """Measure how flat saved models are: a table, landscapes, spectra."""
+        run_flatness(
+            models,
+            data,
+            output=output,
+            variables=variables,
+            k=k,
+            eps=eps,
+            points=points,
+            batch_size=batch_size,
+        )
+
     return app
 
 
@@ -68,6 +103,33 @@ def run_demo(*, seeds: int, train_images: int, epochs: int, output: Path) -> Non
     console.print(demo_report.results_table(runs))
     demo_report.draw_results(runs, output / "demo.png")
     typer.echo(f"Written: {output / 'runs.json'} and {output / 'demo.png'}")
+
+
+def run_flatness(
+    paths: list[Path], data: str, *, output: Path, **settings: Any
+) -> None:
+    """Measure saved models, print the table and draw the figures.
+
+    Raises:
+        ModuleNotFoundError: if an extra is not installed.
+        typer.BadParameter: if an argument is not as described.
+    """
+    import typer
+    from rich.console import Console
+
+    from keras_nrs.flatness import report
+
+    console = Console()
+    try:
+        chosen = report.Settings(**settings)
+        models = report.load_models(paths)
+        x, y = report.load_data(data, next(iter(models.values())))
+    except (TypeError, ValueError) as error:
+        raise typer.BadParameter(str(error)) from error
+    measured = report.Report(models, x, y, settings=chosen, output=output)
+    measured.run(console)
+    console.print(measured.table())
+    typer.echo(f"Written: {output / 'landscape.png'} and {output / 'density.png'}")
 
 
 def main() -> None:

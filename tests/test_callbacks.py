@@ -75,3 +75,101 @@ def test_added_to_the_users_callback_list() -> None:
     callbacks = keras.callbacks.CallbackList(model=nrs, add_history=True, epochs=1)
     with pytest.warns(UserWarning, match="no effect"):
         nrs.fit(x, y, batch_size=16, verbose=0, callbacks=callbacks)
+
+
+# NRSSchedule.
+
+
+def scheduled(schedule: Any, epochs: int = 4, **kwargs: Any) -> dict[str, list[float]]:
+    x, y = models.image_data()
+    nrs = keras_nrs.wrap(models.cnn(), perturbation="relative", **kwargs)
+    history = nrs.fit(x, y, epochs=epochs, verbose=0, callbacks=[schedule])
+    return history.history
+
+
+def test_start_and_warm_up() -> None:
+    schedule = keras_nrs.callbacks.NRSSchedule(
+        alpha=2.0, start_epoch=1, warmup_epochs=2
+    )
+    history = scheduled(schedule, eps=0.25)
+    assert history["eps"] == pytest.approx([0, 0.125, 0.25, 0.25])
+    assert history["alpha"] == pytest.approx([0, 1, 2, 2])
+    assert history["model_divergence"][0] == 0 < history["model_divergence"][1]
+
+
+def test_functions_of_the_epoch() -> None:
+    schedule = keras_nrs.callbacks.NRSSchedule(eps=lambda epoch: 0.1 / (1 + epoch))
+    history = scheduled(schedule, epochs=2, alpha=3.0)
+    assert history["eps"] == pytest.approx([0.1, 0.05])
+    assert history["alpha"] == pytest.approx([3, 3])
+
+
+def test_a_schedule_goes_on_at_the_initial_epoch() -> None:
+    x, y = models.image_data()
+    nrs = keras_nrs.wrap(models.cnn(), eps=0.2, perturbation="relative")
+    schedule = keras_nrs.callbacks.NRSSchedule(warmup_epochs=4)
+    for first, last in ((0, 1), (1, 2)):
+        history = nrs.fit(
+            x, y, initial_epoch=first, epochs=last, verbose=0, callbacks=[schedule]
+        )
+    assert history.history["eps"] == pytest.approx([0.1])
+
+
+def test_bad_schedules() -> None:
+    schedule = keras_nrs.callbacks.NRSSchedule
+    with pytest.raises(ValueError, match="`eps` must be finite and >= 0"):
+        schedule(eps=-1.0)
+    with pytest.raises(ValueError, match="`start_epoch` must be an integer >= 0"):
+        schedule(start_epoch=-1)
+    with pytest.raises(ValueError, match="`alpha` must be finite and >= 0"):
+        scheduled(schedule(alpha=lambda epoch: -1.0))
+    x, y = models.image_data()
+    with pytest.raises(TypeError, match="NRSSchedule needs an NRSModel"):
+        models.cnn().fit(x, y, verbose=0, callbacks=[schedule()])
+
+
+# FlatnessMonitor.
+
+
+@pytest.mark.parametrize("is_wrapped", [True, False])
+def test_flatness_is_monitored(is_wrapped: bool, tmp_path: Any) -> None:
+    """In history and in the files of callbacks that come later; as measured by hand."""
+    x, y = models.image_data()
+    model: Any = models.cnn()
+    if is_wrapped:
+        model = keras_nrs.wrap(model, eps=0.2, perturbation="relative")
+    eps = None if is_wrapped else 0.5
+    monitor = keras_nrs.callbacks.FlatnessMonitor(x, y, every=2, k=2, eps=eps)
+    logger = keras.callbacks.CSVLogger(tmp_path / "log.csv")
+    history = model.fit(x, y, epochs=4, verbose=0, callbacks=[monitor, logger]).history
+    flatness = keras_nrs.flatness
+    exact = flatness.hessian_eigenvalues(model, x, y, k=2).eigenvalues
+    divergence = flatness.model_divergence(model, x, eps=0.2 if is_wrapped else 0.5)
+    assert [len(history[f"val_eigenvalue_{i}"]) for i in (1, 2)] == [2, 2]
+    for i, value in enumerate(exact):
+        assert history[f"val_eigenvalue_{i + 1}"][-1] == pytest.approx(value, rel=1e-4)
+    assert history["val_model_divergence"][-1] == pytest.approx(divergence.mean)
+
+
+def test_a_monitor_changes_nothing_in_training() -> None:
+    x, y = models.image_data()
+    weights = []
+    for callbacks in ([], [keras_nrs.callbacks.FlatnessMonitor(x, y, eps=0.1)]):
+        keras.utils.set_random_seed(0)
+        model = keras_nrs.wrap(models.cnn(dropout=0.3, seed=0), eps=0.1, seed=0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model.fit(x, y, epochs=2, verbose=0, callbacks=callbacks)
+        weights.append(models.numpy_values(model.weights))
+    models.assert_equal(*weights)
+
+
+def test_bad_monitors() -> None:
+    monitor = keras_nrs.callbacks.FlatnessMonitor
+    x, y = models.image_data()
+    with pytest.raises(TypeError, match="`x` must be arrays or a data set that can be"):
+        monitor(iter([(x, y)]))
+    with pytest.raises(ValueError, match="`every` must be an integer >= 1"):
+        monitor(x, y, every=0)
+    with pytest.raises(ValueError, match="`eps` must be finite and >= 0"):
+        monitor(x, y, eps=-1.0)

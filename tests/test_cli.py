@@ -5,12 +5,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import keras
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 import keras_nrs.experiments
 from keras_nrs import cli
 from keras_nrs.experiments import demo
+from tests import models
 
 
 @pytest.fixture
@@ -106,3 +109,62 @@ def test_importing_the_package_and_the_command_needs_no_extra() -> None:
         "import keras_nrs, keras_nrs.cli, keras_nrs.experiments"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def _save(path: Path, **kwargs: Any) -> Path:
+    model = models.cnn(**kwargs)
+    x, y = models.image_data(32)
+    model.fit(x, y, verbose=0)
+    model.save(path)
+    return path
+
+
+def _flatness(*arguments: Any) -> Any:
+    return CliRunner().invoke(cli.build_app(), ["flatness", *map(str, arguments)])
+
+
+def test_flatness_compares_saved_models(tmp_path: Path) -> None:
+    first, second = (_save(tmp_path / f"{name}.keras") for name in ("one", "two"))
+    x, y = models.image_data(40)
+    data, output = tmp_path / "data.npz", tmp_path / "out"
+    np.savez(data, x=x, y=y)
+    options = ["--data", data, "--output", output, "--points", 3, "--k", 2]
+    result = _flatness(first, second, *options)
+    assert result.exit_code == 0, result.output
+    model = keras.models.load_model(first)
+    exact = keras_nrs.flatness.hessian_eigenvalues(model, x, y, k=2).eigenvalues
+    for number in (*exact, model.evaluate(x, y, verbose=0)[0]):
+        assert f"{number:.3g}" in result.output
+    for word in ("one", "two", "trace", "model divergence, relative eps 0.1"):
+        assert word in result.output
+    for name in ("landscape.png", "density.png"):
+        assert (output / name).read_bytes().startswith(b"\x89PNG")
+    again = _flatness(first, second, *options)
+    assert again.exit_code == 0
+    assert "trace" in again.output
+
+
+def test_flatness_of_a_wrapped_model_on_digits(tmp_path: Path) -> None:
+    model = keras.Sequential([keras.Input((8, 8)), keras.layers.Flatten()])
+    model.add(keras.layers.Dense(10))
+    models.compile_classifier(model)
+    model.fit(np.ones((4, 8, 8)), np.zeros(4), verbose=0)
+    keras_nrs.wrap(model).save(tmp_path / "wrapped.keras")
+    path, output = tmp_path / "wrapped.keras", tmp_path / "out"
+    result = _flatness(path, "--data", "digits", "--points", 2, "--output", output)
+    assert result.exit_code == 0, result.output
+    assert "1797 samples" in result.output
+
+
+def test_bad_options_of_flatness(tmp_path: Path) -> None:
+    path = _save(tmp_path / "model.keras")
+    for arguments, message in (
+        ([path, "--data", "nothing.npz"], "`data` must be 'digits' or an .npz file"),
+        ([path, "--data", "digits", "--k", "0"], "`k` must be an integer >= 1"),
+        ([path, "--data", "digits", "--variables", "x"], "`variables` must be one of"),
+        ([tmp_path / "no.keras", "--data", "digits"], "`models` must be files"),
+    ):
+        result = _flatness(*arguments, "--output", tmp_path / "out")
+        assert result.exit_code == 2
+        assert message in " ".join(result.output.split())
+    assert not (tmp_path / "out").exists()

@@ -76,6 +76,22 @@ def test_the_standard_error_of_the_trace_is_honest(method: str) -> None:
     assert 0.3 < np.sqrt(np.mean(np.square(scores))) < 2.0
 
 
+# PyHessian is for PyTorch.
+@pytest.mark.only_torch
+def test_against_pyhessian() -> None:
+    import torch
+    from pyhessian import hessian
+
+    x, y = models.image_data(48)
+    model = models.cnn(dropout=0.5, seed=0)
+    model.fit(x, y, epochs=2, verbose=0)
+    data = torch.as_tensor(x), torch.as_tensor(y).long()
+    theirs = hessian(model, torch.nn.CrossEntropyLoss(), data=data, cuda=False)
+    (expected,), _ = theirs.eigenvalues(maxIter=2000, tol=1e-7)
+    result = hessian_eigenvalues(model, x, y, variables="all")
+    assert result.eigenvalues[0] == pytest.approx(expected, rel=1e-3)
+
+
 def test_eigenvectors() -> None:
     model = reference.classifier()
     x, y = reference.data(32)

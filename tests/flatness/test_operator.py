@@ -371,7 +371,7 @@ def test_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ({"curvature": "newton"}, "`curvature` must be one of"),
         ({"batch_size": 0}, "`batch_size` must be an integer >= 1"),
         ({"steps": 0}, "`steps` must be an integer >= 1"),
-        ({"sample_weight": np.ones(3)}, "must have the same number of samples"),
+        ({"sample_weight": np.ones(3)}, "must be arrays with one number of samples"),
     ],
 )
 def test_bad_options(options: dict[str, Any], message: str) -> None:
@@ -389,7 +389,7 @@ def test_bad_models_and_data() -> None:
         hessian_operator(keras.Sequential([layers.Dense(1)]), x, y)
     with pytest.raises(ValueError, match="`model` must be compiled with a loss"):
         hessian_operator(models.cnn(compile=False), x, y)
-    with pytest.raises(ValueError, match="must have the same number of samples"):
+    with pytest.raises(ValueError, match="must be arrays with one number of samples"):
         hessian_operator(model, x, y[:3])
     with pytest.raises(ValueError, match="at least one"):
         hessian_operator(model, x[:0], y[:0])

@@ -1,0 +1,242 @@
+"""A table and figures of the flatness of saved models: `keras-nrs flatness`."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from keras_nrs._checks import check_choice
+from keras_nrs._checks import check_int
+from keras_nrs._checks import check_nonnegative
+from keras_nrs.flatness.density import SpectralDensity
+from keras_nrs.flatness.density import hessian_density
+from keras_nrs.flatness.divergence import model_divergence
+from keras_nrs.flatness.eigenvalues import hessian_eigenvalues
+from keras_nrs.flatness.landscape import Landscape
+from keras_nrs.flatness.landscape import loss_landscape
+from keras_nrs.flatness.loss import base_model
+from keras_nrs.flatness.plots import draw_densities
+from keras_nrs.flatness.plots import draw_landscapes
+from keras_nrs.flatness.trace import hessian_trace
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What is measured, alike for all models.
+
+    Args:
+        variables: `"last_layer"` or `"all"`: the weights of the Hessian.
+        k: Number of eigenvalues, >= 1.
+        eps: Size of the perturbations of the divergence, >= 0, relative to the norm of
+            the weights.
+        points: Points along each of the two directions of the landscape, >= 2.
+        batch_size: Samples in a batch, >= 1.
+
+    Raises:
+        TypeError, ValueError: if an argument is not as described.
+    """
+
+    variables: str = "last_layer"
+    k: int = 1
+    eps: float = 0.1
+    points: int = 21
+    batch_size: int = 128
+
+    def __post_init__(self) -> None:
+        check_choice("variables", self.variables, ("last_layer", "all"))
+        check_int("k", self.k, minimum=1)
+        check_nonnegative("eps", self.eps)
+        check_int("points", self.points, minimum=2)
+        check_int("batch_size", self.batch_size, minimum=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurements:
+    """What is known of one model. Pairs are a mean and its standard error."""
+
+    loss: float
+    divergence: tuple[float, float]
+    eigenvalues: list[float]
+    converged: bool
+    trace: tuple[float, float]
+
+
+def load_data(name: str, model: keras.Model) -> tuple[Array, Array]:
+    """Inputs and labels: `"digits"` of scikit-learn, or `x` and `y` of an `.npz` file.
+
+    Raises:
+        ValueError: if there is no such file, or if it has no such arrays.
+    """
+    if name == "digits":
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        images = digits.data.astype("float32") / 16
+        return images.reshape(-1, *model.input_shape[1:]), digits.target
+    try:
+        with np.load(name) as arrays:
+            return arrays["x"], arrays["y"]
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(
+            "`data` must be 'digits' or an .npz file with the arrays x and y, as "
+            f"numpy.savez(file, x=x, y=y) writes it. Received: data={name!r}. {error}"
+        ) from error
+
+
+def load_models(paths: Sequence[Path]) -> dict[str, keras.Model]:
+    """Saved models by their names: those of the files, which must differ.
+
+    Raises:
+        ValueError: if there is none, or if a file is no saved model.
+    """
+    names = [path.stem for path in paths]
+    if len(set(names)) != len(names):
+        names = [str(path) for path in paths]
+    models = {}
+    for name, path in zip(names, paths, strict=True):
+        try:
+            models[name] = keras.models.load_model(path)
+            base_model(models[name])
+        except (OSError, ValueError, TypeError) as error:
+            raise ValueError(
+                "`models` must be files that model.save() of a compiled model wrote. "
+                "Received: "
+                f"{os.fspath(path)!r}. {error}"
+            ) from error
+    return models
+
+
+class Report:
+    """Measurements of models on the same data, in a folder.
+
+    What is in the folder from an earlier call, finished or stopped, is not measured
+    again, as long as model, data and settings are the same.
+
+    Args:
+        models: By the names that table and figures show.
+        x: Inputs, arrays.
+        y: Labels, arrays.
+        settings: What to measure.
+        output: The folder.
+    """
+
+    def __init__(
+        self,
+        models: dict[str, keras.Model],
+        x: Array,
+        y: Array,
+        *,
+        settings: Settings,
+        output: Path,
+    ) -> None:
+        self.models = models
+        self.settings = settings
+        self.output = output
+        self._x, self._y = x, y
+        self.measurements: dict[str, Measurements] = {}
+        self.landscapes: dict[str, Landscape] = {}
+        self.densities: dict[str, SpectralDensity] = {}
+
+    def run(self, console: Console) -> None:
+        """Measure all models, showing progress, and draw the figures."""
+        for name, model in self.models.items():
+            console.print(f"{name}: {self.settings.variables}")
+            self._measure(name, model)
+        draw_landscapes(self.landscapes, self.output / "landscape.png")
+        draw_densities(self.densities, self.output / "density.png")
+
+    def _measure(self, name: str, model: keras.Model) -> None:
+        settings = self.settings
+        folder = self.output / self._digest(model)
+        folder.mkdir(parents=True, exist_ok=True)
+        data = self._x, self._y
+        shared: Any = {"batch_size": settings.batch_size, "verbose": 1}
+        hessian = shared | {"variables": settings.variables}
+
+        def products(file: str) -> dict[str, Any]:
+            return hessian | {"checkpoint": folder / f"{file}.products"}
+
+        self.landscapes[name] = loss_landscape(
+            model,
+            *data,
+            num_points=settings.points,
+            checkpoint=folder / "landscape.npz",
+            **shared,
+        )
+        self.densities[name] = hessian_density(model, *data, **products("density"))
+        path = folder / "measurements.json"
+        if path.exists():
+            content = json.loads(path.read_text(encoding="utf-8"))
+            self.measurements[name] = Measurements(**content)
+            return
+        result = hessian_eigenvalues(
+            model, *data, k=settings.k, **products("eigenvalues")
+        )
+        trace = hessian_trace(model, *data, **products("trace"))
+        divergence = model_divergence(
+            model, *data, eps=settings.eps, perturbation="relative", **shared
+        )
+        logs = model.evaluate(
+            *data, batch_size=settings.batch_size, verbose=0, return_dict=True
+        )
+        measurements = Measurements(
+            loss=float(logs["loss"]),
+            divergence=(divergence.mean, divergence.standard_error),
+            eigenvalues=[float(value) for value in result.eigenvalues],
+            converged=result.converged,
+            trace=(trace.value, trace.standard_error),
+        )
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(asdict(measurements), indent=1), encoding="utf-8")
+        os.replace(partial, path)
+        self.measurements[name] = measurements
+
+    def _digest(self, model: keras.Model) -> str:
+        """What stands for the model, the data and the settings."""
+        digest = hashlib.sha256(json.dumps(asdict(self.settings)).encode())
+        for array in (*model.get_weights(), self._x, self._y):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()[:12]
+
+    def table(self) -> Table:
+        """One row for each measurement, one column for each model."""
+        settings = self.settings
+        rows = {"loss": [f"{m.loss:.4g}" for m in self.measurements.values()]}
+        rows[f"model divergence, relative eps {settings.eps:g}"] = [
+            _with_error(m.divergence) for m in self.measurements.values()
+        ]
+        for i in range(settings.k):
+            number = f" {i + 1}" if settings.k > 1 else ""
+            rows[f"largest Hessian eigenvalue{number}"] = [
+                f"{m.eigenvalues[i]:.4g}" for m in self.measurements.values()
+            ]
+        rows["trace of the Hessian"] = [
+            _with_error(m.trace) for m in self.measurements.values()
+        ]
+        table = Table(
+            title=f"Flatness on {len(self._x)} samples, weights: {settings.variables}",
+            caption="± is the standard error over the random vectors or perturbations.",
+        )
+        table.add_column("")
+        for name in self.measurements:
+            table.add_column(name, justify="right")
+        for row, cells in rows.items():
+            table.add_row(row, *cells)
+        return table
+
+
+def _with_error(pair: Sequence[float]) -> str:
+    mean, error = pair
+    return f"{mean:.4g} ± {error:.2g}"

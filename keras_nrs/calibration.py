@@ -109,7 +109,7 @@ def calibrate_eps(  # noqa: PLR0913
     target = check_positive("target_divergence", target_divergence)
     num_samples = check_int("num_samples", num_samples, minimum=1)
     keys = keys_of_samples(seed, num_samples)
-    meter = DivergenceMeter(model, perturbation=perturbation, divergence=divergence)
+    meter = divergence_meter(model, perturbation=perturbation, divergence=divergence)
     batches = list(Batches(meter.model, x, batch_size=batch_size))
     outputs = [meter.outputs(batch) for batch in batches]
     sizes = [batch.num_samples for batch in batches]
@@ -140,8 +140,13 @@ def keys_of_samples(seed: int, num_samples: int) -> list[Any]:
     return [keras.random.SeedGenerator(seed + i).next() for i in range(num_samples)]
 
 
-class DivergenceMeter:
-    """d(theta, theta + delta) of a model, in inference mode.
+def divergence_meter(
+    model: Any,
+    *,
+    perturbation: str | perturbations.Perturbation | None,
+    divergence: Any,
+) -> "DivergenceMeter":
+    """A meter for a model: the same one, if the arguments are the same.
 
     Args:
         model: A built model, wrapped or not.
@@ -150,28 +155,53 @@ class DivergenceMeter:
         divergence: As in `keras_nrs.wrap`. Defaults to that of a wrapped model, and
             to `"auto"` for others.
     """
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            f"`model` must be a keras.Model. Received: model={model!r} of type "
+            f"{type(model).__name__}."
+        )
+    resolved = None
+    if isinstance(model, NRSModel):
+        perturbation = perturbation or model.perturbation
+        if divergence is None:
+            divergence, resolved = model.divergence_in_use()
+        model = model.base_model
+    perturbation = perturbation or "ball"
+    divergence = divergences.check(divergence or "auto")
+
+    def make() -> DivergenceMeter:
+        return DivergenceMeter(
+            model, perturbations.get(perturbation), divergence, resolved
+        )
+
+    if isinstance(divergence, list | tuple | dict):
+        return make()
+    key = DivergenceMeter, perturbation, divergence
+    meter: DivergenceMeter = stateless.kept_with_model(model, key, make)
+    return meter
+
+
+class DivergenceMeter:
+    """d(theta, theta + delta) of a model, in inference mode.
+
+    Args:
+        model: A built model, which must not be wrapped.
+        perturbation: How delta is drawn.
+        divergence: `"auto"`, or what the user gave.
+        resolved: What that came to for each output, if it is known.
+    """
 
     def __init__(
         self,
         model: Any,
-        *,
-        perturbation: str | perturbations.Perturbation | None,
+        perturbation: perturbations.Perturbation,
         divergence: Any,
+        resolved: Any,
     ) -> None:
-        if not isinstance(model, keras.Model):
-            raise TypeError(
-                f"`model` must be a keras.Model. Received: model={model!r} of type "
-                f"{type(model).__name__}."
-            )
-        self._resolved = None
-        if isinstance(model, NRSModel):
-            perturbation = perturbation or model.perturbation
-            if divergence is None:
-                divergence, self._resolved = model.divergence_in_use()
-            model = model.base_model
         self.model = model
-        self._perturbation = perturbations.get(perturbation or "ball")
-        self._given = divergences.check(divergence or "auto")
+        self._perturbation = perturbation
+        self._given = divergence
+        self._resolved = resolved
         self._compiled = compile_function(self._of_batch)
 
     def outputs(self, batch: Batch) -> Any:

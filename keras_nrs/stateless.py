@@ -1,5 +1,7 @@
 """Running a model on given values of its variables, which keep their own."""
 
+from collections.abc import Callable
+from collections.abc import Hashable
 from collections.abc import Iterator
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -58,3 +60,20 @@ def layer_losses(model: Any, losses: Sequence[Tensor]) -> Iterator[None]:
         yield
     finally:
         model._losses_override = []
+
+
+def kept_with_model(model: Any, key: Hashable, make: Callable[[], Any]) -> Any:
+    """What `make()` gives, made once for a model and a key.
+
+    For functions that are compiled: measured again at every epoch, they would be
+    compiled again. What `compile()` replaced belongs to the key.
+    """
+    kept = vars(model).get("_kept_by_keras_nrs")
+    if kept is None:
+        kept = {}
+        # Past Keras, which would track it as a part of the model.
+        object.__setattr__(model, "_kept_by_keras_nrs", kept)
+    full_key = key, model._compile_loss
+    if full_key not in kept:
+        kept[full_key] = make()
+    return kept[full_key]

@@ -12,7 +12,7 @@ from keras_nrs import perturbations
 from keras_nrs._checks import check_int
 from keras_nrs._checks import check_nonnegative
 from keras_nrs.batches import Batches
-from keras_nrs.calibration import DivergenceMeter
+from keras_nrs.calibration import divergence_meter
 from keras_nrs.calibration import keys_of_samples
 from keras_nrs.flatness.progress import Progress
 
@@ -93,7 +93,7 @@ def model_divergence(  # noqa: PLR0913
     eps = check_nonnegative("eps", eps)
     num_samples = check_int("num_samples", num_samples, minimum=1)
     keys = keys_of_samples(seed, num_samples)
-    meter = DivergenceMeter(model, perturbation=perturbation, divergence=divergence)
+    meter = divergence_meter(model, perturbation=perturbation, divergence=divergence)
     batches = Batches(meter.model, x, y, batch_size=batch_size, steps=steps)
     progress = Progress(verbose, None, "pass")
     totals = np.zeros(num_samples)

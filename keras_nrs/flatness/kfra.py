@@ -121,7 +121,9 @@ def kfra_max_eigenvalue(
     model = base_model(model)
     chain, activations = _chain(model, only_last=variables == "last_layer")
     output_hessians = _output_hessians(model, activations)
-    parts = keras.Model(model.inputs, [model.outputs[0], *(c.inputs for c in chain)])
+    # In the structure that the user's data has; that of a Sequential is in its core.
+    inputs_of_model = (getattr(model, "_functional", None) or model)._inputs_struct
+    parts = keras.Model(inputs_of_model, [model.outputs[0], *(c.inputs for c in chain)])
     sums: list[Array] = []
     largest, count = 0.0, 0
     for batch in Batches(model, x, batch_size=batch_size, steps=steps):

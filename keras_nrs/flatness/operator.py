@@ -72,6 +72,7 @@ class HessianOperator(LinearOperator):  # type: ignore[misc]
         self,
         batches: Batches,
         loss: BatchLoss,
+        compiled: Any,
         *,
         checkpoint: str | os.PathLike[str] | None = None,
     ) -> None:
@@ -82,7 +83,7 @@ class HessianOperator(LinearOperator):  # type: ignore[misc]
         self._loss = loss
         self._values = stateless.current_values(self.model)
         self._weights = loss.selected(self._values[0])
-        self._hessian_at = hessian_at(loss)
+        self._hessian_at = compiled
         self._product: Any = None
         size = sum(int(np.prod(v.shape)) for v in self.variables)
         super().__init__(np.dtype("float64"), (size, size))
@@ -277,12 +278,18 @@ def _operator(  # noqa: PLR0913
     model = base_model(model)
     selected = select(model, variables)
     batches = Batches(model, x, y, sample_weight, batch_size=batch_size, steps=steps)
-    first_batch = next(iter(batches))
-    loss: BatchLoss
-    if curvature == "fisher":
-        loss = BatchDivergence(model, selected, first_batch=first_batch)
-    else:
-        loss = BatchLoss(
-            model, selected, regularizers=regularizers, first_batch=first_batch
-        )
-    return HessianOperator(batches, loss, checkpoint=checkpoint)
+
+    def make() -> tuple[BatchLoss, Any]:
+        first_batch = next(iter(batches))
+        loss: BatchLoss
+        if curvature == "fisher":
+            loss = BatchDivergence(model, selected, first_batch=first_batch)
+        else:
+            loss = BatchLoss(
+                model, selected, regularizers=regularizers, first_batch=first_batch
+            )
+        return loss, hessian_at(loss)
+
+    key = curvature, regularizers, *(id(v) for v in selected)
+    loss, compiled = stateless.kept_with_model(model, key, make)
+    return HessianOperator(batches, loss, compiled, checkpoint=checkpoint)

@@ -84,7 +84,8 @@ def load_data(name: str, model: keras.Model) -> tuple[Array, Array]:
 
         digits = load_digits()
         images = digits.data.astype("float32") / 16
-        return images.reshape(-1, *model.input_shape[1:]), digits.target
+        shape = base_model(model).input_shape
+        return images.reshape(-1, *shape[1:]), digits.target
     try:
         with np.load(name) as arrays:
             return arrays["x"], arrays["y"]

@@ -41,7 +41,7 @@ def test_against_the_dense_hessian(dtype: str) -> None:
             assert result.converged
             np.testing.assert_allclose(result.eigenvalues, expected, atol=scale, rtol=0)
             assert np.all(result.residuals < scale)
-            assert 20 <= result.num_products < 300
+            assert 12 < result.num_products < 300
 
         trace = hessian_trace(model, x, y, num_products=215, **options)
         assert trace.value == pytest.approx(np.trace(dense), rel=RTOL[dtype])
@@ -78,6 +78,7 @@ def test_the_standard_error_of_the_trace_is_honest(method: str) -> None:
 
 # PyHessian is for PyTorch.
 @pytest.mark.only_torch
+@pytest.mark.filterwarnings("ignore:Using backward:UserWarning")
 def test_against_pyhessian() -> None:
     import torch
     from pyhessian import hessian
@@ -149,7 +150,7 @@ def test_a_stopped_measurement_goes_on(tmp_path: Any, monkeypatch: Any) -> None:
     def interrupted(self: Any, vectors: Any) -> Any:
         nonlocal count
         count += 1
-        if count > 15:
+        if count > 10:
             raise KeyboardInterrupt
         return products(self, vectors)
 
@@ -159,7 +160,7 @@ def test_a_stopped_measurement_goes_on(tmp_path: Any, monkeypatch: Any) -> None:
     monkeypatch.undo()
     result = hessian_eigenvalues(model, x, y, **options)
     np.testing.assert_array_equal(result.eigenvalues, expected.eigenvalues)
-    assert result.num_products == expected.num_products - 15 + 1
+    assert result.num_products == expected.num_products - 10 + 1
 
 
 def test_progress(capsys: pytest.CaptureFixture[str]) -> None:

@@ -411,3 +411,21 @@ def test_an_endless_data_set_needs_steps() -> None:
     endless = hessian_operator(model, tf_dataset(x, y).repeat(), steps=1)
     expected = hessian_operator(model, x, y).to_dense()
     assert relative_error(endless.to_dense(), expected) < 1e-6
+
+
+def test_measuring_again_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a callback does at every epoch; but `compile()` changes the loss."""
+    x, y = reference.data(8)
+    model = reference.classifier()
+    first = hessian_operator(model, x, y)
+    product = first @ np.ones(27)
+    model.set_weights([2 * w for w in model.get_weights()])
+    second = hessian_operator(model, x, y)
+    assert second._hessian_at is first._hessian_at
+    assert relative_error(second @ np.ones(27), product) > 0.01
+    models.compile_classifier(model, loss=lambda y, z: ops.mean(z**2, axis=-1))
+    squares = hessian_operator(model, x, y)
+    features = keras.Model(model.inputs[0], model.layers[-2].output)
+    h = np.column_stack([ops.convert_to_numpy(features(x)), np.ones(8)])
+    expected = np.kron(h.T @ h / 8, 2 / 3 * np.eye(3))
+    assert relative_error(squares.to_dense(), expected) < 1e-5

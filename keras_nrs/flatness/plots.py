@@ -97,10 +97,13 @@ def _draw_curves(landscapes: Mapping[str, "Landscape"]) -> Any:
 def _draw_panels(landscapes: Mapping[str, "Landscape"], kind: str, log: bool) -> Any:
     losses = np.concatenate([a.losses.ravel() for a in landscapes.values()])
     losses = losses[np.isfinite(losses)]
+    if not len(losses):
+        raise ValueError("`landscapes` must have finite losses. Received: none.")
     low, high = float(losses.min()), float(losses.max())
     high = high if high > low else low + 1.0
-    levels = np.linspace(low, high, _NUM_LEVELS)
+    levels, norm = np.linspace(low, high, _NUM_LEVELS), "linear"
     if log and low > 0:
+        norm = "log"
         levels = np.geomspace(low, high, _NUM_LEVELS)
     figure = _figure(len(landscapes))
     subplot_kw = {"projection": "3d"} if kind == "surface" else {}
@@ -123,7 +126,7 @@ def _draw_panels(landscapes: Mapping[str, "Landscape"], kind: str, log: bool) ->
             axes.set_zlim(low, high)
         else:
             lines = axes.contour(
-                x, y, landscape.losses.T, levels=levels, cmap="viridis"
+                x, y, landscape.losses.T, levels=levels, cmap="viridis", norm=norm
             )
             axes.clabel(lines, lines.levels[::3], fontsize=7, fmt="%.2g")
             axes.plot(0, 0, marker="+", color="black")

@@ -28,7 +28,8 @@ class Batches:
     """The batches of a data set, the same at each iteration.
 
     Only one batch at a time is in the memory of the device. Those of a generator,
-    which runs once, are kept in the memory of the host.
+    which runs once, and those that `steps` takes of a data set, which may be shuffled,
+    are kept in the memory of the host.
 
     Args:
         model: The model, whose preprocessor (of KerasHub's tasks) is applied.
@@ -76,13 +77,18 @@ class Batches:
                 f"{error}"
             ) from error
         self._steps = steps or self._adapter.num_batches
-        self._kept: list[Batch] = []
+        self._kept: list[Any] = []
+        self._single: Batch | None = None
         _check_ends(x, self._steps)
-        # Of a single batch the tensors are kept, and with them what depends on them.
-        if isinstance(x, Iterator) or self._steps == 1:
+        # Some of the batches of a shuffled data set would be others each time.
+        is_some = steps is not None and not is_arrays
+        if isinstance(x, Iterator) or is_some or self._steps == 1:
             self._kept = list(self._read())
             if not self._kept:
                 raise ValueError("`x` must yield at least one batch. Received: none.")
+        # Of a single batch the tensors are kept, and with them what depends on them.
+        if len(self._kept) == 1:
+            self._single = self._batch(self._kept[0])
 
     def __len__(self) -> int:
         """Number of batches. Those of a data set that does not know are counted."""
@@ -95,16 +101,18 @@ class Batches:
     @property
     def is_single(self) -> bool:
         """Whether all iterations give the same one `Batch`."""
-        return len(self._kept) == 1
+        return self._single is not None
 
     def __iter__(self) -> Iterator[Batch]:
-        return iter(self._kept) if self._kept else self._read()
+        if self._single is not None:
+            return iter([self._single])
+        return map(self._batch, self._kept or self._read())
 
-    def _read(self) -> Iterator[Batch]:
+    def _read(self) -> Iterator[Any]:
+        """The batches as NumPy arrays, in the memory of the host."""
         self._adapter.on_epoch_begin()
         try:
-            for data in islice(iter(self._adapter.get_numpy_iterator()), self._steps):
-                yield self._batch(data)
+            yield from islice(iter(self._adapter.get_numpy_iterator()), self._steps)
         finally:
             self._adapter.on_epoch_end()
 
@@ -140,6 +148,16 @@ def _check_arrays(x: Any, y: Any, sample_weight: Any) -> bool:
                 f"generator of batches. Received: x of type {type(x).__name__}."
             )
         return False
+    for name, argument in (("y", y), ("sample_weight", sample_weight)):
+        if not all(
+            leaf is None or hasattr(leaf, "shape")
+            for leaf in keras.tree.flatten(argument)
+        ):
+            raise TypeError(
+                f"`{name}` must be an array, or a list or dict of arrays. Received: "
+                f"{name} of type {type(argument).__name__}. For example: "
+                f"{name}=numpy.array({name})"
+            )
     lengths = {
         name: sorted({leaf.shape[0] if leaf.shape else 0 for leaf in of_argument})
         for name, argument in (("x", x), ("y", y), ("sample_weight", sample_weight))

@@ -125,17 +125,20 @@ class NRSSchedule(keras.callbacks.Callback):  # type: ignore[misc]
         self.start_epoch = check_int("start_epoch", start_epoch, minimum=0)
         self.warmup_epochs = check_int("warmup_epochs", warmup_epochs, minimum=0)
         self._full: dict[str, Any] = {}
+        self._left: Any = None
 
-    def on_train_begin(self, logs: Any = None) -> None:
-        if not hasattr(self.model, "base_model"):
+    def set_model(self, model: Any) -> None:
+        super().set_model(model)
+        if not hasattr(model, "base_model"):
             raise TypeError(
                 "NRSSchedule needs an NRSModel. Received: a "
-                f"{type(self.model).__name__}. Wrap it: keras_nrs.wrap(model)."
+                f"{type(model).__name__}. Wrap it: keras_nrs.wrap(model)."
             )
-        # At a second `fit()` the model has what the schedule left.
-        if not self._full:
-            eps, alpha = _values(self.model)
-            found = {"eps": eps, "alpha": alpha}
+        # Before a backup is restored, which has what the schedule had set. At a second
+        # `fit()` the model has that too.
+        values = _values(model)
+        if (id(model), values) != self._left:
+            found = dict(zip(("eps", "alpha"), values, strict=True))
             self._full = {
                 name: found[name] if value is None else value
                 for name, value in self._given.items()
@@ -148,6 +151,7 @@ class NRSSchedule(keras.callbacks.Callback):  # type: ignore[misc]
             value = full(epoch) if callable(full) else full
             value = check_nonnegative(name, value)
             setattr(self.model, name, value * factor if since_start >= 0 else 0.0)
+        self._left = id(self.model), _values(self.model)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         if logs is not None:

@@ -127,7 +127,10 @@ def run_flatness(
     except (TypeError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
     measured = report.Report(models, x, y, settings=chosen, output=output)
-    measured.run(console)
+    try:
+        measured.run(console)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise typer.BadParameter(str(error)) from error
     console.print(measured.table())
     typer.echo(f"Written: {output / 'landscape.png'} and {output / 'density.png'}")
 

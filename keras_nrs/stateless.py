@@ -73,7 +73,9 @@ def kept_with_model(model: Any, key: Hashable, make: Callable[[], Any]) -> Any:
         kept = {}
         # Past Keras, which would track it as a part of the model.
         object.__setattr__(model, "_kept_by_keras_nrs", kept)
-    full_key = key, model._compile_loss
+    # As does which weights are trainable.
+    trainable = tuple(map(id, model.trainable_variables))
+    full_key = key, model._compile_loss, trainable
     if full_key not in kept:
         kept[full_key] = make()
     return kept[full_key]

@@ -115,6 +115,35 @@ def test_a_schedule_goes_on_at_the_initial_epoch() -> None:
     assert history.history["eps"] == pytest.approx([0.1])
 
 
+def test_one_schedule_for_several_models() -> None:
+    schedule = keras_nrs.callbacks.NRSSchedule(warmup_epochs=2)
+    for eps in (0.1, 0.4):
+        history = scheduled(schedule, epochs=2, eps=eps)
+        assert history["eps"] == pytest.approx([eps / 2, eps])
+
+
+def test_a_schedule_and_a_backup(tmp_path: Any) -> None:
+    """Interrupted while eps is still 0."""
+    x, y = models.image_data()
+
+    class Interrupt(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            if epoch == 1:
+                raise KeyboardInterrupt
+
+    def callbacks() -> list[Any]:
+        schedule = keras_nrs.callbacks.NRSSchedule(start_epoch=2)
+        return [keras.callbacks.BackupAndRestore(tmp_path), schedule]
+
+    def nrs() -> Any:
+        return keras_nrs.wrap(models.cnn(), eps=0.2, perturbation="relative")
+
+    with pytest.raises(KeyboardInterrupt):
+        nrs().fit(x, y, epochs=3, verbose=0, callbacks=[*callbacks(), Interrupt()])
+    history = nrs().fit(x, y, epochs=3, verbose=0, callbacks=callbacks()).history
+    assert history["eps"] == pytest.approx([0, 0.2])
+
+
 def test_bad_schedules() -> None:
     schedule = keras_nrs.callbacks.NRSSchedule
     with pytest.raises(ValueError, match="`eps` must be finite and >= 0"):

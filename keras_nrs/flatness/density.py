@@ -172,6 +172,12 @@ def _lanczos(
     off_diagonal: list[float] = []
     for step in range(num_steps):
         product = operator.matvec(basis[-1])
+        if not np.isfinite(product).all():
+            raise ValueError(
+                "`model` must have a finite Hessian. Received: a model named "
+                f"{operator.model.name!r}, whose Hessian-vector products are not. Its "
+                "training has probably diverged."
+            )
         progress.advance()
         diagonal.append(float(basis[-1] @ product))
         known = np.stack(basis)

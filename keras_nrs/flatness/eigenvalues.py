@@ -9,6 +9,7 @@ from typing import Unpack
 import keras
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse.linalg import ArpackError
 from scipy.sparse.linalg import ArpackNoConvergence
 from scipy.sparse.linalg import LinearOperator
 from scipy.sparse.linalg import eigsh
@@ -147,7 +148,8 @@ def hessian_eigenvalues(  # noqa: PLR0913
     if not converged:
         warnings.warn(
             f"{k - found} of {k} eigenvalues did not converge to tol={tol:g} in "
-            f"{max_products} products. Raise `max_products` or `tol`.",
+            f"{max_products} products. Raise `max_products` or `tol`, unless the "
+            "loss itself is not finite.",
             stacklevel=2,
         )
     return Eigenvalues(
@@ -163,11 +165,17 @@ def hessian_eigenvalues(  # noqa: PLR0913
     )
 
 
+class _NotFiniteError(Exception):
+    """A product is not finite: training has diverged, mostly."""
+
+
 def _counted(operator: HessianOperator, progress: Progress) -> LinearOperator:
     """The operator, with progress shown at each product."""
 
     def product(vector: Array) -> Array:
         result = operator.matvec(vector)
+        if not np.isfinite(result).all():
+            raise _NotFiniteError
         progress.advance()
         return result
 
@@ -177,7 +185,10 @@ def _counted(operator: HessianOperator, progress: Progress) -> LinearOperator:
 def _of_whole_matrix(
     operator: HessianOperator, k: int, which: str
 ) -> tuple[Array, Array, bool]:
-    values, vectors = np.linalg.eigh(operator.to_dense())
+    matrix = operator.to_dense()
+    if not np.isfinite(matrix).all():
+        return *_nothing(len(matrix)), False
+    values, vectors = np.linalg.eigh(matrix)
     order = {
         "largest": np.argsort(-values),
         "smallest": np.argsort(values),
@@ -211,7 +222,18 @@ def _by_lanczos(
         )
     except ArpackNoConvergence as error:
         return *_descending(error.eigenvalues, error.eigenvectors), False
+    except _NotFiniteError:
+        return *_nothing(n), False
+    except ArpackError:
+        # It does not take a matrix of zeros.
+        if operator.matvec(np.random.default_rng(seed + 1).standard_normal(n)).any():
+            raise
+        return np.zeros(k), np.eye(n, k), True
     return *_descending(values, vectors), True
+
+
+def _nothing(n: int) -> tuple[Array, Array]:
+    return np.zeros(0), np.zeros((n, 0))
 
 
 def _descending(values: Array, vectors: Array) -> tuple[Array, Array]:

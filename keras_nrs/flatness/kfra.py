@@ -127,6 +127,11 @@ def kfra_max_eigenvalue(
     sums: list[Array] = []
     largest, count = 0.0, 0
     for batch in Batches(model, x, batch_size=batch_size, steps=steps):
+        if batch.sample_weight is not None:
+            raise ValueError(
+                "`x` must yield no sample weights, which the method does not know. "
+                "Received: batches with them. Use hessian_eigenvalues()."
+            )
         with full_precision(model):
             output, *inputs = parts(batch.x, training=False)
             slopes = [_slopes(c, a) for c, a in zip(chain[1:], inputs[1:], strict=True)]
@@ -210,6 +215,8 @@ def _chain(model: Any, *, only_last: bool) -> tuple[list[_Link], list[str]]:
         if len(parents) != 1:
             break
         if isinstance(layer, keras.layers.Dense):
+            if chain and not _acts_elementwise(layer.activation):
+                break
             functions = [layer.activation, *functions]
             output_functions = output_functions if chain else functions
             chain.append(_Link(layer, parents[0], functions))
@@ -236,10 +243,16 @@ def _does_nothing(layer: Any, before: Any, after: Any) -> bool:
 
 def _is_elementwise(layer: Any, is_inside: bool) -> bool:
     """Whether this is an activation; softmax, which is none, may end the model."""
-    name = getattr(getattr(layer, "activation", None), "__name__", "")
-    if isinstance(layer, keras.layers.Softmax) or "softmax" in name:
+    if isinstance(layer, keras.layers.Softmax):
         return not is_inside
-    return isinstance(layer, keras.layers.Activation)
+    if not isinstance(layer, keras.layers.Activation):
+        return False
+    return not is_inside or _acts_elementwise(layer.activation)
+
+
+def _acts_elementwise(activation: Any) -> bool:
+    name = getattr(activation, "__name__", "")
+    return name not in ("softmax", "log_softmax", "sparsemax", "glu")
 
 
 def _check_covered(model: Any, chain: list[_Link], last: Any, only_last: bool) -> None:
@@ -279,6 +292,11 @@ def _output_hessians(model: Any, activations: list[str]) -> Callable[[Array], Ar
     function = getattr(loss, "fn", loss)
     from_logits = getattr(loss, "_fn_kwargs", {}).get("from_logits", False)
     factor = 1.0 if weight is None else float(weight)
+    if getattr(loss, "reduction", "") == "sum":
+        raise ValueError(
+            "`model` must be compiled with a loss that is a mean over the batch. "
+            "Received: a loss with reduction='sum'. Use hessian_eigenvalues()."
+        )
     losses = keras.losses
     if function in (
         losses.categorical_crossentropy,

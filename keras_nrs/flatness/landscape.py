@@ -232,7 +232,7 @@ def interpolate(  # noqa: PLR0913
     """The loss on the line through two models: 0 is the first, 1 the second.
 
     All float variables are interpolated, the moving statistics of BatchNormalization
-    among them, so that the loss at 1 is the other model's.
+    among them (these not beyond the models), so that the loss at 1 is the other's.
 
     Args:
         model: A built model, compiled with a loss, wrapped or not. The loss is its.
@@ -272,12 +272,16 @@ def interpolate(  # noqa: PLR0913
     numbers = [[list(map(ops.convert_to_numpy, p)) for p in end] for end in ends]
 
     def at(point: tuple[float, ...]) -> Values:
+        (coordinate,) = point
+        # Beyond the models a variance of BatchNormalization could be negative.
+        coordinates_of_parts = coordinate, min(max(coordinate, 0.0), 1.0)
         weights, state = (
             _tensors(
-                [_between(a, b, point[0]) for a, b in zip(first, second, strict=True)],
-                like,
+                [_between(a, b, c) for a, b in zip(first, second, strict=True)], like
             )
-            for first, second, like in zip(*numbers, ends[0], strict=True)
+            for first, second, like, c in zip(
+                *numbers, ends[0], coordinates_of_parts, strict=True
+            )
         )
         return weights, state
 
@@ -293,7 +297,7 @@ def interpolate(  # noqa: PLR0913
 
 def _between(first: Array, second: Array, coordinate: float) -> Array:
     """A point on the line; of integers, such as seeds, the first."""
-    if not np.issubdtype(first.dtype, np.floating):
+    if not keras.backend.is_float_dtype(str(first.dtype)):
         return first
     return (1 - coordinate) * first.astype("float64") + coordinate * second
 

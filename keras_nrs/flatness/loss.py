@@ -97,8 +97,11 @@ class BatchLoss:
             ids.index(id(v)) if id(v) in ids else None
             for v in model.trainable_variables
         ]
-        if model._compile_loss is not None and not model._compile_loss.built:
-            model._symbolic_build(data_batch=tuple(first_batch))
+        self._build(first_batch)
+
+    def _build(self, first_batch: Batch) -> None:
+        if not self.model._compile_loss.built:
+            self.model._symbolic_build(data_batch=tuple(first_batch))
 
     def selected(self, weights: Sequence[Any]) -> list[Any]:
         """Those of one item for each trainable variable that are of `variables`."""
@@ -139,12 +142,25 @@ class BatchDivergence(BatchLoss):
     Its Hessian at theta' = theta is the Fisher information of the outputs.
     """
 
-    def __init__(self, *args: Any, divergence: Any = "auto", **kwargs: Any) -> None:
-        super().__init__(*args, regularizers=False, **kwargs)
-        inputs = Inputs(kwargs["first_batch"], *stateless.current_values(self.model))
+    def __init__(
+        self,
+        model: Any,
+        variables: Sequence[keras.Variable],
+        *,
+        first_batch: Batch,
+        divergence: tuple[Any, Any],
+    ) -> None:
+        super().__init__(model, variables, regularizers=False, first_batch=first_batch)
+        given, self._resolved = divergence
+        if self._resolved is not None:
+            return
+        inputs = Inputs(first_batch, *stateless.current_values(self.model))
         self._resolved = divergences.for_model(
-            self.model, divergence, self._outputs(inputs.weights, inputs)
+            self.model, given, self._outputs(inputs.weights, inputs), first_batch.y
         )
+
+    def _build(self, first_batch: Batch) -> None:
+        """Nothing: there may be no labels."""
 
     def _outputs(self, values: list[Tensor], inputs: Inputs) -> Any:
         model, x = self.model, inputs.batch.x

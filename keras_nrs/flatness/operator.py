@@ -25,6 +25,7 @@ from keras_nrs.flatness.loss import base_model
 from keras_nrs.flatness.product_log import ProductLog
 from keras_nrs.flatness.variables import Selection
 from keras_nrs.flatness.variables import select
+from keras_nrs.nrs_model import NRSModel
 
 try:
     from scipy.sparse.linalg import LinearOperator
@@ -81,7 +82,9 @@ class HessianOperator(LinearOperator):  # type: ignore[misc]
         self.num_products = 0
         self._batches = batches
         self._loss = loss
-        self._values = stateless.current_values(self.model)
+        # Copies: training writes into some of these, and gives others away.
+        weights, state = stateless.current_values(self.model)
+        self._values = list(map(ops.copy, weights)), list(map(ops.copy, state))
         self._weights = loss.selected(self._values[0])
         self._hessian_at = compiled
         self._product: Any = None
@@ -155,7 +158,9 @@ class HessianOperator(LinearOperator):  # type: ignore[misc]
             np.concatenate([ops.convert_to_numpy(part).ravel() for part in total])
             for total in totals
         ]
-        return np.stack(flat, axis=1).astype("float64") / num_samples
+        means = np.stack(flat, axis=1) / num_samples
+        # The same with a checkpoint, which holds no more digits, and without.
+        return means.astype(self.precision).astype("float64")
 
     def _as_tensors(self, vector: Array) -> list[Tensor]:
         return [
@@ -275,6 +280,9 @@ def _operator(  # noqa: PLR0913
 ) -> HessianOperator:
     check_choice("curvature", curvature, CURVATURES)
     check_bool("regularizers", regularizers)
+    divergence: tuple[Any, Any] = "auto", None
+    if isinstance(model, NRSModel):
+        divergence = model.divergence_in_use()
     model = base_model(model)
     selected = select(model, variables)
     batches = Batches(model, x, y, sample_weight, batch_size=batch_size, steps=steps)
@@ -283,13 +291,15 @@ def _operator(  # noqa: PLR0913
         first_batch = next(iter(batches))
         loss: BatchLoss
         if curvature == "fisher":
-            loss = BatchDivergence(model, selected, first_batch=first_batch)
+            loss = BatchDivergence(
+                model, selected, first_batch=first_batch, divergence=divergence
+            )
         else:
             loss = BatchLoss(
                 model, selected, regularizers=regularizers, first_batch=first_batch
             )
         return loss, hessian_at(loss)
 
-    key = curvature, regularizers, *(id(v) for v in selected)
+    key = curvature, regularizers, str(divergence), *(id(v) for v in selected)
     loss, compiled = stateless.kept_with_model(model, key, make)
     return HessianOperator(batches, loss, compiled, checkpoint=checkpoint)

@@ -70,9 +70,10 @@ class ProductLog:
                 return product
             # The measurement took another way from here on.
             self._length = self._next
-        product = compute(vector)
-        self._append(digest + product.astype(self._dtype).tobytes())
-        return product
+        # As it will be read: what comes after it must be the same, to the last bit.
+        product = compute(vector).astype(self._dtype)
+        self._append(digest + product.tobytes())
+        return product.astype("float64")
 
     def _check(self, known: Array, computed: Array) -> None:
         """Raise an error if the file is of another model, data or setting."""

@@ -84,7 +84,12 @@ def load_data(name: str, model: keras.Model) -> tuple[Array, Array]:
 
         digits = load_digits()
         images = digits.data.astype("float32") / 16
-        shape = base_model(model).input_shape
+        shape = getattr(base_model(model), "input_shape", None)
+        if shape is None:
+            raise ValueError(
+                "`data` must be an .npz file where a model does not know its input's "
+                f"shape. Received: data='digits' and a {type(model).__name__}."
+            )
         return images.reshape(-1, *shape[1:]), digits.target
     try:
         with np.load(name) as arrays:
@@ -206,7 +211,8 @@ class Report:
 
     def _digest(self, model: keras.Model) -> str:
         """What stands for the model, the data and the settings."""
-        digest = hashlib.sha256(json.dumps(asdict(self.settings)).encode())
+        description = asdict(self.settings), model.get_compile_config(), model.to_json()
+        digest = hashlib.sha256(repr(description).encode())
         for array in (*model.get_weights(), self._x, self._y):
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()[:12]

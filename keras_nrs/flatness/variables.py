@@ -55,13 +55,10 @@ def last_layers(model: Any) -> list[keras.Layer]:
     outputs = keras.tree.flatten(getattr(model, "outputs", None) or [])
     histories = [getattr(output, "_keras_history", None) for output in outputs]
     if not outputs or not all(histories):
-        leaves = [
-            layer
-            for layer in model._flatten_layers(include_self=False)
-            if layer.trainable_variables
-            and not list(layer._flatten_layers(include_self=False))
-        ]
-        return leaves[-1:]
+        own = [layer for layer in model._layers if layer.trainable_variables]
+        if not own:
+            return [model] if model.trainable_variables else []
+        return last_layers(own[-1])
     found = {
         id(layer): layer for output in outputs for layer in _with_weights_before(output)
     }

@@ -136,9 +136,26 @@ def test_no_convergence() -> None:
     assert np.isnan(result.eigenvalues[-1])
 
 
+@pytest.mark.parametrize("variables", ["last_layer", "all"])
+def test_a_hessian_of_zeros_and_one_that_is_not_finite(variables: str) -> None:
+    x, y = reference.data(16)
+    model = reference.classifier(loss=lambda y, z: keras.ops.mean(0 * z, axis=-1))
+    result = hessian_eigenvalues(model, x, y, k=2, variables=variables)
+    np.testing.assert_array_equal(result.eigenvalues, [0, 0])
+    assert result.converged
+    model = reference.classifier()
+    model.set_weights([np.nan * w for w in model.get_weights()])
+    with pytest.warns(UserWarning, match="did not converge"):
+        result = hessian_eigenvalues(model, x, y, k=2, variables=variables)
+    assert np.isnan(result.eigenvalues).all()
+    with pytest.raises(ValueError, match="`model` must have a finite Hessian"):
+        hessian_density(model, x, y, variables=variables)
+
+
 def test_a_stopped_measurement_goes_on(tmp_path: Any, monkeypatch: Any) -> None:
     """Ctrl-C, and the same call again."""
-    x, y = reference.data(32)
+    # Not a power of 2, so that means are rounded.
+    x, y = reference.data(30)
     model = reference.classifier()
     options = {"variables": "all", "checkpoint": tmp_path / "products"}
     expected = hessian_eigenvalues(model, x, y, variables="all")

@@ -162,6 +162,15 @@ def test_what_is_not_covered_is_named() -> None:
     dense.compile(loss="categorical_crossentropy")
     with pytest.raises(ValueError, match="from_logits=False after the activations"):
         kfra_max_eigenvalue(dense, np.ones((2, 2)))
+    attention = keras.Sequential(
+        [keras.Input((2,)), layers.Dense(3, "softmax", name="gate"), layers.Dense(2)]
+    )
+    attention.compile(loss="mse")
+    with pytest.raises(ValueError, match=r"the layers \['gate'\] are not covered"):
+        kfra_max_eigenvalue(attention, np.ones((2, 2)), variables="all")
+    dense.compile(loss=keras.losses.MeanSquaredError(reduction="sum"))
+    with pytest.raises(ValueError, match="with reduction='sum'"):
+        kfra_max_eigenvalue(dense, np.ones((2, 2)))
     subclassed = models.Subclassed()
     models.compile_classifier(subclassed)
     subclassed(x)

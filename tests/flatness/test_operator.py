@@ -338,7 +338,8 @@ def test_errors_of_the_forward_pass_are_left_alone() -> None:
 
 
 def test_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    x, y = reference.data(16)
+    # Not a power of 2, so that means are rounded.
+    x, y = reference.data(30)
     model = reference.classifier()
     path = tmp_path / "new" / "products"
     expected = hessian_operator(model, x, y).to_dense()
@@ -429,3 +430,75 @@ def test_measuring_again_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     h = np.column_stack([ops.convert_to_numpy(features(x)), np.ones(8)])
     expected = np.kron(h.T @ h / 8, 2 / 3 * np.eye(3))
     assert relative_error(squares.to_dense(), expected) < 1e-5
+
+
+def test_freezing_a_layer_between_measurements() -> None:
+    x, y = reference.data(8)
+    model = reference.classifier()
+    hessian_operator(model, x, y).to_dense()
+    model.layers[0].trainable = False
+    models.compile_classifier(model)
+    operator = hessian_operator(model, x, y, variables="all")
+    assert operator.shape == (215 - 84, 215 - 84)
+    model.layers[0].trainable, model.layers[1].trainable = True, False
+    expected = reference.dense_hessian(
+        model, x, y, model.trainable_variables, regularizers=True
+    )
+    operator = hessian_operator(model, x, y, variables="all")
+    assert relative_error(operator.to_dense(), expected) < 1e-5
+
+
+def test_an_operator_outlives_training() -> None:
+    x, y = models.image_data(32)
+    model = models.cnn()
+    operator = hessian_operator(model, x, y, batch_size=16)
+    before = operator.to_dense()
+    model.fit(x, y, verbose=0)
+    np.testing.assert_array_equal(operator.to_dense(), before)
+
+
+def test_fisher_information_needs_no_labels() -> None:
+    x, y = reference.data(8)
+    model = reference.classifier(metrics=["accuracy"])
+    without = hessian_operator(model, x, curvature="fisher").to_dense()
+    with_labels = hessian_operator(model, x, y, curvature="fisher").to_dense()
+    assert relative_error(without, with_labels) < 1e-6
+    gaussian = keras_nrs.divergences.GaussianKL()
+    wrapped = keras_nrs.wrap(model, divergence=gaussian)
+    fisher = hessian_operator(wrapped, x, curvature="fisher").to_dense()
+    features = keras.Model(model.inputs[0], model.layers[-2].output)
+    h = np.column_stack([ops.convert_to_numpy(features(x)), np.ones(8)])
+    expected = np.kron(h.T @ h / 8, np.eye(3) / 3)
+    assert relative_error(fisher, expected) < 1e-5
+
+
+def test_the_last_layer_of_a_subclassed_model() -> None:
+    class Nested(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.features = layers.Dense(8)
+            self.head = keras.Sequential([layers.Dense(7), layers.Dense(5)])
+
+        def call(self, inputs: Any) -> Any:
+            return self.head(self.features(inputs))
+
+    model = Nested()
+    model.compile(loss="mse")
+    x = np.ones((4, 3), "float32")
+    model(x)
+    operator = hessian_operator(model, x, np.ones((4, 5), "float32"))
+    assert [tuple(v.shape) for v in operator.variables] == [(7, 5), (5,)]
+
+
+def test_some_batches_of_a_shuffled_data_set() -> None:
+    """The same ones at each product."""
+    x, y = reference.data(30)
+    shuffled = tf_dataset(x, y).unbatch().shuffle(30, seed=0).batch(8)
+    operator = hessian_operator(reference.classifier(), shuffled, steps=2)
+    np.testing.assert_array_equal(operator.to_dense(), operator.to_dense())
+
+
+def test_labels_that_are_no_array() -> None:
+    x, y = reference.data(8)
+    with pytest.raises(TypeError, match="`y` must be an array"):
+        hessian_operator(reference.classifier(), x, list(map(int, y)))

@@ -117,7 +117,7 @@ def test_a_schedule_goes_on_at_the_initial_epoch() -> None:
 
 def test_one_schedule_for_several_models() -> None:
     schedule = keras_nrs.callbacks.NRSSchedule(warmup_epochs=2)
-    for eps in (0.1, 0.4):
+    for eps in (0.4, 0.8):
         history = scheduled(schedule, epochs=2, eps=eps)
         assert history["eps"] == pytest.approx([eps / 2, eps])
 

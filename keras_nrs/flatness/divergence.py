@@ -95,7 +95,8 @@ def model_divergence(  # noqa: PLR0913
     keys = keys_of_samples(seed, num_samples)
     meter = divergence_meter(model, perturbation=perturbation, divergence=divergence)
     batches = Batches(meter.model, x, y, batch_size=batch_size, steps=steps)
-    progress = Progress(verbose, None, "pass")
+    total = num_samples * len(batches) if verbose else None
+    progress = Progress(verbose, total, "pass")
     totals = np.zeros(num_samples)
     count = 0
     for batch in batches:

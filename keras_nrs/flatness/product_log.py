@@ -54,10 +54,6 @@ class ProductLog:
         size_of_records = self.path.stat().st_size - len(self._header)
         self._length = size_of_records // self._record
 
-    def __len__(self) -> int:
-        """Number of products in the file."""
-        return self._length
-
     def product(self, vector: Array, compute: Callable[[Array], Array]) -> Array:
         """The product with a vector, from the file or else computed and appended."""
         digest = hashlib.sha256(vector.tobytes()).digest()

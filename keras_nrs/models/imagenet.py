@@ -1,0 +1,94 @@
+"""Networks for images of 224 x 224, from `keras.applications`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from keras_nrs.models.layers import HE_FAN_IN
+from keras_nrs.models.layers import Shape
+from keras_nrs.models.layers import has_kernel
+from keras_nrs.models.layers import image_input
+from keras_nrs.models.layers import with_config
+
+_SMALLEST_SIDE = 32
+
+
+def _network(
+    application: Callable[..., keras.Model],
+    input_shape: Shape,
+    num_classes: int,
+    initializer: keras.Initializer,
+) -> keras.Model:
+    image_input(input_shape, num_classes)
+    if min(input_shape[:2]) < _SMALLEST_SIDE:
+        raise ValueError(
+            f"The height and width in `input_shape` must be >= {_SMALLEST_SIDE} for "
+            f"this network. Received: input_shape={input_shape!r}."
+        )
+    model = application(
+        weights=None,
+        input_shape=tuple(input_shape),
+        classes=num_classes,
+        classifier_activation=None,
+    )
+    last_layer = model.layers[-1]
+
+    def changes(layer: keras.Layer) -> dict[str, Any]:
+        changed: dict[str, Any] = {}
+        if has_kernel(layer):
+            changed["kernel_initializer"] = initializer
+        if layer is last_layer:
+            # As in the other networks: logits, whatever the dtype policy.
+            changed["dtype"] = "float32"
+        return changed
+
+    return with_config(model, changes)
+
+
+def imagenet_vgg16(
+    input_shape: Shape = (224, 224, 3), num_classes: int = 1000
+) -> keras.Model:
+    """VGG16 for ImageNet, without BatchNorm: 138.4 million parameters.
+
+    Initialized by Glorot and Bengio's procedure, which the paper says is enough.
+
+    Args:
+        input_shape: Height, width and channels; sides of 32 and more.
+        num_classes: Number of logits, >= 2.
+
+    Returns:
+        A model of inputs `(batch, *input_shape)` and logits `(batch, num_classes)`.
+
+    Raises:
+        ValueError: if an argument is not as described.
+
+    References:
+        Simonyan and Zisserman (2015), https://arxiv.org/abs/1409.1556
+    """
+    glorot = keras.initializers.GlorotUniform()
+    return _network(keras.applications.VGG16, input_shape, num_classes, glorot)
+
+
+def imagenet_resnet50(
+    input_shape: Shape = (224, 224, 3), num_classes: int = 1000
+) -> keras.Model:
+    """ResNet50 for ImageNet: 25.6 million parameters. See `imagenet_vgg16`.
+
+    References:
+        He et al. (2016), https://arxiv.org/abs/1512.03385
+    """
+    application = keras.applications.ResNet50
+    return _network(application, input_shape, num_classes, HE_FAN_IN)
+
+
+def imagenet_resnet101(
+    input_shape: Shape = (224, 224, 3), num_classes: int = 1000
+) -> keras.Model:
+    """ResNet101 for ImageNet: 44.6 million parameters. See `imagenet_vgg16`.
+
+    References:
+        He et al. (2016), https://arxiv.org/abs/1512.03385
+    """
+    application = keras.applications.ResNet101
+    return _network(application, input_shape, num_classes, HE_FAN_IN)

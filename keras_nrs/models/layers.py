@@ -1,0 +1,132 @@
+"""Layers as the original papers configure them, and weight penalties."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from keras import layers
+
+from keras_nrs._checks import check_int
+from keras_nrs._checks import check_nonnegative
+
+Tensor = Any
+Shape = tuple[int, ...]
+
+# He et al. (2015), equation 10: keeps the variance of activations.
+HE_FAN_IN = keras.initializers.VarianceScaling(2.0, "fan_in", "untruncated_normal")
+# Their equation 14, of gradients: what the code of later residual networks uses.
+HE_FAN_OUT = keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
+
+
+def image_input(
+    input_shape: Shape, num_classes: int, multiple_of: int = 1, name: str = "images"
+) -> Tensor:
+    """The input of a network, once its two arguments are known to be good.
+
+    Raises:
+        ValueError: if `input_shape` is not that of images whose sides are multiples of
+            `multiple_of`, or `num_classes` is below 2.
+    """
+    check_int("num_classes", num_classes, minimum=2)
+    is_shape = isinstance(input_shape, tuple | list) and len(input_shape) == 3
+    if not is_shape or not all(isinstance(n, int) and n > 0 for n in input_shape):
+        raise ValueError(
+            "`input_shape` must be (height, width, channels), three integers >= 1. "
+            f"Received: input_shape={input_shape!r}."
+        )
+    if any(side % multiple_of for side in input_shape[:2]):
+        raise ValueError(
+            f"The height and width in `input_shape` must be multiples of {multiple_of} "
+            f"for this network. Received: input_shape={input_shape!r}. Resize or pad "
+            "the images."
+        )
+    return keras.Input(tuple(input_shape), name=name)
+
+
+def conv(
+    filters: int,
+    kernel_size: int = 3,
+    strides: int = 1,
+    initializer: keras.Initializer = HE_FAN_OUT,
+) -> layers.Conv2D:
+    """A convolution without bias, for BatchNorm follows."""
+    return layers.Conv2D(
+        filters,
+        kernel_size,
+        strides,
+        padding="same",
+        use_bias=False,
+        kernel_initializer=initializer.clone(),
+    )
+
+
+def batch_norm() -> layers.BatchNormalization:
+    """BatchNorm with the constants of the original networks' code."""
+    return layers.BatchNormalization(momentum=0.9, epsilon=1e-5)
+
+
+def batch_norm_relu(x: Tensor) -> Tensor:
+    """BatchNorm and the rectifier after it."""
+    return layers.ReLU()(batch_norm()(x))
+
+
+def logits(x: Tensor, num_classes: int, **arguments: Any) -> Tensor:
+    """The last layer: float32 under every dtype policy."""
+    return layers.Dense(num_classes, dtype="float32", name="logits", **arguments)(x)
+
+
+def with_l2(model: keras.Model, weight_decay: float) -> keras.Model:
+    """A new model with `weight_decay / 2 * ||kernel||^2` of each kernel in its loss.
+
+    With plain SGD this is weight decay; with momentum it is coupled weight decay, as
+    the paper's convolutional networks use. Biases and the scales of normalization
+    layers have no penalty. The penalty counts once, on theta.
+
+    Args:
+        model: A functional or sequential model. It is not changed.
+        weight_decay: Coefficient of the kernels in the gradient, >= 0.
+
+    Returns:
+        A model of the same layers with new weights, initialized alike.
+
+    Raises:
+        TypeError, ValueError: if `weight_decay` is not a number >= 0.
+
+    Example:
+        >>> import keras
+        >>> from keras_nrs import models
+        >>> model = models.with_l2(models.resnet18((8, 8, 1), 2), 5e-4)
+        >>> model.get_layer("logits").kernel_regularizer.get_config()
+        {'l2': 0.00025}
+    """
+    penalty = keras.regularizers.L2(check_nonnegative("weight_decay", weight_decay) / 2)
+
+    def changes(layer: keras.Layer) -> dict[str, Any]:
+        return {"kernel_regularizer": penalty} if has_kernel(layer) else {}
+
+    return with_config(model, changes)
+
+
+def has_kernel(layer: keras.Layer) -> bool:
+    """Whether this is a convolutional or a dense layer."""
+    return isinstance(layer, layers.Conv2D | layers.Dense)
+
+
+def with_config(
+    model: keras.Model, changes: Callable[[keras.Layer], dict[str, Any]]
+) -> keras.Model:
+    """A new model whose layers were made with other arguments.
+
+    Args:
+        model: A functional or sequential model.
+        changes: Gives for each layer the arguments that change.
+    """
+
+    def clone(layer: keras.Layer) -> keras.Layer:
+        changed = {
+            name: keras.saving.serialize_keras_object(value)
+            for name, value in changes(layer).items()
+        }
+        return type(layer).from_config(layer.get_config() | changed)
+
+    return keras.models.clone_model(model, clone_function=clone)

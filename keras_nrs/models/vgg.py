@@ -1,0 +1,55 @@
+"""VGG16 for small images."""
+
+import keras
+from keras import layers
+
+from keras_nrs.models.layers import HE_FAN_OUT
+from keras_nrs.models.layers import Shape
+from keras_nrs.models.layers import batch_norm_relu
+from keras_nrs.models.layers import image_input
+from keras_nrs.models.layers import logits
+
+# Filters of the convolutions between two poolings.
+_BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+
+
+def vgg16(
+    input_shape: Shape = (32, 32, 3), num_classes: int = 10, *, dropout: float = 0.5
+) -> keras.Model:
+    """VGG16 with BatchNorm and dropout: 15.0 million parameters for 10 classes.
+
+    The 13 convolutions of VGG16 and two dense layers of 512 units and of the classes,
+    the usual form for images of 32 x 32.
+
+    Args:
+        input_shape: Height, width and channels. Sides are multiples of 32, or smaller
+            powers of 2.
+        num_classes: Number of logits, >= 2.
+        dropout: Rate before each of the dense layers. Between the convolutions of a
+            block it is 4 / 5 of this, after the first 3 / 5, as published.
+
+    Returns:
+        A model of inputs `(batch, *input_shape)` and logits `(batch, num_classes)`.
+
+    Raises:
+        ValueError: if an argument is not as described.
+
+    References:
+        Simonyan and Zisserman (2015), https://arxiv.org/abs/1409.1556; BatchNorm and
+        dropout as in Zagoruyko (2015), http://torch.ch/blog/2015/07/30/cifar.html
+    """
+    inputs = x = image_input(input_shape, num_classes)
+    for filters in _BLOCKS:
+        for i, width in enumerate(filters):
+            x = layers.Conv2D(
+                width, 3, padding="same", kernel_initializer=HE_FAN_OUT.clone()
+            )(x)
+            x = batch_norm_relu(x)
+            is_last = i == len(filters) - 1
+            if not is_last:
+                x = layers.Dropout(dropout * (0.6 if width == 64 else 0.8))(x)
+        if min(x.shape[1:3]) > 1:
+            x = layers.MaxPooling2D()(x)
+    x = layers.Dropout(dropout)(layers.Flatten()(x))
+    x = layers.Dropout(dropout)(batch_norm_relu(layers.Dense(512)(x)))
+    return keras.Model(inputs, logits(x, num_classes), name="vgg16")

@@ -1,0 +1,126 @@
+"""Vision transformers."""
+
+from typing import Any
+from typing import NamedTuple
+
+import keras
+from keras import initializers
+from keras import layers
+from keras import ops
+
+from keras_nrs._checks import check_choice
+from keras_nrs._checks import check_int
+from keras_nrs.models.layers import Shape
+from keras_nrs.models.layers import Tensor
+from keras_nrs.models.layers import image_input
+from keras_nrs.models.layers import logits
+
+
+class _Size(NamedTuple):
+    hidden: int
+    heads: int
+
+
+SIZES = {"ti": _Size(192, 3), "s": _Size(384, 6), "b": _Size(768, 12)}
+
+
+@keras.saving.register_keras_serializable(package="keras_nrs")
+class ClassTokenAndPositions(layers.Layer):  # type: ignore[misc]
+    """Puts a learned token before a sequence and adds learned positions to it.
+
+    Input shape: `(batch, length, hidden)`. Output shape: `(batch, length + 1, hidden)`.
+    """
+
+    def build(self, input_shape: Shape) -> None:
+        _, length, hidden = input_shape
+        self.class_token = self.add_weight(
+            shape=(1, 1, hidden), initializer="zeros", name="class_token"
+        )
+        self.positions = self.add_weight(
+            shape=(1, length + 1, hidden),
+            initializer=initializers.RandomNormal(stddev=0.02),
+            name="positions",
+        )
+
+    def call(self, patches: Tensor) -> Tensor:
+        batch, _, hidden = ops.shape(patches)
+        token = ops.broadcast_to(self.class_token, (batch, 1, hidden))
+        return ops.concatenate([token, patches], axis=1) + self.positions
+
+    def compute_output_shape(self, input_shape: Shape) -> Any:
+        batch, length, hidden = input_shape
+        return batch, length + 1, hidden
+
+
+def _normalized(x: Tensor) -> Tensor:
+    return layers.LayerNormalization(epsilon=1e-6)(x)
+
+
+def _attention(x: Tensor, heads: int, dropout: float) -> Tensor:
+    hidden = x.shape[-1]
+    # Glorot's bound for a matrix from `hidden` to `hidden`, which the kernels are that
+    # Keras keeps in three dimensions, and takes for convolutions when it initializes.
+    bound = (6 / (hidden + hidden)) ** 0.5
+    return layers.MultiHeadAttention(
+        heads,
+        hidden // heads,
+        dropout=dropout,
+        kernel_initializer=initializers.RandomUniform(-bound, bound),
+    )(x, x)
+
+
+def _mlp(x: Tensor, dropout: float) -> Tensor:
+    hidden = x.shape[-1]
+    for units, activation in ((4 * hidden, "gelu"), (hidden, None)):
+        bias = initializers.RandomNormal(stddev=1e-6)
+        x = layers.Dense(units, activation, bias_initializer=bias)(x)
+        if dropout:
+            x = layers.Dropout(dropout)(x)
+    return x
+
+
+def vit(
+    input_shape: Shape = (32, 32, 3),
+    num_classes: int = 10,
+    *,
+    size: str = "ti",
+    patch_size: int = 4,
+    depth: int = 12,
+    dropout: float = 0.0,
+) -> keras.Model:
+    """Vision transformer with a class token: 5.4, 21.3 or 85.1 million parameters.
+
+    Args:
+        input_shape: Height, width and channels; sides are multiples of `patch_size`.
+        num_classes: Number of logits, >= 2.
+        size: `"ti"` (192 hidden units, 3 heads), `"s"` (384, 6) or `"b"` (768, 12).
+            The two dense layers of a block have 4 times the hidden units between them.
+        patch_size: Side of the square patches, in pixels.
+        depth: Number of blocks, >= 1.
+        dropout: Rate after each dense layer of a block and in the attention.
+
+    Returns:
+        A model of inputs `(batch, *input_shape)` and logits `(batch, num_classes)`.
+
+    Raises:
+        TypeError, ValueError: if an argument is not as described.
+
+    References:
+        Dosovitskiy et al. (2021), https://arxiv.org/abs/2010.11929
+    """
+    hidden, heads = SIZES[check_choice("size", size, SIZES)]
+    check_int("patch_size", patch_size, minimum=1)
+    check_int("depth", depth, minimum=1)
+    inputs = image_input(input_shape, num_classes, multiple_of=patch_size)
+    patches = layers.Conv2D(
+        hidden, patch_size, patch_size, kernel_initializer="lecun_normal"
+    )(inputs)
+    x = ClassTokenAndPositions()(layers.Reshape((-1, hidden))(patches))
+    if dropout:
+        x = layers.Dropout(dropout)(x)
+    for _ in range(depth):
+        x = layers.add([x, _attention(_normalized(x), heads, dropout)])
+        x = layers.add([x, _mlp(_normalized(x), dropout)])
+    class_token = _normalized(x)[:, 0]
+    outputs = logits(class_token, num_classes, kernel_initializer="zeros")
+    return keras.Model(inputs, outputs, name=f"vit_{size}_{patch_size}")

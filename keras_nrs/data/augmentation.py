@@ -1,0 +1,214 @@
+"""Augmentations of batches of images, as functions of what was drawn for them.
+
+Keras's layers draw from a state of their own, and `RandomCrop` draws one position for
+a whole batch. Here what is drawn depends on a seed alone, so that training that was
+interrupted goes on with the images that it would have seen.
+"""
+
+from collections.abc import Callable
+from typing import Any
+from typing import NamedTuple
+
+import tensorflow as tf
+
+Tensor = Any
+
+PADDING = 4
+CUTOUT_SIZE = 16
+# Of the sides of an image that is resized to be evaluated, to those of its crop.
+RESIZED_TO_CROPPED = 256 / 224
+
+
+class Draws:
+    """Random numbers for the samples of a batch.
+
+    A process that has some of the samples draws for them what one process with the
+    whole batch does.
+
+    Args:
+        seed: Integers of shape `(2,)`.
+        batch_size: Number of samples in all processes.
+        rows: Which of the samples these are, of shape `(n,)`.
+    """
+
+    def __init__(self, seed: Tensor, batch_size: int, rows: Tensor) -> None:
+        self._seed, self._num_drawn = seed, 0
+        self._batch_size, self._rows = batch_size, rows
+
+    def _next_seed(self) -> Tensor:
+        self._num_drawn += 1
+        return tf.random.experimental.stateless_fold_in(self._seed, self._num_drawn)
+
+    def integers(self, stop: Tensor) -> Tensor:
+        """An integer in `[0, stop)` for each sample, of shape `(n,)`."""
+        drawn = tf.random.stateless_uniform(
+            [self._batch_size], self._next_seed(), 0, stop, dtype=tf.int32
+        )
+        return tf.gather(drawn, self._rows)
+
+    def beta(self, concentration: float) -> Tensor:
+        """A number in [0, 1] for the batch, from Beta(concentration, concentration)."""
+        gamma = tf.random.stateless_gamma([2], self._next_seed(), concentration)
+        return gamma[0] / tf.reduce_sum(gamma)
+
+
+def crop(images: Tensor, top: Tensor, left: Tensor, padding: int = PADDING) -> Tensor:
+    """Moves each image within a frame of zeros.
+
+    Args:
+        images: Of shape `(n, height, width, channels)`.
+        top, left: Where in the padded image the result begins, integers of shape
+            `(n,)` in `[0, 2 * padding]`.
+        padding: Zeros on each side, in pixels.
+
+    Returns:
+        Images of the same shape.
+    """
+    _, height, width, _ = images.shape
+    sides = [padding, padding]
+    padded = tf.pad(images, [[0, 0], sides, sides, [0, 0]])
+    rows = tf.gather(padded, top[:, None] + tf.range(height), axis=1, batch_dims=1)
+    return tf.gather(rows, left[:, None] + tf.range(width), axis=2, batch_dims=1)
+
+
+def flip(images: Tensor, is_flipped: Tensor) -> Tensor:
+    """Mirrors the images left to right for which `is_flipped`, of shape `(n,)`."""
+    return tf.where(is_flipped[:, None, None, None], images[:, :, ::-1], images)
+
+
+def cut_out(images: Tensor, y: Tensor, x: Tensor, size: int = CUTOUT_SIZE) -> Tensor:
+    """Sets a square of each image to zero (DeVries and Taylor, 2017).
+
+    Args:
+        images: Of shape `(n, height, width, channels)`, normalized: zero is the mean.
+        y, x: The square's center, integers of shape `(n,)`. What is outside of the
+            image is cut off, so that squares near a border are smaller.
+        size: Side of the square, in pixels.
+
+    Returns:
+        Images of the same shape.
+    """
+
+    def is_inside(center: Tensor, length: int) -> Tensor:
+        start = center[:, None] - size // 2
+        pixels = tf.range(length)
+        return (pixels >= start) & (pixels < start + size)
+
+    rows = is_inside(y, images.shape[1])[:, :, None, None]
+    columns = is_inside(x, images.shape[2])[:, None, :, None]
+    return tf.where(rows & columns, tf.zeros([], images.dtype), images)
+
+
+def mix_up(images: Tensor, labels: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Each sample and the one before it, averaged (Zhang et al., 2018).
+
+    Args:
+        images: Of shape `(n, height, width, channels)`, in random order.
+        labels: Probabilities, of shape `(n, num_classes)`.
+        weight: Of the sample itself, a number in [0, 1].
+
+    Returns:
+        Images and labels of the same shapes.
+    """
+
+    def mixed(tensor: Tensor) -> Tensor:
+        return weight * tensor + (1 - weight) * tf.roll(tensor, 1, axis=0)
+
+    return mixed(images), mixed(labels)
+
+
+def random_resized_crop(image: Tensor, seed: Tensor, size: int) -> Tensor:
+    """A random part of an image, resized (Szegedy et al., 2015).
+
+    The part has 8 to 100 % of the area, and 3/4 to 4/3 times its height as width.
+
+    Args:
+        image: Pixels from 0 to 255, of shape `(height, width, channels)`.
+        seed: Integers of shape `(2,)`.
+        size: Height and width of the result, in pixels.
+
+    Returns:
+        Pixels of shape `(size, size, channels)`, uint8.
+    """
+    begin, lengths, _ = tf.image.stateless_sample_distorted_bounding_box(
+        tf.shape(image),
+        tf.zeros([1, 0, 4]),
+        seed,
+        min_object_covered=0.0,
+        area_range=(0.08, 1.0),
+        aspect_ratio_range=(3 / 4, 4 / 3),
+        max_attempts=10,
+        use_image_if_no_bounding_boxes=True,
+    )
+    return _resized(tf.slice(image, begin, lengths), size, size)
+
+
+def resized_center_crop(image: Tensor, size: int) -> Tensor:
+    """The center of an image whose shorter side is resized to 8/7 of `size`.
+
+    Takes and returns what `random_resized_crop` does.
+    """
+    shape = tf.shape(image)
+    scale = size * RESIZED_TO_CROPPED / tf.cast(tf.reduce_min(shape[:2]), tf.float64)
+    sides = tf.cast(tf.round(scale * tf.cast(shape[:2], tf.float64)), tf.int32)
+    image = _resized(image, sides[0], sides[1])
+    top, left = tf.unstack((sides - size) // 2)
+    return image[top : top + size, left : left + size]
+
+
+def _resized(image: Tensor, height: Tensor, width: Tensor) -> Tensor:
+    image = tf.image.resize(image, [height, width], "bilinear", antialias=True)
+    return tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
+
+
+class Augmentation(NamedTuple):
+    """What happens to the images of a training batch.
+
+    Attributes:
+        crops: Whether images are padded by 4 pixels and cropped at random.
+        flips: Whether half of the images are mirrored left to right.
+        cuts_out: Whether a square of 16 pixels is set to zero.
+        mixes: Whether samples are averaged in pairs, with a weight from Beta(1, 1).
+    """
+
+    crops: bool = False
+    flips: bool = False
+    cuts_out: bool = False
+    mixes: bool = False
+
+    def __call__(
+        self,
+        pixels: Tensor,
+        labels: Tensor,
+        draws: Draws,
+        normalize: Callable[[Tensor], Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """Normalized images and labels, augmented.
+
+        Args:
+            pixels: From 0 to 255, of shape `(n, height, width, channels)`.
+            labels: Probabilities, of shape `(n, num_classes)`.
+            draws: Random numbers for these samples.
+            normalize: Makes images of pixels.
+        """
+        _, height, width, _ = pixels.shape
+        if self.crops:
+            stop = 2 * PADDING + 1
+            pixels = crop(pixels, draws.integers(stop), draws.integers(stop))
+        if self.flips:
+            pixels = flip(pixels, draws.integers(2) == 1)
+        images = normalize(pixels)
+        if self.cuts_out:
+            images = cut_out(images, draws.integers(height), draws.integers(width))
+        if self.mixes:
+            images, labels = mix_up(images, labels, draws.beta(1.0))
+        return images, labels
+
+
+AUGMENTATIONS = {
+    "none": Augmentation(),
+    "flip": Augmentation(flips=True),
+    "basic": Augmentation(crops=True, flips=True),
+    "cutout": Augmentation(crops=True, flips=True, cuts_out=True),
+    "heavy": Augmentation(crops=True, flips=True, mixes=True),
+}

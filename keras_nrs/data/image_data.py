@@ -1,0 +1,301 @@
+"""Image classification sets of TensorFlow Datasets as batches for `model.fit()`."""
+
+import difflib
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from keras_nrs._checks import check_choice
+from keras_nrs._checks import check_int
+from keras_nrs._checks import check_nonnegative
+from keras_nrs._checks import check_seed
+from keras_nrs.data.augmentation import AUGMENTATIONS
+from keras_nrs.data.augmentation import Draws
+from keras_nrs.data.augmentation import random_resized_crop
+from keras_nrs.data.augmentation import resized_center_crop
+
+Tensor = Any
+
+# Mean and standard deviation of each channel of the training images, in [0, 1].
+MOMENTS = {
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "imagenet2012": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+# The labels of ImageNet's own test split are not public.
+_TEST_SPLITS = {"imagenet2012": "validation"}
+# Training sets up to this size stay in memory as pixels, and are shuffled as a whole.
+_CACHED_BYTES = 2**30
+_SHUFFLED_IMAGES = 16_384
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageData:
+    """Batches of normalized images `(batch, height, width, channels)` and labels.
+
+    Labels are probabilities `(batch, num_classes)`, for `CategoricalCrossentropy`. What
+    a training step sees depends on the seed, the epoch and the step alone: not on
+    where training was interrupted, nor on how many processes share the batches.
+
+    Args:
+        name: Of a set in TensorFlow Datasets whose features are an `image` and a
+            `label`, or `"digits"`, which needs no download.
+        batch_size: Training samples in a step, in all processes together. What is left
+            at the end of an epoch is not trained on.
+        augmentation: `"none"`; `"flip"`; `"basic"` (pad by 4 pixels, random crop,
+            flip); `"cutout"` (basic, and a square of 16 pixels set to zero);
+            `"heavy"` (basic and mixup).
+        image_size: Height and width to which images are resized: random parts of them
+            for training (8 to 100 % of the area), their centers to evaluate. `None`
+            keeps the size, which must be the same for all.
+        label_smoothing: Share of a training label that goes to all classes equally.
+        validation_percent: Part of the training images that is held out, the last ones
+            of the split: an integer from 0 to 90.
+        seed: Of the order and the augmentation.
+        num_shards, shard_index: Number of processes and which of them this is. Each
+            gets its share of each batch.
+        data_dir: Folder of the prepared sets; `None` is that of TensorFlow Datasets.
+
+    Raises:
+        TypeError, ValueError: if an argument is not as described.
+
+    Example:
+        >>> from keras_nrs.data import ImageData
+        >>> data = ImageData(name="digits", batch_size=100, data_dir="/tmp/tfds")
+        >>> images, labels = next(iter(data.train()))
+        >>> images.shape, labels.shape, data.steps_per_epoch
+        (TensorShape([100, 8, 8, 1]), TensorShape([100, 10]), 10)
+    """
+
+    name: str
+    batch_size: int = 128
+    augmentation: str = "none"
+    image_size: int | None = None
+    label_smoothing: float = 0.0
+    validation_percent: int = 0
+    seed: int = 0
+    num_shards: int = 1
+    shard_index: int = 0
+    data_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        check_int("batch_size", self.batch_size, minimum=1)
+        check_choice("augmentation", self.augmentation, AUGMENTATIONS)
+        if self.image_size is not None:
+            check_int("image_size", self.image_size, minimum=1)
+        if check_nonnegative("label_smoothing", self.label_smoothing) >= 1:
+            raise ValueError(
+                "`label_smoothing` must be >= 0 and < 1. "
+                f"Received: label_smoothing={self.label_smoothing!r}."
+            )
+        check_int("validation_percent", self.validation_percent, 0, 90)
+        check_seed("seed", self.seed)
+        check_int("num_shards", self.num_shards, minimum=1)
+        check_int("shard_index", self.shard_index, 0, self.num_shards - 1)
+        if self.batch_size % self.num_shards:
+            raise ValueError(
+                f"`batch_size` must be a multiple of num_shards={self.num_shards}. "
+                f"Received: batch_size={self.batch_size}."
+            )
+        self._check_features()
+        check_int("batch_size", self.batch_size, 1, self.num_train)
+
+    def _check_features(self) -> None:
+        features = self._builder.info.features
+        kinds = {"image": tfds.features.Image, "label": tfds.features.ClassLabel}
+        for feature, kind in kinds.items():
+            if not isinstance(dict(features).get(feature), kind):
+                raise ValueError(
+                    "`name` must be a set of images with one class each: features "
+                    f"'image' and 'label'. Received: name={self.name!r}, whose "
+                    f"features are {sorted(features)}."
+                )
+        if None in features["image"].shape[:2] and self.image_size is None:
+            raise ValueError(
+                f"The images of {self.name!r} have several sizes. Pass "
+                "image_size=..., to which they are resized, such as 224. "
+                "Received: image_size=None."
+            )
+
+    @functools.cached_property
+    def _builder(self) -> Any:
+        try:
+            return tfds.builder(self.name, data_dir=self.data_dir)
+        except (tfds.core.registered.DatasetNotFoundError, TypeError, ValueError):
+            names = tfds.list_builders(with_community_datasets=False)
+            similar = difflib.get_close_matches(str(self.name), names)
+            raise ValueError(
+                "`name` must be a set of TensorFlow Datasets, such as 'cifar10'. "
+                f"Received: name={self.name!r}. Similar names: {similar}."
+            ) from None
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return int(self._builder.info.features["label"].num_classes)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of the images of a batch."""
+        height, width, channels = self._builder.info.features["image"].shape
+        size = self.image_size
+        return (height, width, channels) if size is None else (size, size, channels)
+
+    @functools.cached_property
+    def num_train(self) -> int:
+        """Number of training images."""
+        return int(self._samples("train").cardinality())
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of training batches in an epoch."""
+        return self.num_train // self.batch_size
+
+    @functools.cached_property
+    def moments(self) -> tuple[Any, Any]:
+        """Mean and standard deviation of each channel, with pixels in [0, 1].
+
+        The published values of CIFAR and ImageNet; of other sets, those of the
+        training images, for which all of them are read.
+        """
+        if self.name in MOMENTS:
+            published_mean, published_std = MOMENTS[self.name]
+            return np.array(published_mean, "f4"), np.array(published_std, "f4")
+        count, total, squares = 0, np.zeros(()), np.zeros(())
+        for sample in tfds.as_numpy(self._samples("train")):
+            pixels = sample["image"] / 255.0
+            count += pixels.shape[0] * pixels.shape[1]
+            total = total + pixels.sum((0, 1))
+            squares = squares + (pixels**2).sum((0, 1))
+        mean = total / count
+        # A channel that is constant stays so.
+        std = np.sqrt(np.maximum(squares / count - mean**2, 0))
+        return mean.astype("float32"), np.where(std > 0, std, 1).astype("float32")
+
+    def train(self, first_epoch: int = 0) -> tf.data.Dataset:
+        """The training batches of all epochs from `first_epoch` on, without end.
+
+        Pass `steps_per_epoch=data.steps_per_epoch` to `fit()`.
+        """
+        samples = self._samples("train", shuffle_files=True)
+        height, width, channels = self.image_shape
+        is_cached = height * width * channels * self.num_train <= _CACHED_BYTES
+        # One more than there are, so that the cache is read to its end.
+        num_shuffled = self.num_train + 1 if is_cached else _SHUFFLED_IMAGES
+        if is_cached and self.image_size is None:
+            samples = samples.cache()
+        seed = tf.constant([self.seed, 0])
+
+        def batches_of_epoch(epoch: Tensor) -> tf.data.Dataset:
+            epoch_seed = tf.random.experimental.stateless_fold_in(seed, epoch)
+            shuffled = samples.shuffle(
+                num_shuffled,
+                seed=tf.cast(epoch_seed[0], tf.int64),
+                reshuffle_each_iteration=False,
+            ).take(self.steps_per_epoch * self.batch_size)
+            return self._training_batches(shuffled, epoch_seed)
+
+        epochs = tf.data.Dataset.range(first_epoch, np.iinfo("int32").max)
+        return _in_order(epochs.flat_map(batches_of_epoch))
+
+    def validation(self) -> tf.data.Dataset | None:
+        """The batches of the validation split, or `None` without one."""
+        if not self.validation_percent:
+            return None
+        return self._evaluated("validation")
+
+    def test(self) -> tf.data.Dataset:
+        """The batches of the test split; of ImageNet, its validation split."""
+        return self._evaluated("test")
+
+    def _training_batches(self, samples: Any, seed: Tensor) -> tf.data.Dataset:
+        augmentation = AUGMENTATIONS[self.augmentation]
+        local_size = self.batch_size // self.num_shards
+        rows = self.shard_index + self.num_shards * tf.range(local_size)
+
+        def resized(position: Tensor, sample: Any) -> Any:
+            draw = tf.random.experimental.stateless_fold_in(seed, position)
+            image = random_resized_crop(sample["image"], draw, self.image_shape[0])
+            return sample | {"image": image}
+
+        def augmented(step: Tensor, batch: Any) -> tuple[Tensor, Tensor]:
+            # Below zero, where no sample's position is.
+            draw = tf.random.experimental.stateless_fold_in(seed, -1 - step)
+            pixels = tf.ensure_shape(batch["image"], (local_size, *self.image_shape))
+            labels = self._one_hot(batch["label"], self.label_smoothing)
+            draws = Draws(draw, self.batch_size, rows)
+            return augmentation(pixels, labels, draws, self._normalized)
+
+        positions = samples.enumerate().shard(self.num_shards, self.shard_index)
+        if self.image_size is None:
+            shard = positions.map(lambda _, sample: sample)
+        else:
+            shard = positions.map(resized, tf.data.AUTOTUNE)
+        batches = shard.batch(local_size, drop_remainder=True).enumerate()
+        return batches.map(augmented, tf.data.AUTOTUNE)
+
+    def _evaluated(self, part: str) -> tf.data.Dataset:
+        samples = self._samples(part).shard(self.num_shards, self.shard_index)
+        if self.image_size is not None:
+            size = self.image_size
+
+            def resized(sample: Any) -> Any:
+                return sample | {"image": resized_center_crop(sample["image"], size)}
+
+            samples = samples.map(resized, tf.data.AUTOTUNE)
+
+        def normalized(batch: Any) -> tuple[Tensor, Tensor]:
+            pixels = tf.ensure_shape(batch["image"], (None, *self.image_shape))
+            return self._normalized(pixels), self._one_hot(batch["label"], 0.0)
+
+        batches = samples.batch(self.batch_size // self.num_shards)
+        return _in_order(batches.map(normalized, tf.data.AUTOTUNE))
+
+    def _normalized(self, pixels: Tensor) -> Tensor:
+        mean, std = self.moments
+        return (tf.cast(pixels, tf.float32) / 255 - mean) / std
+
+    def _one_hot(self, labels: Tensor, smoothing: float) -> Tensor:
+        one_hot = tf.one_hot(labels, self.num_classes)
+        return one_hot * (1 - smoothing) + smoothing / self.num_classes
+
+    def _samples(self, part: str, shuffle_files: bool = False) -> tf.data.Dataset:
+        self._prepare()
+        return self._builder.as_dataset(
+            split=self._split(part),
+            shuffle_files=shuffle_files,
+            decoders=tfds.decode.PartialDecoding({"image", "label"}),
+            read_config=tfds.ReadConfig(
+                shuffle_seed=self.seed, shuffle_reshuffle_each_iteration=False
+            ),
+        )
+
+    def _prepare(self) -> None:
+        self._builder.download_and_prepare()
+
+    def _split(self, part: str) -> str:
+        if part == "test":
+            name = _TEST_SPLITS.get(self.name, "test")
+            splits = self._builder.info.splits
+            return (
+                "validation" if name not in splits and "validation" in splits else name
+            )
+        first = 100 - self.validation_percent
+        if part == "validation":
+            return f"train[{first}%:]"
+        return f"train[:{first}%]" if self.validation_percent else "train"
+
+
+def _in_order(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """The data set, whose order does not depend on the speed of its threads."""
+    options = tf.data.Options()
+    options.deterministic = True
+    # Keras's distributions split batches themselves, unless there are shards.
+    options.experimental_distribute.auto_shard_policy = (
+        tf.data.experimental.AutoShardPolicy.OFF
+    )
+    return dataset.prefetch(tf.data.AUTOTUNE).with_options(options)

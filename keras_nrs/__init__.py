@@ -17,11 +17,13 @@ from keras_nrs.objective import nrs_objective as nrs_objective
 __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
+    from keras_nrs import data as data
     from keras_nrs import flatness as flatness
+    from keras_nrs import models as models
 
 
 def __getattr__(name: str) -> Any:
-    # At its first use: it needs SciPy, which is an extra.
-    if name == "flatness":
-        return importlib.import_module("keras_nrs.flatness")
+    # At their first use: they need packages that are extras, or take time to import.
+    if name in ("data", "flatness", "models"):
+        return importlib.import_module(f"keras_nrs.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,12 +3,14 @@
 What it needs beyond Keras is imported when a command runs, never before.
 """
 
+import difflib
 import sys
 from pathlib import Path
 from typing import Annotated
 from typing import Any
 
 _EXTRAS = ("typer", "sklearn", "scipy", "matplotlib")
+_EXPERIMENTS = ("tensorflow", "tensorflow_datasets")
 
 
 def build_app() -> Any:
@@ -75,6 +77,25 @@ def build_app() -> Any:
             batch_size=batch_size,
         )
 
+    @app.command()
+    def train(
+        recipe: Annotated[
+            str, typer.Argument(help="DATASET-NETWORK-AUGMENTATION-SCHEME, or 'list'.")
+        ],
+        settings: Annotated[
+            list[str] | None,
+            typer.Option("--set", help="key=value: a value of the recipe to change."),
+        ] = None,
+        output: Annotated[
+            Path, typer.Option(help="Folder of runs; one that was stopped goes on.")
+        ] = Path("runs"),
+        data_dir: Annotated[
+            Path | None, typer.Option(help="Folder of TFDS's prepared data sets.")
+        ] = None,
+    ) -> None:
+        """Train a cell of the paper's tables, once for each of its seeds."""
+        run_train(recipe, settings or [], output=output, data_dir=data_dir)
+
     return app
 
 
@@ -135,14 +156,62 @@ def run_flatness(
     typer.echo(f"Written: {output / 'landscape.png'} and {output / 'density.png'}")
 
 
+def run_train(
+    name: str, settings: list[str], *, output: Path, data_dir: Path | None
+) -> None:
+    """Train a recipe with each of its seeds, and print the test metrics.
+
+    Raises:
+        ModuleNotFoundError: if an extra is not installed.
+        typer.BadParameter: if an argument is not as described.
+    """
+    import typer
+
+    from keras_nrs.experiments import recipes
+
+    known = recipes.recipes()
+    if name == "list":
+        typer.echo("\n".join(known))
+        return
+    if name not in known:
+        similar = difflib.get_close_matches(name, known, n=5, cutoff=0.3)
+        raise typer.BadParameter(
+            f"No recipe has the name {name!r}. Similar ones: {', '.join(similar)}. "
+            "All of them: keras-nrs train list"
+        )
+    from keras_nrs.experiments.training import Training
+
+    try:
+        recipe = recipes.with_settings(known[name], settings)
+        trainings = [
+            Training(
+                recipe,
+                seed,
+                output / name / f"seed-{seed}",
+                None if data_dir is None else str(data_dir),
+            )
+            for seed in recipe.seeds
+        ]
+    except (TypeError, ValueError) as error:
+        raise typer.BadParameter(str(error)) from error
+    for training in trainings:
+        is_old = training.is_finished
+        typer.echo(f"{training.folder}: {'finished before' if is_old else 'training'}")
+        summary = training.run()
+        metrics = [f"{k} {v:.4f}" for k, v in summary.items() if k.startswith("test_")]
+        typer.echo(f"{training.folder}: {', '.join(metrics)}")
+
+
 def main() -> None:
     """Entry point of `keras-nrs`."""
     try:
         build_app()()
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in _EXTRAS:
+        package = (error.name or "").partition(".")[0]
+        if package not in (*_EXTRAS, *_EXPERIMENTS):
             raise
+        extra = "experiments" if package in _EXPERIMENTS else "demo"
         sys.exit(
             f"Error: keras-nrs needs the package {error.name}. Install it with: "
-            'pip install "keras-nrs[demo]"'
+            f'pip install "keras-nrs[{extra}]"'
         )

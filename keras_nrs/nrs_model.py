@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import os
 import pathlib
 import tempfile
 import warnings
@@ -22,6 +21,7 @@ from keras_nrs._checks import check_fraction
 from keras_nrs._checks import check_int
 from keras_nrs._checks import check_nonnegative
 from keras_nrs._checks import check_seed
+from keras_nrs._files import whole_file
 from keras_nrs.backend import BackendTrainer
 from keras_nrs.callbacks import InertEpsWarning
 from keras_nrs.callbacks import ProcessesAgree
@@ -433,12 +433,8 @@ class NRSModel(BackendTrainer, TrainingStep, keras.Model):  # type: ignore[misc]
         if not is_one_local_file or (path.exists() and not overwrite):
             save(filepath, overwrite=overwrite, **kwargs)
             return
-        unfinished = path.with_name(f".unfinished-{os.getpid()}-{path.name}")
-        try:
+        with whole_file(path) as unfinished:
             save(unfinished, overwrite=True, **kwargs)
-            os.replace(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)
 
     def export(self, *args: Any, **kwargs: Any) -> Any:
         """Export the base model for inference."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from keras_nrs.backend.jax import BackendTrainer
     from keras_nrs.backend.jax import RandomStream
     from keras_nrs.backend.jax import compile_function
+    from keras_nrs.backend.jax import data_parallel_scope
     from keras_nrs.backend.jax import gradient
     from keras_nrs.backend.jax import hessian_at
 else:
@@ -25,6 +26,7 @@ else:
     BackendTrainer = _backend.BackendTrainer
     RandomStream = _backend.RandomStream
     compile_function = _backend.compile_function
+    data_parallel_scope = _backend.data_parallel_scope
     gradient = _backend.gradient
     hessian_at = _backend.hessian_at
 
@@ -32,6 +34,7 @@ __all__ = [
     "BackendTrainer",
     "RandomStream",
     "compile_function",
+    "data_parallel_scope",
     "gradient",
     "hessian_at",
 ]

@@ -57,7 +57,7 @@ class ImageData:
             of the split: an integer from 0 to 90.
         seed: Of the order and the augmentation.
         num_shards, shard_index: Number of processes and which of them this is. Each
-            gets its share of each batch.
+            trains on its share of each batch, and evaluates all samples.
         data_dir: Folder of the prepared sets; `None` is that of TensorFlow Datasets.
 
     Raises:
@@ -202,6 +202,10 @@ class ImageData:
         epochs = tf.data.Dataset.range(first_epoch, np.iinfo("int32").max)
         return _in_order(epochs.flat_map(batches_of_epoch))
 
+    def train_images(self) -> tf.data.Dataset:
+        """The training images as they are, once and in order, with their labels."""
+        return self._evaluated("train")
+
     def validation(self) -> tf.data.Dataset | None:
         """The batches of the validation split, or `None` without one."""
         if not self.validation_percent:
@@ -239,7 +243,7 @@ class ImageData:
         return batches.map(augmented, tf.data.AUTOTUNE)
 
     def _evaluated(self, part: str) -> tf.data.Dataset:
-        samples = self._samples(part).shard(self.num_shards, self.shard_index)
+        samples = self._samples(part)
         if self.image_size is not None:
             size = self.image_size
 

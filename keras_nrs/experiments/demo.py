@@ -31,6 +31,7 @@ from keras_nrs._checks import check_choice
 from keras_nrs._checks import check_int
 from keras_nrs._checks import check_nonnegative
 from keras_nrs._checks import check_positive
+from keras_nrs._files import write_text
 
 try:
     from scipy.sparse.linalg import LinearOperator
@@ -408,13 +409,10 @@ class RunFile:
         """Add a run, so that the file holds all of the old runs or all of the new."""
         self.runs.append(run)
         content = {"settings": self._header, "runs": [asdict(r) for r in self.runs]}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         if self._is_of_others:
             os.replace(self.path, self._free_path())
             self._is_of_others = False
-        partial = self.path.with_suffix(".partial")
-        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, self.path)
+        write_text(self.path, json.dumps(content, indent=1) + "\n")
 
     def _free_path(self) -> Path:
         numbered = (self.path.with_suffix(f".{i}.json") for i in count(1))

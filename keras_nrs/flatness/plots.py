@@ -2,11 +2,12 @@
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 from typing import Any
 
 import numpy as np
+
+from keras_nrs._files import whole_file
 
 if TYPE_CHECKING:
     from keras_nrs.flatness.density import SpectralDensity
@@ -32,11 +33,8 @@ def _figure(columns: int, width: float = 4.6, height: float = 4.0) -> Any:
 def _written(figure: Any, path: str | os.PathLike[str] | None) -> Any:
     """The figure, after it was written as a whole or not at all."""
     if path is not None:
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        figure.savefig(partial, format=path.suffix.lstrip(".") or "png")
-        os.replace(partial, path)
+        with whole_file(path) as unfinished:
+            figure.savefig(unfinished, format=unfinished.suffix.lstrip(".") or "png")
     return figure
 
 

@@ -18,6 +18,7 @@ from rich.table import Table
 from keras_nrs._checks import check_choice
 from keras_nrs._checks import check_int
 from keras_nrs._checks import check_nonnegative
+from keras_nrs._files import write_text
 from keras_nrs.flatness.density import SpectralDensity
 from keras_nrs.flatness.density import hessian_density
 from keras_nrs.flatness.divergence import model_divergence
@@ -204,9 +205,7 @@ class Report:
             converged=result.converged,
             trace=(trace.value, trace.standard_error),
         )
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(asdict(measurements), indent=1), encoding="utf-8")
-        os.replace(partial, path)
+        write_text(path, json.dumps(asdict(measurements), indent=1))
         self.measurements[name] = measurements
 
     def _digest(self, model: keras.Model) -> str:

@@ -1,3 +1,6 @@
+from keras_nrs.backend.tensorflow.devices import (
+    data_parallel_scope as data_parallel_scope,
+)
 from keras_nrs.backend.tensorflow.functions import compile_function as compile_function
 from keras_nrs.backend.tensorflow.functions import gradient as gradient
 from keras_nrs.backend.tensorflow.functions import hessian_at as hessian_at

@@ -1,0 +1,252 @@
+"""Every cell of the paper's tables as a configuration of one training.
+
+What the paper leaves open is as in the authors' released configuration: Nesterov
+momentum, 200 epochs, gradients clipped at a global norm of 5, and the perturbation of
+the released code, with which the published numbers were made.
+"""
+
+import ast
+import dataclasses
+import difflib
+from collections.abc import Callable
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from typing import Any
+
+import keras
+
+from keras_nrs import models
+from keras_nrs._checks import check_bool
+from keras_nrs._checks import check_choice
+from keras_nrs._checks import check_int
+from keras_nrs._checks import check_nonnegative
+from keras_nrs._checks import check_positive
+from keras_nrs._checks import check_seed
+from keras_nrs.objective import SCHEMES
+
+NETWORKS: dict[str, Callable[..., keras.Model]] = {
+    "vgg16": models.vgg16,
+    "resnet18": models.resnet18,
+    "wide_resnet_28_10": models.wide_resnet,
+    "wide_resnet_16_4": partial(models.wide_resnet, depth=16, width=4),
+    "wide_resnet_10_1": partial(models.wide_resnet, depth=10, width=1),
+    "pyramidnet_164_270": models.pyramidnet,
+    "pyramidnet_164_48": partial(models.pyramidnet, widening=48),
+    "vit_ti": partial(models.vit, size="ti"),
+    "vit_s": partial(models.vit, size="s"),
+    "vit_b": partial(models.vit, size="b"),
+    "imagenet_vgg16": models.imagenet_vgg16,
+    "imagenet_resnet50": models.imagenet_resnet50,
+    "imagenet_resnet101": models.imagenet_resnet101,
+}
+OPTIMIZERS = ("sgd", "adam")
+PERTURBATIONS = ("ball", "relative", "layerwise", "released")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How one cell of a table is trained.
+
+    Args:
+        network: One of `NETWORKS`.
+        dataset, augmentation, image_size, label_smoothing, validation_percent,
+            batch_size: As in `keras_nrs.data.ImageData`. Without a validation split
+            (0, as in the paper) the test accuracy is logged after each epoch; nothing
+            is chosen by it, and what counts is the last epoch's.
+        epochs: Passes over the training images, >= 1.
+        steps_per_epoch: Training steps in an epoch, to try a recipe out; `None` is
+            all that the data have.
+        optimizer: `"sgd"` (Nesterov momentum 0.9) or `"adam"`.
+        learning_rate: At the first step after the warmup; a cosine takes it to 0.
+        warmup_epochs: Epochs in which it grows linearly from 0, >= 0.
+        weight_decay: Of kernels, >= 0. With `"sgd"` it is part of the loss
+            (coupled), with `"adam"` it is multiplied by the learning rate (decoupled).
+        clip_norm: Global norm at which gradients are clipped, > 0 or `None`.
+        scheme, eps, alpha, perturbation, interval, normalize: As in `wrap()`.
+        dtype_policy: Of the network's layers, such as `"mixed_bfloat16"`.
+        seeds: One training for each. A seed decides initial weights, order,
+            augmentation, dropout and perturbations.
+        flatness: Whether the last layer's Hessian eigenvalues are measured at the end,
+            on the training images.
+
+    Raises:
+        TypeError, ValueError: if an argument is not as described.
+    """
+
+    network: str = "wide_resnet_28_10"
+    dataset: str = "cifar10"
+    augmentation: str = "basic"
+    image_size: int | None = None
+    label_smoothing: float = 0.0
+    validation_percent: int = 0
+    batch_size: int = 128
+    epochs: int = 200
+    steps_per_epoch: int | None = None
+    optimizer: str = "sgd"
+    learning_rate: float = 0.1
+    warmup_epochs: int = 0
+    weight_decay: float = 5e-4
+    clip_norm: float | None = 5.0
+    scheme: str = "nrs"
+    eps: float = 0.1
+    alpha: float = 1.0
+    perturbation: str = "released"
+    interval: int = 1
+    normalize: bool = False
+    dtype_policy: str = "float32"
+    seeds: tuple[int, ...] = (0, 1, 2)
+    flatness: bool = False
+
+    def __post_init__(self) -> None:
+        check_choice("network", self.network, NETWORKS)
+        if not isinstance(self.dataset, str):
+            raise TypeError(
+                "`dataset` must be the name of a set in TensorFlow Datasets. "
+                f"Received: dataset={self.dataset!r}."
+            )
+        check_int("epochs", self.epochs, minimum=1)
+        if self.steps_per_epoch is not None:
+            check_int("steps_per_epoch", self.steps_per_epoch, minimum=1)
+        check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        check_positive("learning_rate", self.learning_rate)
+        check_int("warmup_epochs", self.warmup_epochs, 0, self.epochs)
+        check_nonnegative("weight_decay", self.weight_decay)
+        if self.clip_norm is not None:
+            check_positive("clip_norm", self.clip_norm)
+        check_choice("scheme", self.scheme, SCHEMES)
+        check_nonnegative("eps", self.eps)
+        check_nonnegative("alpha", self.alpha)
+        check_choice("perturbation", self.perturbation, PERTURBATIONS)
+        check_int("interval", self.interval, minimum=1)
+        check_bool("normalize", self.normalize)
+        try:
+            keras.dtype_policies.get(self.dtype_policy)
+        except (TypeError, ValueError):
+            raise ValueError(
+                "`dtype_policy` must be the name of a Keras dtype policy, such as "
+                f"'mixed_bfloat16'. Received: dtype_policy={self.dtype_policy!r}."
+            ) from None
+        if not isinstance(self.seeds, tuple) or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(
+                "`seeds` must be a tuple of different integers. "
+                f"Received: seeds={self.seeds!r}."
+            )
+        if not self.seeds:
+            raise ValueError("`seeds` must hold one or more. Received: seeds=().")
+        for seed in self.seeds:
+            check_seed("seeds", seed)
+        check_bool("flatness", self.flatness)
+
+    def data_settings(self) -> dict[str, Any]:
+        """The arguments of `ImageData`."""
+        names = ("augmentation", "image_size", "label_smoothing", "validation_percent")
+        shared = {name: getattr(self, name) for name in (*names, "batch_size")}
+        return {"name": self.dataset} | shared
+
+
+def with_settings(recipe: Recipe, settings: Iterable[str]) -> Recipe:
+    """The recipe with some values replaced.
+
+    Args:
+        recipe: Which is not changed.
+        settings: Strings `key=value`, such as `"eps=0.5"` or `"seeds=0,1"`.
+
+    Raises:
+        TypeError, ValueError: if a key is unknown or a value is not allowed.
+
+    Example:
+        >>> from keras_nrs.experiments.recipes import Recipe, with_settings
+        >>> with_settings(Recipe(), ["seeds=3", "eps=0.5"]).seeds
+        (3,)
+    """
+    names = [field.name for field in dataclasses.fields(Recipe)]
+    changes: dict[str, Any] = {}
+    for setting in settings:
+        name, separator, text = setting.partition("=")
+        if not separator or name not in names:
+            similar = difflib.get_close_matches(name, names) or names
+            raise ValueError(
+                "A setting must be key=value with a key of the recipe. Received: "
+                f"{setting!r}. Similar keys: {', '.join(similar)}."
+            )
+        try:
+            value = ast.literal_eval(text)
+        except (SyntaxError, ValueError):
+            value = text
+        if name == "seeds" and isinstance(value, int | list):
+            value = (value,) if isinstance(value, int) else tuple(value)
+        changes[name] = value
+    return dataclasses.replace(recipe, **changes)
+
+
+def recipes() -> dict[str, Recipe]:
+    """The recipes by name: `DATASET-NETWORK-AUGMENTATION-SCHEME`, as in the tables."""
+    cells: dict[str, Recipe] = {}
+
+    def add(recipe: Recipe) -> None:
+        parts = recipe.dataset, recipe.network, recipe.augmentation, recipe.scheme
+        cells["-".join(parts)] = recipe
+
+    cifar = ("cifar10", "cifar100")
+    # Table 1. Rates and decays are one point of the paper's grid.
+    networks = ("vgg16", "resnet18", "wide_resnet_28_10", "pyramidnet_164_270")
+    for cell in product(cifar, networks, ("basic", "cutout"), SCHEMES):
+        dataset, network, augmentation, scheme = cell
+        add(
+            Recipe(
+                dataset=dataset,
+                network=network,
+                augmentation=augmentation,
+                scheme=scheme,
+                # Table 3 has the eigenvalues of this network, and Figure 2 its eps.
+                flatness=network == "wide_resnet_28_10",
+                eps=0.2 if dataset == "cifar100" else 0.1,
+            )
+        )
+    vit = Recipe(optimizer="adam", batch_size=256, clip_norm=None)
+    strategies: dict[str, dict[str, Any]] = {
+        "basic": {"learning_rate": 1e-3, "weight_decay": 0.3, "epochs": 300},
+        "heavy": {"learning_rate": 2e-4, "weight_decay": 0.03, "epochs": 1200},
+    }
+    for cell in product(cifar, ("vit_ti", "vit_s", "vit_b"), strategies, SCHEMES):
+        dataset, network, augmentation, scheme = cell
+        add(
+            dataclasses.replace(
+                vit,
+                dataset=dataset,
+                network=network,
+                augmentation=augmentation,
+                scheme=scheme,
+                **strategies[augmentation],
+            )
+        )
+    # Table 2.
+    imagenet = Recipe(
+        dataset="imagenet2012",
+        augmentation="flip",
+        image_size=224,
+        label_smoothing=0.1,
+        batch_size=512,
+        epochs=100,
+        learning_rate=0.2,
+        weight_decay=1e-4,
+    )
+    applications = ("imagenet_vgg16", "imagenet_resnet50", "imagenet_resnet101")
+    for network, scheme in product(applications, ("baseline", "nrs")):
+        add(dataclasses.replace(imagenet, network=network, scheme=scheme))
+    # No table's: data that need no download, and an eps that is not inert on them.
+    digits = Recipe(
+        dataset="digits",
+        network="wide_resnet_10_1",
+        augmentation="none",
+        batch_size=50,
+        epochs=20,
+        perturbation="relative",
+        eps=0.4,
+        flatness=True,
+    )
+    for scheme in SCHEMES:
+        add(dataclasses.replace(digits, scheme=scheme))
+    return cells

@@ -1,0 +1,306 @@
+"""One training of a recipe in a folder, which goes on where it was stopped."""
+
+import csv
+import dataclasses
+import json
+import math
+import platform
+import resource
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+import keras_nrs
+from keras_nrs._files import whole_file
+from keras_nrs._files import write_text
+from keras_nrs.backend import data_parallel_scope
+from keras_nrs.data import ImageData
+from keras_nrs.experiments.recipes import NETWORKS
+from keras_nrs.experiments.recipes import Recipe
+from keras_nrs.models import with_l2
+
+_PACKAGES = ("keras-nrs", "keras", "jax", "tensorflow", "torch", "tensorflow-datasets")
+_MANY_CLASSES = 100
+
+Row = dict[str, Any]
+
+
+def build(recipe: Recipe, data: ImageData, seed: int) -> keras_nrs.NRSModel:
+    """The compiled and wrapped network of a recipe.
+
+    Args:
+        recipe: Names the network and how it is trained.
+        data: Of the recipe: tells the shape of the images and the number of steps.
+        seed: Of initial weights, dropout and perturbations.
+    """
+    keras.utils.set_random_seed(seed)
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(recipe.dtype_policy)
+    try:
+        network = NETWORKS[recipe.network](data.image_shape, data.num_classes)
+    finally:
+        keras.config.set_dtype_policy(policy)
+    if recipe.optimizer == "sgd" and recipe.weight_decay:
+        network = with_l2(network, recipe.weight_decay)
+    metrics: list[keras.metrics.Metric] = [
+        keras.metrics.CategoricalAccuracy("accuracy")
+    ]
+    if data.num_classes > _MANY_CLASSES:
+        metrics.append(keras.metrics.TopKCategoricalAccuracy(5, "top_5_accuracy"))
+    network.compile(
+        optimizer=_optimizer(recipe, network, _steps_per_epoch(recipe, data)),
+        loss=keras.losses.CategoricalCrossentropy(from_logits=True),
+        metrics=metrics,
+    )
+    return keras_nrs.wrap(
+        network,
+        recipe.eps,
+        recipe.alpha,
+        scheme=recipe.scheme,
+        perturbation=recipe.perturbation,
+        interval=recipe.interval,
+        normalize=recipe.normalize,
+        seed=seed,
+    )
+
+
+def _steps_per_epoch(recipe: Recipe, data: ImageData) -> int:
+    return recipe.steps_per_epoch or data.steps_per_epoch
+
+
+def _optimizer(recipe: Recipe, network: keras.Model, steps: int) -> keras.Optimizer:
+    warmup = recipe.warmup_epochs * steps
+    schedule = keras.optimizers.schedules.CosineDecay(
+        0.0 if warmup else recipe.learning_rate,
+        max(1, recipe.epochs * steps - warmup),
+        warmup_target=recipe.learning_rate if warmup else None,
+        warmup_steps=warmup,
+    )
+    if recipe.optimizer == "sgd":
+        # Its weight decay is a penalty of the network.
+        return keras.optimizers.SGD(
+            schedule, momentum=0.9, nesterov=True, global_clipnorm=recipe.clip_norm
+        )
+    optimizer = keras.optimizers.AdamW(
+        schedule, weight_decay=recipe.weight_decay, global_clipnorm=recipe.clip_norm
+    )
+    # Like the penalty: neither biases nor the scales of normalization decay.
+    optimizer.exclude_from_weight_decay(
+        [v for v in network.trainable_variables if len(v.shape) < 2]
+    )
+    return optimizer
+
+
+class Training:
+    """A training of a recipe with one seed.
+
+    The folder gets `recipe.json`, `environment.json` (of each session), `history.csv`
+    (a row for each epoch), `tensorboard/`, `checkpoint.keras` (after each epoch),
+    and at the end `model.keras` (the network without the wrapper) and `summary.json`.
+    Each file is written as a whole or not at all.
+
+    Args:
+        recipe: What to train.
+        seed: One of the recipe's.
+        folder: Where files go. A training that was stopped there goes on.
+        data_dir: Folder of the prepared data sets; `None` is that of TFDS.
+
+    Raises:
+        TypeError, ValueError: if the folder is of another training, or the data are not
+            as the recipe needs them.
+    """
+
+    def __init__(
+        self, recipe: Recipe, seed: int, folder: Path, data_dir: str | None = None
+    ) -> None:
+        self.recipe, self.seed, self.folder = recipe, seed, folder
+        self._check_folder()
+        self.data = ImageData(**recipe.data_settings(), seed=seed, data_dir=data_dir)
+        self.steps_per_epoch = _steps_per_epoch(recipe, self.data)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether there is a summary."""
+        return (self.folder / "summary.json").exists()
+
+    def run(self, verbose: int | str = "auto") -> Row:
+        """Train what is left to train.
+
+        Args:
+            verbose: As in `fit()`.
+
+        Returns:
+            The summary: test metrics, the cost, and what was trained.
+        """
+        if self.is_finished:
+            summary: Row = json.loads((self.folder / "summary.json").read_text())
+            return summary
+        write_text(self.folder / "recipe.json", _json(self._description))
+        self._add_environment()
+        with data_parallel_scope():
+            model = self._restored() or build(self.recipe, self.data, self.seed)
+            epoch = int(model.optimizer.iterations) // self.steps_per_epoch
+            history = _read_history(self.folder / "history.csv")[:epoch]
+            if epoch < self.recipe.epochs:
+                self._fit(model, epoch, history, verbose)
+            return self._finish(model, history)
+
+    def _fit(
+        self, model: keras.Model, epoch: int, history: list[Row], verbose: int | str
+    ) -> None:
+        validation = self.data.validation()
+        model.fit(
+            self.data.train(first_epoch=epoch),
+            initial_epoch=epoch,
+            epochs=self.recipe.epochs,
+            steps_per_epoch=self.steps_per_epoch,
+            validation_data=self.data.test() if validation is None else validation,
+            verbose=verbose,
+            callbacks=[
+                _SaveEpoch(self.folder, history),
+                keras.callbacks.TensorBoard(
+                    str(self.folder / "tensorboard"), write_graph=False
+                ),
+                keras.callbacks.TerminateOnNaN(),
+            ],
+        )
+
+    def _finish(self, model: keras.Model, history: list[Row]) -> Row:
+        network = keras_nrs.unwrap(model)
+        test = network.evaluate(self.data.test(), verbose=0, return_dict=True)
+        seconds = [row["seconds"] for row in history]
+        summary = {
+            "seed": self.seed,
+            "epochs": len(history),
+            **{f"test_{name}": value for name, value in test.items()},
+            "training_seconds": sum(seconds),
+            # Of most epochs: the first one compiles.
+            "seconds_per_step": float(np.median(seconds)) / self.steps_per_epoch,
+            "peak_memory_mib": _peak_memory() / 2**20,
+            "parameters": network.count_params(),
+            "training_images": self.data.num_train,
+        }
+        if self.recipe.flatness:
+            summary |= self._flatness(network)
+        with whole_file(self.folder / "model.keras") as unfinished:
+            network.save(unfinished)
+        write_text(self.folder / "summary.json", _json(summary))
+        (self.folder / "checkpoint.keras").unlink(missing_ok=True)
+        return summary
+
+    def _flatness(self, network: keras.Model) -> Row:
+        from keras_nrs import flatness
+
+        images = self.data.train_images()
+        steps = math.ceil(self.data.num_train / self.recipe.batch_size)
+        exact = flatness.hessian_eigenvalues(network, images)
+        kfra = flatness.kfra_max_eigenvalue(network, images, steps=steps)
+        return {
+            "last_layer_eigenvalue": float(exact.eigenvalues[0]),
+            "last_layer_eigenvalue_converged": exact.converged,
+            "last_layer_kfra_eigenvalue": float(kfra.eigenvalue),
+        }
+
+    def _restored(self) -> keras.Model | None:
+        path = self.folder / "checkpoint.keras"
+        # It holds the states of random generators, too: see `NRSModel.save()`.
+        return keras.saving.load_model(path) if path.exists() else None
+
+    @property
+    def _description(self) -> Row:
+        return dataclasses.asdict(self.recipe) | {"seed": self.seed}
+
+    def _check_folder(self) -> None:
+        path = self.folder / "recipe.json"
+        if not path.exists():
+            return
+        # Not the seeds of other folders.
+        found = json.loads(path.read_text(encoding="utf-8")) | {"seeds": None}
+        wanted = json.loads(_json(self._description)) | {"seeds": None}
+        different = [
+            f"{name}={found.get(name)!r} there, {wanted.get(name)!r} here"
+            for name in {**found, **wanted}
+            if found.get(name) != wanted.get(name)
+        ]
+        if different:
+            raise ValueError(
+                f"The folder {str(self.folder)!r} is of another training: "
+                f"{'; '.join(different)}. Choose another output folder."
+            )
+
+    def _add_environment(self) -> None:
+        path = self.folder / "environment.json"
+        sessions = json.loads(path.read_text()) if path.exists() else []
+        write_text(path, _json([*sessions, _environment()]))
+
+
+class _SaveEpoch(keras.callbacks.Callback):  # type: ignore[misc]
+    """Writes history and checkpoint after each epoch.
+
+    The history first: rows of epochs that the checkpoint does not have are dropped
+    when training goes on.
+    """
+
+    def __init__(self, folder: Path, history: list[Row]) -> None:
+        super().__init__()
+        self._folder, self._history = folder, history
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._start = time.perf_counter()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        seconds = time.perf_counter() - self._start
+        logged = {name: float(value) for name, value in (logs or {}).items()}
+        self._history.append({"epoch": epoch, "seconds": seconds, **logged})
+        _write_history(self._folder / "history.csv", self._history)
+        self.model.save(self._folder / "checkpoint.keras")
+
+
+def _write_history(path: Path, history: list[Row]) -> None:
+    with whole_file(path) as unfinished, unfinished.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(history[0]))
+        writer.writeheader()
+        writer.writerows(history)
+
+
+def _read_history(path: Path) -> list[Row]:
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [
+            {name: float(value) for name, value in row.items()}
+            | {"epoch": int(row["epoch"])}
+            for row in csv.DictReader(file)
+        ]
+
+
+def _environment() -> Row:
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "backend": keras.config.backend(),
+        "packages": versions,
+    }
+
+
+def _peak_memory() -> int:
+    """The largest resident memory of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _json(content: Any) -> str:
+    return json.dumps(content, indent=1) + "\n"

@@ -191,6 +191,8 @@ class ImageData:
         seed = tf.constant([self.seed, 0])
 
         def batches_of_epoch(epoch: Tensor) -> tf.data.Dataset:
+            # Of this function's graph, so that the program's seed has no part in it.
+            tf.compat.v1.set_random_seed(1)
             epoch_seed = tf.random.experimental.stateless_fold_in(seed, epoch)
             shuffled = samples.shuffle(
                 num_shuffled,

@@ -1,0 +1,184 @@
+"""Trainings of recipes, whole and interrupted."""
+
+import csv
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+import keras_nrs
+from keras_nrs.data import ImageData
+from keras_nrs.experiments import recipes
+from keras_nrs.experiments import training
+from keras_nrs.experiments.recipes import Recipe
+from keras_nrs.experiments.recipes import with_settings
+from keras_nrs.experiments.training import Training
+
+# A network with BatchNorm and dropout, whose recipe trains for 3 epochs of 10 steps.
+SCRIPT = """
+import os, sys, keras
+from pathlib import Path
+from keras import layers
+from keras_nrs.experiments import recipes, training
+
+def small(shape, classes):
+    stack = [keras.Input(shape), layers.Conv2D(4, 3), layers.BatchNormalization(),
+             layers.ReLU(), layers.Flatten(), layers.Dropout(0.3)]
+    return keras.Sequential([*stack, layers.Dense(classes)])
+
+recipes.NETWORKS["small"] = small
+recipe = recipes.Recipe(
+    network="small", dataset="digits", augmentation="cutout", batch_size=100, epochs=3,
+    perturbation="relative", eps=0.3, validation_percent=0, learning_rate=0.05,
+    optimizer=sys.argv[4])
+folder, data_dir, killed = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "kill"
+
+def on_train_batch_end(self, batch, logs=None):
+    if killed and len(self._history) == 1 and batch == 5:
+        os.kill(os.getpid(), 9)
+
+training._SaveEpoch.on_train_batch_end = on_train_batch_end
+print(training.Training(recipe, 0, folder, data_dir).run())
+"""
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = str(tmp_path_factory.mktemp("tfds"))
+    tfds.load("digits", data_dir=folder)
+    return folder
+
+
+def run_script(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", SCRIPT, *arguments]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "history.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_killed_training_goes_on_to_the_same_weights(
+    tmp_path: Path, data_dir: str, optimizer: str
+) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    result = run_script(str(whole), data_dir, "run", optimizer)
+    assert result.returncode == 0, result.stderr
+    result = run_script(str(killed), data_dir, "kill", optimizer)
+    assert result.returncode == -signal.SIGKILL, result.stderr
+    assert not (killed / "summary.json").exists()
+    assert len(rows(killed)) == 1
+    result = run_script(str(killed), data_dir, "run", optimizer)
+    assert result.returncode == 0, result.stderr
+    assert "Epoch 2/3" in result.stdout
+    assert "Epoch 1/3" not in result.stdout
+    models = [keras.saving.load_model(f / "model.keras") for f in (whole, killed)]
+    for a, b in zip(models[0].weights, models[1].weights, strict=True):
+        np.testing.assert_array_equal(
+            keras.ops.convert_to_numpy(a), keras.ops.convert_to_numpy(b)
+        )
+    kept = [
+        [{k: v for k, v in row.items() if k != "seconds"} for row in rows(folder)]
+        for folder in (whole, killed)
+    ]
+    assert kept[0] == kept[1]
+    summaries = [json.loads((f / "summary.json").read_text()) for f in (whole, killed)]
+    assert summaries[0]["test_accuracy"] == summaries[1]["test_accuracy"]
+    assert len(json.loads((killed / "environment.json").read_text())) == 2
+    # Nothing half-written, and no second training of what is finished.
+    assert not list(killed.glob(".unfinished*"))
+    before = (killed / "model.keras").stat().st_mtime_ns
+    assert run_script(str(killed), data_dir, "run", optimizer).returncode == 0
+    assert (killed / "model.keras").stat().st_mtime_ns == before
+
+
+def digits_recipe(**changes: Any) -> Recipe:
+    recipe = recipes.recipes()["digits-wide_resnet_10_1-none-nrs"]
+    return dataclasses.replace(
+        recipe, **({"epochs": 1, "steps_per_epoch": 2} | changes)
+    )
+
+
+def test_a_folder_of_another_training_is_refused(tmp_path: Path, data_dir: str) -> None:
+    Training(digits_recipe(flatness=False), 0, tmp_path, data_dir).run(verbose=0)
+    with pytest.raises(ValueError, match=r"another training: eps=0.4 there, 0.7 here"):
+        Training(digits_recipe(flatness=False, eps=0.7), 0, tmp_path, data_dir)
+
+
+def test_summary_has_the_last_layers_eigenvalues(tmp_path: Path, data_dir: str) -> None:
+    summary = Training(digits_recipe(), 0, tmp_path, data_dir).run(verbose=0)
+    assert summary["last_layer_eigenvalue_converged"]
+    assert summary["last_layer_eigenvalue"] > 0
+    assert summary["last_layer_kfra_eigenvalue"] > 0
+    assert list((tmp_path / "tensorboard" / "train").iterdir())
+    model = keras.saving.load_model(tmp_path / "model.keras")
+    data = ImageData(name="digits", data_dir=data_dir)
+    accuracy = model.evaluate(data.test(), verbose=0, return_dict=True)["accuracy"]
+    assert accuracy == pytest.approx(summary["test_accuracy"], abs=1e-6)
+
+
+def built(recipe: Recipe, data_dir: str) -> keras_nrs.NRSModel:
+    data = ImageData(**recipe.data_settings(), data_dir=data_dir)
+    return training.build(recipe, data, seed=0)
+
+
+def test_sgd_has_coupled_decay_and_a_cosine_to_zero(data_dir: str) -> None:
+    model = built(digits_recipe(weight_decay=0.01, epochs=3), data_dir)
+    optimizer = model.optimizer
+    assert optimizer.weight_decay is None
+    assert (optimizer.momentum, optimizer.nesterov) == (0.9, True)
+    assert optimizer.global_clipnorm == 5.0
+    assert len(model.base_model.losses) == len(
+        [v for v in model.trainable_variables if v.name == "kernel"]
+    )
+    schedule = optimizer._learning_rate
+    assert float(schedule(0)) == pytest.approx(0.1)
+    assert float(schedule(6)) == pytest.approx(0, abs=1e-8)
+
+
+def test_adam_decays_kernels_alone(data_dir: str) -> None:
+    recipe = digits_recipe(
+        optimizer="adam", learning_rate=0.1, weight_decay=0.5, epochs=4, warmup_epochs=1
+    )
+    model = built(recipe, data_dir)
+    assert not model.base_model.losses
+    optimizer = model.optimizer
+    decayed = [optimizer._use_weight_decay(v) for v in model.trainable_variables]
+    assert decayed == [v.name == "kernel" for v in model.trainable_variables]
+    assert float(optimizer._learning_rate(0)) == 0
+    assert float(optimizer._learning_rate(2)) == pytest.approx(0.1)
+
+
+# The networks are smaller than the recipes': those take a minute to compile.
+@pytest.mark.parametrize(
+    ("name", "network"),
+    [
+        ("cifar10-wide_resnet_28_10-cutout-nrs", "wide_resnet_10_1"),
+        pytest.param(
+            "cifar10-wide_resnet_28_10-cutout-nrs", None, marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "imagenet2012-imagenet_resnet50-flip-nrs", None, marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_recipes_run_on_mocked_data(
+    tmp_path: Path, name: str, network: str | None
+) -> None:
+    settings = ["epochs=1", "steps_per_epoch=2", "batch_size=4"]
+    settings += [f"network={network}"] if network else []
+    recipe = with_settings(recipes.recipes()[name], settings)
+    with tfds.testing.mock_data(num_examples=8):
+        summary = Training(recipe, 0, tmp_path).run(verbose=0)
+    assert np.isfinite(summary["test_cross_entropy"])
+    assert ("test_top_5_accuracy" in summary) == name.startswith("imagenet")

@@ -1,0 +1,229 @@
+"""The paper's networks."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+import keras_nrs
+from keras_nrs import models
+
+SMALL = (8, 8, 3)
+PYRAMIDNET = pytest.param(
+    models.pyramidnet,
+    27_216_021,
+    27_319_071,
+    marks=pytest.mark.skipif(
+        keras.config.backend() == "jax",
+        reason="JAX compiles an initializer for each of its widths: a minute",
+    ),
+)
+
+
+def num_trainable(model: keras.Model) -> int:
+    return sum(int(np.prod(v.shape)) for v in model.trainable_variables)
+
+
+# Published counts for 10 and 100 classes: of VGG16 (13 convolutions with biases and
+# BatchNorm, dense layers of 512 and of the classes), ResNet18 and PyramidNet those of
+# the usual PyTorch implementations; WideResNet's paper says 36.5 million, PyramidNet's
+# 27.0 and 1.7 million.
+@pytest.mark.parametrize(
+    ("make", "with_10", "with_100"),
+    [
+        (models.vgg16, 14_991_946, 15_038_116),
+        (models.resnet18, 11_173_962, 11_220_132),
+        (models.wide_resnet, 36_479_194, 36_536_884),
+        PYRAMIDNET,
+    ],
+)
+def test_trainable_parameters_are_those_published(
+    make: Any, with_10: int, with_100: int
+) -> None:
+    assert num_trainable(make()) == with_10
+    assert num_trainable(make(num_classes=100)) == with_100
+
+
+def test_small_pyramidnet_is_as_large_as_published() -> None:
+    model = models.pyramidnet(depth=20, widening=48)
+    # By hand: each block has convolutions of 1, 9 and 1 pixels, and 4 BatchNorms.
+    inputs, expected = 16, 3 * 3 * 3 * 16 + 2 * 16
+    for filters in (24, 32, 40, 48, 56, 64):
+        convolutions = inputs * filters + 9 * filters**2 + filters * 4 * filters
+        expected += convolutions + 2 * (inputs + filters + filters + 4 * filters)
+        inputs = 4 * filters
+    expected += 2 * inputs + inputs * 10 + 10
+    assert num_trainable(model) == expected
+
+
+# For images of 224 x 224, patches of 16 x 16 and 1,000 classes, as published.
+@pytest.mark.parametrize(
+    ("size", "expected"), [("ti", 5_717_416), ("s", 22_050_664), ("b", 86_567_656)]
+)
+def test_vit_is_the_published_network(size: str, expected: int) -> None:
+    model = models.vit((224, 224, 3), 1000, size=size, patch_size=16)
+    assert num_trainable(model) == expected
+
+
+# Those of PyTorch's torchvision, which has no biases before BatchNorm in ResNets.
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (models.imagenet_vgg16, 138_357_544),
+        (models.imagenet_resnet50, 25_557_032),
+        (models.imagenet_resnet101, 44_549_160),
+    ],
+)
+def test_imagenet_networks_are_the_published_ones(make: Any, expected: int) -> None:
+    model = make()
+    biases = [
+        v
+        for v in model.trainable_variables
+        if "resnet" in model.name and "conv" in v.path and v.path.endswith("bias")
+    ]
+    assert num_trainable(model) - sum(v.shape[0] for v in biases) == expected
+
+
+SMALL_NETWORKS = {
+    "vgg16": partial(models.vgg16, SMALL),
+    "resnet18": partial(models.resnet18, SMALL),
+    "wide_resnet": partial(models.wide_resnet, SMALL, depth=10, width=1, dropout=0.1),
+    "pyramidnet": partial(models.pyramidnet, SMALL, depth=11, widening=6),
+    "vit": partial(models.vit, SMALL, depth=1, dropout=0.1),
+    "imagenet_resnet50": partial(models.imagenet_resnet50, (32, 32, 3)),
+}
+
+
+@pytest.mark.parametrize("name", ["pyramidnet", "vit"])
+def test_networks_are_saved_and_loaded(name: str, tmp_path: Path) -> None:
+    model = SMALL_NETWORKS[name](num_classes=3)
+    x = np.random.default_rng(0).normal(size=(2, *SMALL)).astype("float32")
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(
+        loaded.predict(x, verbose=0), model.predict(x, verbose=0)
+    )
+
+
+@pytest.mark.parametrize("name", SMALL_NETWORKS)
+def test_logits_are_float32_and_a_step_of_nrs_trains(name: str) -> None:
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = SMALL_NETWORKS[name](num_classes=3)
+    finally:
+        keras.config.set_dtype_policy(policy)
+    assert model.output.dtype == "float32"
+    assert model.output.shape == (None, 3)
+    if name == "imagenet_resnet50":
+        return  # Its step is compiled for a minute: see `test_a_step_of_each_network`.
+    take_a_step(model)
+
+
+def take_a_step(model: keras.Model) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, *model.input_shape[1:])).astype("float32")
+    y = rng.integers(0, model.output_shape[1], 2)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.01), loss)
+    before = [keras.ops.convert_to_numpy(v) for v in model.trainable_variables]
+    wrapped = keras_nrs.wrap(model, 0.1, perturbation="relative", seed=0)
+    logs = wrapped.train_on_batch(x, y, return_dict=True)
+    assert np.isfinite(logs["loss"])
+    assert logs["model_divergence"] >= 0
+    after = [keras.ops.convert_to_numpy(v) for v in model.trainable_variables]
+    assert any(not np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "make",
+    [
+        models.vgg16,
+        models.resnet18,
+        models.wide_resnet,
+        models.pyramidnet,
+        partial(models.pyramidnet, widening=48),
+        partial(models.vit, size="ti"),
+        partial(models.vit, size="s"),
+        partial(models.vit, size="b"),
+        models.imagenet_vgg16,
+        models.imagenet_resnet50,
+        models.imagenet_resnet101,
+    ],
+    ids=lambda make: f"{getattr(make, '__name__', make)}",
+)
+def test_a_step_of_each_network(make: Any) -> None:
+    take_a_step(make())
+
+
+def kernels(model: keras.Model) -> list[np.ndarray]:
+    names = [v for v in model.trainable_variables if v.name == "kernel"]
+    return [keras.ops.convert_to_numpy(v) for v in names]
+
+
+@pytest.mark.parametrize(
+    ("model", "fans"),
+    [
+        (models.resnet18(SMALL), "in"),
+        (models.wide_resnet(SMALL, depth=16, width=8), "out"),
+        (models.imagenet_resnet50((32, 32, 3), 10), "in"),
+    ],
+    ids=["resnet18", "wide_resnet", "imagenet_resnet50"],
+)
+def test_convolutions_are_initialized_as_published(
+    model: keras.Model, fans: str
+) -> None:
+    for kernel in kernels(model):
+        if kernel.ndim == 4 and kernel.size > 30_000:
+            fan = np.prod(kernel.shape[:2]) * kernel.shape[2 if fans == "in" else 3]
+            # The standard error of the standard deviation is below 0.5 %.
+            assert kernel.std() == pytest.approx(np.sqrt(2 / fan), rel=0.025)
+            # A normal distribution, which is not truncated.
+            assert np.abs(kernel).max() > 3.5 * kernel.std()
+
+
+def test_attention_is_initialized_as_a_matrix() -> None:
+    model = models.vit(SMALL, 10, depth=1)
+    bound = np.sqrt(6 / (192 + 192))
+    for kernel in kernels(model):
+        if kernel.ndim == 3:
+            assert 0.99 * bound < np.abs(kernel).max() <= bound * (1 + 1e-6)
+    assert not kernels(model)[-1].any()
+
+
+def test_layers_of_equal_shape_have_different_weights() -> None:
+    shapes: dict[Any, list[np.ndarray]] = {}
+    for kernel in kernels(models.resnet18(SMALL)):
+        shapes.setdefault(kernel.shape, []).append(kernel)
+    same = max(shapes.values(), key=len)
+    assert len({kernel.tobytes() for kernel in same}) == len(same) > 2
+
+
+def test_l2_is_half_the_decay_times_the_squared_norm_of_kernels() -> None:
+    model = models.wide_resnet(SMALL, 3, depth=10, width=1)
+    penalized = models.with_l2(model, 0.02)
+    assert not model.losses
+    expected = 0.01 * sum(np.sum(k.astype("f8") ** 2) for k in kernels(penalized))
+    total = keras.ops.convert_to_numpy(sum(penalized.losses))
+    np.testing.assert_allclose(total, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (partial(models.resnet18, (32, 32)), r"`input_shape`.*\(32, 32\)"),
+        (partial(models.vit, (30, 32, 3)), "multiples of 4"),
+        (partial(models.vit, size="l"), "`size` must be one of"),
+        (partial(models.wide_resnet, depth=20), "`depth`.*depth=20"),
+        (partial(models.pyramidnet, depth=100), "`depth`.*depth=100"),
+        (partial(models.vgg16, num_classes=1), "`num_classes`.*num_classes=1"),
+        (partial(models.imagenet_vgg16, (16, 16, 3)), ">= 32"),
+    ],
+)
+def test_bad_arguments_are_named(make: Any, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        make()

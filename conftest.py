@@ -1,7 +1,14 @@
 """Settings for the whole suite, which runs once for each backend."""
 
 import os
+import tempfile
+from pathlib import Path
 
+# Each of pytest's processes prepares data sets for itself.
+os.environ["TFDS_DATA_DIR"] = str(
+    Path(tempfile.gettempdir())
+    / f"keras_nrs-tfds-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"
+)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # The suite compiles hundreds of tiny programs and runs each for a moment. On the CPU
 # of this machine JAX sees four devices, of which all but some tests use the first.

@@ -197,7 +197,7 @@ def run_train(
     for training in trainings:
         is_old = training.is_finished
         typer.echo(f"{training.folder}: {'finished before' if is_old else 'training'}")
-        summary = training.run()
+        summary = training.run(verbose=1 if sys.stdout.isatty() else 2)
         metrics = [f"{k} {v:.4f}" for k, v in summary.items() if k.startswith("test_")]
         typer.echo(f"{training.folder}: {', '.join(metrics)}")
 

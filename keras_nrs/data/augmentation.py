@@ -65,6 +65,7 @@ def crop(images: Tensor, top: Tensor, left: Tensor, padding: int = PADDING) -> T
         Images of the same shape.
     """
     _, height, width, _ = images.shape
+    top, left = tf.cast(top, tf.int32), tf.cast(left, tf.int32)
     sides = [padding, padding]
     padded = tf.pad(images, [[0, 0], sides, sides, [0, 0]])
     rows = tf.gather(padded, top[:, None] + tf.range(height), axis=1, batch_dims=1)
@@ -90,7 +91,7 @@ def cut_out(images: Tensor, y: Tensor, x: Tensor, size: int = CUTOUT_SIZE) -> Te
     """
 
     def is_inside(center: Tensor, length: int) -> Tensor:
-        start = center[:, None] - size // 2
+        start = tf.cast(center, tf.int32)[:, None] - size // 2
         pixels = tf.range(length)
         return (pixels >= start) & (pixels < start + size)
 

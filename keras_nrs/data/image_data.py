@@ -1,7 +1,10 @@
 """Image classification sets of TensorFlow Datasets as batches for `model.fit()`."""
 
+import contextlib
 import difflib
 import functools
+import io
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +17,11 @@ from keras_nrs._checks import check_int
 from keras_nrs._checks import check_nonnegative
 from keras_nrs._checks import check_seed
 from keras_nrs.data.augmentation import AUGMENTATIONS
+from keras_nrs.data.augmentation import CUTOUT_SIZE
 from keras_nrs.data.augmentation import Draws
 from keras_nrs.data.augmentation import random_resized_crop
 from keras_nrs.data.augmentation import resized_center_crop
+from keras_nrs.data.digits import Digits
 
 Tensor = Any
 
@@ -65,7 +70,7 @@ class ImageData:
 
     Example:
         >>> from keras_nrs.data import ImageData
-        >>> data = ImageData(name="digits", batch_size=100, data_dir="/tmp/tfds")
+        >>> data = ImageData(name="digits", batch_size=100)
         >>> images, labels = next(iter(data.train()))
         >>> images.shape, labels.shape, data.steps_per_epoch
         (TensorShape([100, 8, 8, 1]), TensorShape([100, 10]), 10)
@@ -103,6 +108,13 @@ class ImageData:
             )
         self._check_features()
         check_int("batch_size", self.batch_size, 1, self.num_train)
+        cuts_out = AUGMENTATIONS[self.augmentation].cuts_out
+        if cuts_out and min(self.image_shape[:2]) <= CUTOUT_SIZE:
+            raise ValueError(
+                f"augmentation='cutout' clears squares of {CUTOUT_SIZE} pixels, and the "
+                f"images of {self.name!r} have {self.image_shape[:2]}: nothing would be "
+                "left of them. Use 'basic', or a larger image_size."
+            )
 
     def _check_features(self) -> None:
         features = self._builder.info.features
@@ -196,7 +208,7 @@ class ImageData:
             epoch_seed = tf.random.experimental.stateless_fold_in(seed, epoch)
             shuffled = samples.shuffle(
                 num_shuffled,
-                seed=tf.cast(epoch_seed[0], tf.int64),
+                seed=tf.random.stateless_uniform([], epoch_seed, None, None, tf.int64),
                 reshuffle_each_iteration=False,
             ).take(self.steps_per_epoch * self.batch_size)
             return self._training_batches(shuffled, epoch_seed)
@@ -281,7 +293,10 @@ class ImageData:
         )
 
     def _prepare(self) -> None:
-        self._builder.download_and_prepare()
+        # What TFDS prints of a download is not true of the digits.
+        is_quiet = isinstance(self._builder, Digits)
+        with contextlib.redirect_stdout(io.StringIO() if is_quiet else sys.stdout):
+            self._builder.download_and_prepare()
 
     def _split(self, part: str) -> str:
         if part == "test":

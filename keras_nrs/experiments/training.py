@@ -48,7 +48,9 @@ def build(recipe: Recipe, data: ImageData, seed: int) -> keras_nrs.NRSModel:
     if recipe.optimizer == "sgd" and recipe.weight_decay:
         network = with_l2(network, recipe.weight_decay)
     metrics: list[keras.metrics.Metric] = [
-        keras.metrics.CategoricalAccuracy("accuracy")
+        keras.metrics.CategoricalAccuracy("accuracy"),
+        # The loss without penalties on weights.
+        keras.metrics.CategoricalCrossentropy("cross_entropy", from_logits=True),
     ]
     if data.num_classes > _MANY_CLASSES:
         metrics.append(keras.metrics.TopKCategoricalAccuracy(5, "top_5_accuracy"))
@@ -128,7 +130,7 @@ class Training:
         """Whether there is a summary."""
         return (self.folder / "summary.json").exists()
 
-    def run(self, verbose: int | str = "auto") -> Row:
+    def run(self, verbose: int = 2) -> Row:
         """Train what is left to train.
 
         Args:
@@ -143,15 +145,21 @@ class Training:
         write_text(self.folder / "recipe.json", _json(self._description))
         self._add_environment()
         with data_parallel_scope():
-            model = self._restored() or build(self.recipe, self.data, self.seed)
-            epoch = int(model.optimizer.iterations) // self.steps_per_epoch
+            model = build(self.recipe, self.data, self.seed)
+            model.optimizer.build(model.trainable_variables)
+            if self._checkpoint.exists():
+                # Not a loaded model: which variables decay is not part of the file.
+                # The optimizer's state is, and that of random generators.
+                model.load_weights(self._checkpoint)
+            steps = keras.ops.convert_to_numpy(model.optimizer.iterations)
+            epoch = int(steps) // self.steps_per_epoch
             history = _read_history(self.folder / "history.csv")[:epoch]
             if epoch < self.recipe.epochs:
                 self._fit(model, epoch, history, verbose)
             return self._finish(model, history)
 
     def _fit(
-        self, model: keras.Model, epoch: int, history: list[Row], verbose: int | str
+        self, model: keras.Model, epoch: int, history: list[Row], verbose: int
     ) -> None:
         validation = self.data.validation()
         model.fit(
@@ -190,7 +198,7 @@ class Training:
         with whole_file(self.folder / "model.keras") as unfinished:
             network.save(unfinished)
         write_text(self.folder / "summary.json", _json(summary))
-        (self.folder / "checkpoint.keras").unlink(missing_ok=True)
+        self._checkpoint.unlink(missing_ok=True)
         return summary
 
     def _flatness(self, network: keras.Model) -> Row:
@@ -206,10 +214,9 @@ class Training:
             "last_layer_kfra_eigenvalue": float(kfra.eigenvalue),
         }
 
-    def _restored(self) -> keras.Model | None:
-        path = self.folder / "checkpoint.keras"
-        # It holds the states of random generators, too: see `NRSModel.save()`.
-        return keras.saving.load_model(path) if path.exists() else None
+    @property
+    def _checkpoint(self) -> Path:
+        return self.folder / "checkpoint.keras"
 
     @property
     def _description(self) -> Row:
@@ -242,8 +249,8 @@ class Training:
 class _SaveEpoch(keras.callbacks.Callback):  # type: ignore[misc]
     """Writes history and checkpoint after each epoch.
 
-    The history first: rows of epochs that the checkpoint does not have are dropped
-    when training goes on.
+    An epoch's seconds are those before its validation. The history comes first: rows
+    of epochs that the checkpoint does not have are dropped when training goes on.
     """
 
     def __init__(self, folder: Path, history: list[Row]) -> None:
@@ -253,8 +260,11 @@ class _SaveEpoch(keras.callbacks.Callback):  # type: ignore[misc]
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._start = time.perf_counter()
 
+    def on_test_begin(self, logs: Any = None) -> None:
+        self._end = time.perf_counter()
+
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        seconds = time.perf_counter() - self._start
+        seconds = self._end - self._start
         logged = {name: float(value) for name, value in (logs or {}).items()}
         self._history.append({"epoch": epoch, "seconds": seconds, **logged})
         _write_history(self._folder / "history.csv", self._history)

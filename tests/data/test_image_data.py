@@ -1,6 +1,5 @@
 """Data pipelines, on the digits and on TFDS's mocked sets."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -65,7 +64,7 @@ def test_an_epoch_has_each_image_once_in_an_order_of_its_own(data_dir: str) -> N
         assert sorted(x.tobytes() for x in epoch) == sorted(x.tobytes() for x in every)
 
 
-@pytest.mark.parametrize("augmentation", ["basic", "cutout", "heavy"])
+@pytest.mark.parametrize("augmentation", ["basic", "heavy"])
 def test_batches_depend_on_seed_epoch_and_step_alone(
     data_dir: str, augmentation: str
 ) -> None:
@@ -84,7 +83,7 @@ def test_batches_depend_on_seed_epoch_and_step_alone(
 def test_processes_share_the_batches_of_one(
     data_dir: str, image_size: int | None
 ) -> None:
-    arguments: Any = {"augmentation": "cutout", "image_size": image_size}
+    arguments: Any = {"augmentation": "basic", "image_size": image_size}
     whole = batches(digits(data_dir, **arguments).train(1), 3)
     for index in range(2):
         part = digits(data_dir, num_shards=2, shard_index=index, **arguments)
@@ -147,6 +146,7 @@ def test_the_papers_sets_load(
         ({"name": "cifar1"}, "`name`.*'cifar1'.*'cifar10'"),
         ({"name": "coco"}, "features 'image' and 'label'.*'coco'"),
         ({"name": "imagenet2012"}, "several sizes.*image_size"),
+        ({"augmentation": "cutout"}, "nothing would be left"),
         ({"augmentation": "much"}, "`augmentation` must be one of"),
         ({"batch_size": 2_000}, "`batch_size`.*1 to 1000.*2000"),
         ({"batch_size": 5, "num_shards": 2}, "multiple of num_shards=2"),

@@ -36,7 +36,7 @@ def small(shape, classes):
 
 recipes.NETWORKS["small"] = small
 recipe = recipes.Recipe(
-    network="small", dataset="digits", augmentation="cutout", batch_size=100, epochs=3,
+    network="small", dataset="digits", augmentation="basic", batch_size=100, epochs=3,
     perturbation="relative", eps=0.3, validation_percent=0, learning_rate=0.05,
     optimizer=sys.argv[4])
 folder, data_dir, killed = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "kill"

@@ -111,9 +111,9 @@ class ImageData:
         cuts_out = AUGMENTATIONS[self.augmentation].cuts_out
         if cuts_out and min(self.image_shape[:2]) <= CUTOUT_SIZE:
             raise ValueError(
-                f"augmentation='cutout' clears squares of {CUTOUT_SIZE} pixels, and the "
-                f"images of {self.name!r} have {self.image_shape[:2]}: nothing would be "
-                "left of them. Use 'basic', or a larger image_size."
+                f"Squares of {CUTOUT_SIZE} pixels, which augmentation='cutout' clears, "
+                f"leave nothing of the images of {self.name!r}, whose shape is "
+                f"{self.image_shape}. Use 'basic', or a larger image_size."
             )
 
     def _check_features(self) -> None:

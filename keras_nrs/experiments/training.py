@@ -167,10 +167,11 @@ class Training:
             initial_epoch=epoch,
             epochs=self.recipe.epochs,
             steps_per_epoch=self.steps_per_epoch,
+            shuffle=False,  # The data are.
             validation_data=self.data.test() if validation is None else validation,
             verbose=verbose,
             callbacks=[
-                _SaveEpoch(self.folder, history),
+                _SaveEpoch(self.folder, history, self.seed),
                 keras.callbacks.TensorBoard(
                     str(self.folder / "tensorboard"), write_graph=False
                 ),
@@ -253,11 +254,14 @@ class _SaveEpoch(keras.callbacks.Callback):  # type: ignore[misc]
     of epochs that the checkpoint does not have are dropped when training goes on.
     """
 
-    def __init__(self, folder: Path, history: list[Row]) -> None:
+    def __init__(self, folder: Path, history: list[Row], seed: int) -> None:
         super().__init__()
-        self._folder, self._history = folder, history
+        self._folder, self._history, self._seed = folder, history, seed
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        # On PyTorch, Keras draws dropout masks from the global generator, whose state
+        # is in no checkpoint.
+        keras.utils.set_random_seed((self._seed + 1_000_003 * epoch) % 2**31)
         self._start = time.perf_counter()
 
     def on_test_begin(self, logs: Any = None) -> None:

@@ -46,7 +46,7 @@ def on_train_batch_end(self, batch, logs=None):
         os.kill(os.getpid(), 9)
 
 training._SaveEpoch.on_train_batch_end = on_train_batch_end
-print(training.Training(recipe, 0, folder, data_dir).run())
+training.Training(recipe, 0, folder, data_dir).run()
 """
 
 

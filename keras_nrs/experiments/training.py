@@ -156,7 +156,14 @@ class Training:
             history = _read_history(self.folder / "history.csv")[:epoch]
             if epoch < self.recipe.epochs:
                 self._fit(model, epoch, history, verbose)
-            return self._finish(model, history)
+            test = model.evaluate(self.data.test(), verbose=0, return_dict=True)
+            network = keras_nrs.unwrap(model)
+            with whole_file(self.folder / "model.keras") as unfinished:
+                network.save(unfinished)
+        summary = self._summary(network, history, test)
+        write_text(self.folder / "summary.json", _json(summary))
+        self._checkpoint.unlink(missing_ok=True)
+        return summary
 
     def _fit(
         self, model: keras.Model, epoch: int, history: list[Row], verbose: int
@@ -179,9 +186,7 @@ class Training:
             ],
         )
 
-    def _finish(self, model: keras.Model, history: list[Row]) -> Row:
-        network = keras_nrs.unwrap(model)
-        test = network.evaluate(self.data.test(), verbose=0, return_dict=True)
+    def _summary(self, network: keras.Model, history: list[Row], test: Row) -> Row:
         seconds = [row["seconds"] for row in history]
         summary = {
             "seed": self.seed,
@@ -195,16 +200,14 @@ class Training:
             "training_images": self.data.num_train,
         }
         if self.recipe.flatness:
-            summary |= self._flatness(network)
-        with whole_file(self.folder / "model.keras") as unfinished:
-            network.save(unfinished)
-        write_text(self.folder / "summary.json", _json(summary))
-        self._checkpoint.unlink(missing_ok=True)
+            summary |= self._flatness()
         return summary
 
-    def _flatness(self, network: keras.Model) -> Row:
+    def _flatness(self) -> Row:
         from keras_nrs import flatness
 
+        # Not the trained model, which may be on several devices.
+        network = keras.saving.load_model(self.folder / "model.keras")
         images = self.data.train_images()
         steps = math.ceil(self.data.num_train / self.recipe.batch_size)
         exact = flatness.hessian_eigenvalues(network, images)
@@ -259,10 +262,15 @@ class _SaveEpoch(keras.callbacks.Callback):  # type: ignore[misc]
         self._folder, self._history, self._seed = folder, history, seed
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        # On PyTorch, Keras draws dropout masks from the global generator, whose state
-        # is in no checkpoint.
-        keras.utils.set_random_seed((self._seed + 1_000_003 * epoch) % 2**31)
         self._start = time.perf_counter()
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        # On PyTorch, Keras draws dropout masks from the global generator, whose state
+        # is in no checkpoint. Not when the epoch begins: what fetches the first batch
+        # draws from it as well.
+        if batch == 0:
+            epoch = len(self._history)
+            keras.utils.set_random_seed((self._seed + 1_000_003 * epoch) % 2**31)
 
     def on_test_begin(self, logs: Any = None) -> None:
         self._end = time.perf_counter()

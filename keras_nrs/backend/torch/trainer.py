@@ -47,7 +47,9 @@ class BackendTrainer:
         on_schedule = self.interval == 1 or int(key[1]) % self.interval == 0
         if not on_schedule or not self._perturbed_pass_matters():
             return base.train_step(data) | self._tracker_logs()
-        base._symbolic_build(data_batch=data)
+        # The first call draws random numbers, and a resumed training makes it later.
+        with self._random_numbers_put_back():
+            base._symbolic_build(data_batch=data)
         self.built = True
         base.zero_grad()
         inputs = StepInputs(

@@ -156,11 +156,9 @@ class Training:
             history = _read_history(self.folder / "history.csv")[:epoch]
             if epoch < self.recipe.epochs:
                 self._fit(model, epoch, history, verbose)
-            test = model.evaluate(self.data.test(), verbose=0, return_dict=True)
-            network = keras_nrs.unwrap(model)
             with whole_file(self.folder / "model.keras") as unfinished:
-                network.save(unfinished)
-        summary = self._summary(network, history, test)
+                keras_nrs.unwrap(model).save(unfinished)
+        summary = self._summary(history)
         write_text(self.folder / "summary.json", _json(summary))
         self._checkpoint.unlink(missing_ok=True)
         return summary
@@ -186,7 +184,11 @@ class Training:
             ],
         )
 
-    def _summary(self, network: keras.Model, history: list[Row], test: Row) -> Row:
+    def _summary(self, history: list[Row]) -> Row:
+        # On one device: averaged over several, metrics of batches that do not divide
+        # are not exact in Keras.
+        network = keras.saving.load_model(self.folder / "model.keras")
+        test = network.evaluate(self.data.test(), verbose=0, return_dict=True)
         seconds = [row["seconds"] for row in history]
         summary = {
             "seed": self.seed,
@@ -200,14 +202,12 @@ class Training:
             "training_images": self.data.num_train,
         }
         if self.recipe.flatness:
-            summary |= self._flatness()
+            summary |= self._flatness(network)
         return summary
 
-    def _flatness(self) -> Row:
+    def _flatness(self, network: keras.Model) -> Row:
         from keras_nrs import flatness
 
-        # Not the trained model, which may be on several devices.
-        network = keras.saving.load_model(self.folder / "model.keras")
         images = self.data.train_images()
         steps = math.ceil(self.data.num_train / self.recipe.batch_size)
         exact = flatness.hessian_eigenvalues(network, images)

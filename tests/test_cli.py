@@ -168,3 +168,53 @@ def test_bad_options_of_flatness(tmp_path: Path) -> None:
         assert result.exit_code == 2
         assert message in " ".join(result.output.split())
     assert not (tmp_path / "out").exists()
+
+
+def _train(*arguments: str) -> Any:
+    return CliRunner().invoke(cli.build_app(), ["train", *arguments])
+
+
+def test_train_runs_each_seed_and_repeats_none(tmp_path: Path) -> None:
+    arguments = ["digits-wide_resnet_10_1-none-baseline", "--output", str(tmp_path)]
+    changes = ("seeds=0,1", "epochs=1", "steps_per_epoch=2", "flatness=False")
+    arguments += [part for change in changes for part in ("--set", change)]
+    result = _train(*arguments)
+    assert result.exit_code == 0, result.output
+    assert result.output.count("test_accuracy") == 2
+    folder = tmp_path / "digits-wide_resnet_10_1-none-baseline"
+    written = {path.name for path in (folder / "seed-1").iterdir()}
+    assert written == {
+        "environment.json",
+        "history.csv",
+        "model.keras",
+        "recipe.json",
+        "summary.json",
+        "tensorboard",
+    }
+    assert _train(*arguments).output.count("finished before") == 2
+    other = _train(*arguments, "--set", "eps=0.3")
+    assert other.exit_code == 2
+    assert "eps=0.4 there, 0.3 here" in " ".join(other.output.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["cifar10-resnet-basic-nrs"], "No recipe has the name"),
+        (["cifar10-resnet18-basic-nrs", "--set", "epz=1"], "Similar keys: eps"),
+        (["digits-wide_resnet_10_1-none-nrs", "--set", "batch_size=0"], "batch_size=0"),
+    ],
+)
+def test_train_names_bad_arguments(
+    tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    result = _train(*arguments, "--output", str(tmp_path))
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_train_lists_the_recipes() -> None:
+    listed = _train("list").output.split()
+    assert "cifar10-wide_resnet_28_10-cutout-nrs" in listed
+    assert len(listed) == 93

@@ -10,6 +10,7 @@ import numpy as np
 from keras import layers
 
 import keras_nrs
+from keras_nrs import models
 from keras_nrs.perturbations import RelativeBall
 
 NUM_CLASSES = 10
@@ -61,25 +62,9 @@ def vit() -> keras.Model:
     return keras.Model(backbone.input, layers.Dense(NUM_CLASSES)(class_token))
 
 
-def wide_resnet(depth: int = 16, width: int = 4) -> keras.Model:
-    """WideResNet-16-4 (Zagoruyko and Komodakis, 2016): 2.7 million weights."""
-
-    def conv(filters: int, size: int = 3, strides: int = 1) -> Any:
-        return layers.Conv2D(filters, size, strides, padding="same", use_bias=False)
-
-    inputs = keras.Input((32, 32, 3))
-    x = conv(16)(inputs)
-    for filters, first_strides in ((16, 1), (32, 2), (64, 2)):
-        for i in range((depth - 4) // 6):
-            strides = first_strides if i == 0 else 1
-            y = layers.ReLU()(layers.BatchNormalization()(x))
-            shortcut = conv(filters * width, 1, strides)(y) if i == 0 else x
-            y = conv(filters * width, 3, strides)(y)
-            y = layers.ReLU()(layers.BatchNormalization()(y))
-            x = shortcut + conv(filters * width)(y)
-    x = layers.ReLU()(layers.BatchNormalization()(x))
-    outputs = layers.Dense(NUM_CLASSES)(layers.GlobalAveragePooling2D()(x))
-    return keras.Model(inputs, outputs)
+def wide_resnet() -> keras.Model:
+    """WideResNet-16-4: 2.7 million weights."""
+    return models.wide_resnet(depth=16, width=4)
 
 
 class Network(NamedTuple):

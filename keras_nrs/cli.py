@@ -179,6 +179,7 @@ def run_train(
             f"No recipe has the name {name!r}. Similar ones: {', '.join(similar)}. "
             "All of them: keras-nrs train list"
         )
+    from keras_nrs.experiments.training import RecipeError
     from keras_nrs.experiments.training import Training
 
     try:
@@ -197,7 +198,13 @@ def run_train(
     for training in trainings:
         is_old = training.is_finished
         typer.echo(f"{training.folder}: {'finished before' if is_old else 'training'}")
-        summary = training.run(verbose=1 if sys.stdout.isatty() else 2)
+        try:
+            summary = training.run(verbose=1 if sys.stdout.isatty() else 2)
+        except RecipeError as error:
+            raise typer.BadParameter(str(error)) from error
+        except FloatingPointError as error:
+            typer.echo(f"Error: {error}", err=True)
+            raise typer.Exit(1) from error
         metrics = [f"{k} {v:.4f}" for k, v in summary.items() if k.startswith("test_")]
         typer.echo(f"{training.folder}: {', '.join(metrics)}")
 

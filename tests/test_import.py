@@ -9,7 +9,7 @@ import pytest
 
 BACKENDS = {"jax": "jax", "tensorflow": "tensorflow", "torch": "torch"}
 OPTIONAL = ("keras_hub", "keras_cv", "sklearn", "matplotlib", "typer", "pandas")
-OPTIONAL += ("tensorflow_datasets", "keras_nrs.models", "keras_nrs.data")
+OPTIONAL += ("tensorflow_datasets", "keras_nrs.data")
 
 
 def loaded_modules(statement: str) -> set[str]:

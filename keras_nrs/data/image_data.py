@@ -31,8 +31,8 @@ MOMENTS = {
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
     "imagenet2012": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
-# The labels of ImageNet's own test split are not public.
-_TEST_SPLITS = {"imagenet2012": "validation"}
+# The labels of their own test splits are not public.
+_TEST_SPLITS = {"imagenet2012": "validation", "places365_small": "validation"}
 # Training sets up to this size stay in memory as pixels, and are shuffled as a whole.
 _CACHED_BYTES = 2**30
 _SHUFFLED_IMAGES = 16_384
@@ -62,7 +62,8 @@ class ImageData:
             of the split: an integer from 0 to 90.
         seed: Of the order and the augmentation.
         num_shards, shard_index: Number of processes and which of them this is. Each
-            trains on its share of each batch, and evaluates all samples.
+            trains on its share of each batch, and evaluates all samples. Train under
+            `keras.distribution.DataParallel(auto_shard_dataset=False)` then.
         data_dir: Folder of the prepared sets; `None` is that of TensorFlow Datasets.
 
     Raises:
@@ -108,6 +109,17 @@ class ImageData:
             )
         self._check_features()
         check_int("batch_size", self.batch_size, 1, self.num_train)
+        splits = list(self._builder.info.splits)
+        if splits and self._split("test") not in splits:
+            raise ValueError(
+                "`name` must be a set with a split 'test' or 'validation'. Received: "
+                f"name={self.name!r}, whose splits are {splits}."
+            )
+        if self.num_shards > 1 and AUGMENTATIONS[self.augmentation].mixes:
+            raise ValueError(
+                f"augmentation={self.augmentation!r} mixes the samples of a batch, which "
+                f"must not be split. Received: num_shards={self.num_shards}. Pass 1."
+            )
         cuts_out = AUGMENTATIONS[self.augmentation].cuts_out
         if cuts_out and min(self.image_shape[:2]) <= CUTOUT_SIZE:
             raise ValueError(
@@ -174,8 +186,8 @@ class ImageData:
         The published values of CIFAR and ImageNet; of other sets, those of the
         training images, for which all of them are read.
         """
-        if self.name in MOMENTS:
-            published_mean, published_std = MOMENTS[self.name]
+        if self._builder.name in MOMENTS:
+            published_mean, published_std = MOMENTS[self._builder.name]
             return np.array(published_mean, "f4"), np.array(published_std, "f4")
         count, total, squares = 0, np.zeros(()), np.zeros(())
         for sample in tfds.as_numpy(self._samples("train")):
@@ -188,18 +200,31 @@ class ImageData:
         std = np.sqrt(np.maximum(squares / count - mean**2, 0))
         return mean.astype("float32"), np.where(std > 0, std, 1).astype("float32")
 
-    def train(self, first_epoch: int = 0) -> tf.data.Dataset:
+    def train(
+        self, first_epoch: int = 0, steps_per_epoch: int | None = None
+    ) -> tf.data.Dataset:
         """The training batches of all epochs from `first_epoch` on, without end.
 
-        Pass `steps_per_epoch=data.steps_per_epoch` to `fit()`.
+        Sets of up to 1 GiB are kept in memory and shuffled as a whole. Of larger ones,
+        and of those whose images are resized, 16,384 images at a time are shuffled, in
+        the random order in which TFDS writes them.
+
+        Args:
+            first_epoch: The first one is 0.
+            steps_per_epoch: Batches of an epoch, which `fit()` must be told as well;
+                `None` is all, `data.steps_per_epoch`.
         """
-        samples = self._samples("train", shuffle_files=True)
+        check_int("first_epoch", first_epoch, minimum=0)
+        steps = self.steps_per_epoch if steps_per_epoch is None else steps_per_epoch
+        check_int("steps_per_epoch", steps, 1, self.steps_per_epoch)
+        samples = self._samples("train")
         height, width, channels = self.image_shape
-        is_cached = height * width * channels * self.num_train <= _CACHED_BYTES
-        # One more than there are, so that the cache is read to its end.
-        num_shuffled = self.num_train + 1 if is_cached else _SHUFFLED_IMAGES
-        if is_cached and self.image_size is None:
+        is_small = height * width * channels * self.num_train <= _CACHED_BYTES
+        num_shuffled = _SHUFFLED_IMAGES
+        if is_small and self.image_size is None:
             samples = samples.cache()
+            # One more than there are, so that the cache is read to its end.
+            num_shuffled = self.num_train + 1
         seed = tf.constant([self.seed, 0])
 
         def batches_of_epoch(epoch: Tensor) -> tf.data.Dataset:
@@ -210,7 +235,7 @@ class ImageData:
                 num_shuffled,
                 seed=tf.random.stateless_uniform([], epoch_seed, None, None, tf.int64),
                 reshuffle_each_iteration=False,
-            ).take(self.steps_per_epoch * self.batch_size)
+            ).take(steps * self.batch_size)
             return self._training_batches(shuffled, epoch_seed)
 
         epochs = tf.data.Dataset.range(first_epoch, np.iinfo("int32").max)
@@ -237,7 +262,8 @@ class ImageData:
 
         def resized(position: Tensor, sample: Any) -> Any:
             draw = tf.random.experimental.stateless_fold_in(seed, position)
-            image = random_resized_crop(sample["image"], draw, self.image_shape[0])
+            image = self._decoded(sample["image"])
+            image = random_resized_crop(image, draw, self.image_shape[0])
             return sample | {"image": image}
 
         def augmented(step: Tensor, batch: Any) -> tuple[Tensor, Tensor]:
@@ -262,12 +288,16 @@ class ImageData:
             size = self.image_size
 
             def resized(sample: Any) -> Any:
-                return sample | {"image": resized_center_crop(sample["image"], size)}
+                image = self._decoded(sample["image"])
+                return sample | {"image": resized_center_crop(image, size)}
 
             samples = samples.map(resized, tf.data.AUTOTUNE)
 
         def normalized(batch: Any) -> tuple[Tensor, Tensor]:
             pixels = tf.ensure_shape(batch["image"], (None, *self.image_shape))
+            tf.debugging.assert_non_negative(
+                batch["label"], f"The {part} split of {self.name!r} has no labels."
+            )
             return self._normalized(pixels), self._one_hot(batch["label"], 0.0)
 
         batches = samples.batch(self.batch_size // self.num_shards)
@@ -281,16 +311,20 @@ class ImageData:
         one_hot = tf.one_hot(labels, self.num_classes)
         return one_hot * (1 - smoothing) + smoothing / self.num_classes
 
-    def _samples(self, part: str, shuffle_files: bool = False) -> tf.data.Dataset:
+    def _samples(self, part: str) -> tf.data.Dataset:
+        """A split's samples in a fixed order.
+
+        Images that are to be resized are files as yet: shuffled, these take less memory.
+        """
         self._prepare()
+        files = {} if self.image_size is None else {"image": tfds.decode.SkipDecoding()}
         return self._builder.as_dataset(
             split=self._split(part),
-            shuffle_files=shuffle_files,
-            decoders=tfds.decode.PartialDecoding({"image", "label"}),
-            read_config=tfds.ReadConfig(
-                shuffle_seed=self.seed, shuffle_reshuffle_each_iteration=False
-            ),
+            decoders=tfds.decode.PartialDecoding({"image", "label"}, decoders=files),
         )
+
+    def _decoded(self, file: Tensor) -> Tensor:
+        return self._builder.info.features["image"].decode_example(file)
 
     def _prepare(self) -> None:
         # What TFDS prints of a download is not true of the digits.
@@ -300,8 +334,8 @@ class ImageData:
 
     def _split(self, part: str) -> str:
         if part == "test":
-            name = _TEST_SPLITS.get(self.name, "test")
-            splits = self._builder.info.splits
+            name = _TEST_SPLITS.get(self._builder.name, "test")
+            splits = list(self._builder.info.splits)
             return (
                 "validation" if name not in splits and "validation" in splits else name
             )

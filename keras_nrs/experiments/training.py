@@ -16,6 +16,7 @@ import keras
 import numpy as np
 
 import keras_nrs
+from keras_nrs._checks import check_int
 from keras_nrs._files import whole_file
 from keras_nrs._files import write_text
 from keras_nrs.backend import data_parallel_scope
@@ -43,10 +44,10 @@ def build(recipe: Recipe, data: ImageData, seed: int) -> keras_nrs.NRSModel:
     keras.config.set_dtype_policy(recipe.dtype_policy)
     try:
         network = NETWORKS[recipe.network](data.image_shape, data.num_classes)
+        if recipe.optimizer == "sgd" and recipe.weight_decay:
+            network = with_l2(network, recipe.weight_decay)
     finally:
         keras.config.set_dtype_policy(policy)
-    if recipe.optimizer == "sgd" and recipe.weight_decay:
-        network = with_l2(network, recipe.weight_decay)
     metrics: list[keras.metrics.Metric] = [
         keras.metrics.CategoricalAccuracy("accuracy"),
         # The loss without penalties on weights.
@@ -91,18 +92,22 @@ def _optimizer(recipe: Recipe, network: keras.Model, steps: int) -> keras.Optimi
     optimizer = keras.optimizers.AdamW(
         schedule, weight_decay=recipe.weight_decay, global_clipnorm=recipe.clip_norm
     )
-    # Like the penalty: neither biases nor the scales of normalization decay.
+    # Like the penalty: neither biases, nor scales of normalization, nor embeddings.
     optimizer.exclude_from_weight_decay(
-        [v for v in network.trainable_variables if len(v.shape) < 2]
+        [v for v in network.trainable_variables if v.name != "kernel"]
     )
     return optimizer
+
+
+class RecipeError(ValueError):
+    """The network of a recipe cannot be built for its data."""
 
 
 class Training:
     """A training of a recipe with one seed.
 
     The folder gets `recipe.json`, `environment.json` (of each session), `history.csv`
-    (a row for each epoch), `tensorboard/`, `checkpoint.keras` (after each epoch),
+    (a row for each epoch), `tensorboard/`, `checkpoint-EPOCHS.keras` (after each),
     and at the end `model.keras` (the network without the wrapper) and `summary.json`.
     Each file is written as a whole or not at all.
 
@@ -115,6 +120,8 @@ class Training:
     Raises:
         TypeError, ValueError: if the folder is of another training, or the data are not
             as the recipe needs them.
+        RecipeError: by `run()`, if the network is not for the data's images.
+        FloatingPointError: by `run()`, if the loss is not finite after an epoch.
     """
 
     def __init__(
@@ -124,6 +131,7 @@ class Training:
         self._check_folder()
         self.data = ImageData(**recipe.data_settings(), seed=seed, data_dir=data_dir)
         self.steps_per_epoch = _steps_per_epoch(recipe, self.data)
+        check_int("steps_per_epoch", self.steps_per_epoch, 1, self.data.steps_per_epoch)
 
     @property
     def is_finished(self) -> bool:
@@ -142,17 +150,19 @@ class Training:
         if self.is_finished:
             summary: Row = json.loads((self.folder / "summary.json").read_text())
             return summary
-        write_text(self.folder / "recipe.json", _json(self._description))
-        self._add_environment()
         with data_parallel_scope():
-            model = build(self.recipe, self.data, self.seed)
-            model.optimizer.build(model.trainable_variables)
-            if self._checkpoint.exists():
+            try:
+                model = build(self.recipe, self.data, self.seed)
+            except (TypeError, ValueError) as error:
+                raise RecipeError(str(error)) from error
+            write_text(self.folder / "recipe.json", _json(self._description))
+            self._add_environment()
+            epoch = _last_epoch(self.folder)
+            if epoch:
                 # Not a loaded model: which variables decay is not part of the file.
                 # The optimizer's state is, and that of random generators.
-                model.load_weights(self._checkpoint)
-            steps = keras.ops.convert_to_numpy(model.optimizer.iterations)
-            epoch = int(steps) // self.steps_per_epoch
+                model.optimizer.build(model.trainable_variables)
+                model.load_weights(_checkpoint(self.folder, epoch))
             history = _read_history(self.folder / "history.csv")[:epoch]
             if epoch < self.recipe.epochs:
                 self._fit(model, epoch, history, verbose)
@@ -160,7 +170,7 @@ class Training:
                 keras_nrs.unwrap(model).save(unfinished)
         summary = self._summary(history)
         write_text(self.folder / "summary.json", _json(summary))
-        self._checkpoint.unlink(missing_ok=True)
+        _checkpoint(self.folder, self.recipe.epochs).unlink(missing_ok=True)
         return summary
 
     def _fit(
@@ -168,7 +178,7 @@ class Training:
     ) -> None:
         validation = self.data.validation()
         model.fit(
-            self.data.train(first_epoch=epoch),
+            self.data.train(epoch, self.steps_per_epoch),
             initial_epoch=epoch,
             epochs=self.recipe.epochs,
             steps_per_epoch=self.steps_per_epoch,
@@ -180,7 +190,6 @@ class Training:
                 keras.callbacks.TensorBoard(
                     str(self.folder / "tensorboard"), write_graph=False
                 ),
-                keras.callbacks.TerminateOnNaN(),
             ],
         )
 
@@ -217,10 +226,6 @@ class Training:
             "last_layer_eigenvalue_converged": exact.converged,
             "last_layer_kfra_eigenvalue": float(kfra.eigenvalue),
         }
-
-    @property
-    def _checkpoint(self) -> Path:
-        return self.folder / "checkpoint.keras"
 
     @property
     def _description(self) -> Row:
@@ -278,9 +283,28 @@ class _SaveEpoch(keras.callbacks.Callback):  # type: ignore[misc]
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         seconds = self._end - self._start
         logged = {name: float(value) for name, value in (logs or {}).items()}
+        if not math.isfinite(logged["loss"]):
+            # The checkpoint stays that of the epoch before.
+            raise FloatingPointError(
+                f"The loss is {logged['loss']} in epoch {epoch + 1} of "
+                f"{str(self._folder)!r}. Use a lower learning_rate or clip_norm, and "
+                "another output folder."
+            )
         self._history.append({"epoch": epoch, "seconds": seconds, **logged})
         _write_history(self._folder / "history.csv", self._history)
-        self.model.save(self._folder / "checkpoint.keras")
+        self.model.save(_checkpoint(self._folder, epoch + 1))
+        _checkpoint(self._folder, epoch).unlink(missing_ok=True)
+
+
+def _checkpoint(folder: Path, epoch: int) -> Path:
+    """The file of the state after a number of epochs."""
+    return folder / f"checkpoint-{epoch}.keras"
+
+
+def _last_epoch(folder: Path) -> int:
+    """The number of epochs after which there is a checkpoint."""
+    paths = folder.glob("checkpoint-*.keras")
+    return max((int(path.stem.partition("-")[2]) for path in paths), default=0)
 
 
 def _write_history(path: Path, history: list[Row]) -> None:

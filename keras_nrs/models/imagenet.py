@@ -4,28 +4,31 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+from keras import layers
 
 from keras_nrs.models.layers import HE_FAN_IN
 from keras_nrs.models.layers import Shape
 from keras_nrs.models.layers import has_kernel
 from keras_nrs.models.layers import image_input
+from keras_nrs.models.layers import logits
 from keras_nrs.models.layers import with_config
 
 _SMALLEST_SIDE = 32
 
 
-def _network(
-    application: Callable[..., keras.Model],
-    input_shape: Shape,
-    num_classes: int,
-    initializer: keras.Initializer,
-) -> keras.Model:
+def _check(input_shape: Shape, num_classes: int) -> None:
     image_input(input_shape, num_classes)
     if min(input_shape[:2]) < _SMALLEST_SIDE:
         raise ValueError(
             f"The height and width in `input_shape` must be >= {_SMALLEST_SIDE} for "
             f"this network. Received: input_shape={input_shape!r}."
         )
+
+
+def _resnet(
+    application: Callable[..., keras.Model], input_shape: Shape, num_classes: int
+) -> keras.Model:
+    _check(input_shape, num_classes)
     model = application(
         weights=None,
         input_shape=tuple(input_shape),
@@ -37,7 +40,7 @@ def _network(
     def changes(layer: keras.Layer) -> dict[str, Any]:
         changed: dict[str, Any] = {}
         if has_kernel(layer):
-            changed["kernel_initializer"] = initializer
+            changed["kernel_initializer"] = HE_FAN_IN
         if layer is last_layer:
             # As in the other networks: logits, whatever the dtype policy.
             changed["dtype"] = "float32"
@@ -47,7 +50,7 @@ def _network(
 
 
 def imagenet_vgg16(
-    input_shape: Shape = (224, 224, 3), num_classes: int = 1000
+    input_shape: Shape = (224, 224, 3), num_classes: int = 1000, *, dropout: float = 0.5
 ) -> keras.Model:
     """VGG16 for ImageNet, without BatchNorm: 138.4 million parameters.
 
@@ -56,6 +59,7 @@ def imagenet_vgg16(
     Args:
         input_shape: Height, width and channels; sides of 32 and more.
         num_classes: Number of logits, >= 2.
+        dropout: Rate after the two dense layers of 4,096 units.
 
     Returns:
         A model of inputs `(batch, *input_shape)` and logits `(batch, num_classes)`.
@@ -66,8 +70,16 @@ def imagenet_vgg16(
     References:
         Simonyan and Zisserman (2015), https://arxiv.org/abs/1409.1556
     """
-    glorot = keras.initializers.GlorotUniform()
-    return _network(keras.applications.VGG16, input_shape, num_classes, glorot)
+    _check(input_shape, num_classes)
+    # The network of `keras.applications` has no dropout, and the paper's has.
+    convolutions = keras.applications.VGG16(
+        include_top=False, weights=None, input_shape=tuple(input_shape)
+    )
+    x = layers.Flatten(name="flatten")(convolutions.output)
+    for name in ("fc1", "fc2"):
+        x = layers.Dense(4096, "relu", name=name)(x)
+        x = layers.Dropout(dropout)(x)
+    return keras.Model(convolutions.input, logits(x, num_classes), name="vgg16")
 
 
 def imagenet_resnet50(
@@ -78,8 +90,7 @@ def imagenet_resnet50(
     References:
         He et al. (2016), https://arxiv.org/abs/1512.03385
     """
-    application = keras.applications.ResNet50
-    return _network(application, input_shape, num_classes, HE_FAN_IN)
+    return _resnet(keras.applications.ResNet50, input_shape, num_classes)
 
 
 def imagenet_resnet101(
@@ -90,5 +101,4 @@ def imagenet_resnet101(
     References:
         He et al. (2016), https://arxiv.org/abs/1512.03385
     """
-    application = keras.applications.ResNet101
-    return _network(application, input_shape, num_classes, HE_FAN_IN)
+    return _resnet(keras.applications.ResNet101, input_shape, num_classes)

@@ -17,6 +17,9 @@ HE_FAN_IN = keras.initializers.VarianceScaling(2.0, "fan_in", "untruncated_norma
 # Their equation 14, of gradients: what the code of later residual networks uses.
 HE_FAN_OUT = keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
 
+# Arguments of Keras's layers.
+_PENALTIES = {f"{name}_regularizer" for name in ("kernel", "depthwise", "pointwise")}
+
 
 def image_input(
     input_shape: Shape, num_classes: int, multiple_of: int = 1, name: str = "images"
@@ -90,7 +93,8 @@ def with_l2(model: keras.Model, weight_decay: float) -> keras.Model:
         A model of the same layers with new weights, initialized alike.
 
     Raises:
-        TypeError, ValueError: if `weight_decay` is not a number >= 0.
+        TypeError, ValueError: if `weight_decay` is not a number >= 0, or a layer of the
+            model is a model.
 
     Example:
         >>> import keras
@@ -102,7 +106,12 @@ def with_l2(model: keras.Model, weight_decay: float) -> keras.Model:
     penalty = keras.regularizers.L2(check_nonnegative("weight_decay", weight_decay) / 2)
 
     def changes(layer: keras.Layer) -> dict[str, Any]:
-        return {"kernel_regularizer": penalty} if has_kernel(layer) else {}
+        if isinstance(layer, keras.Model):
+            raise ValueError(
+                "`model` must not have models among its layers. Received: a model with "
+                f"{layer.name!r}. Build both from the same inputs."
+            )
+        return dict.fromkeys(_PENALTIES & layer.get_config().keys(), penalty)
 
     return with_config(model, changes)
 

@@ -79,6 +79,13 @@ def test_batches_depend_on_seed_epoch_and_step_alone(
     assert not np.array_equal(batches(other.train(), 1)[0][0], all_epochs[0][0])
 
 
+def test_shorter_epochs_begin_where_longer_ones_do(data_dir: str) -> None:
+    data = digits(data_dir)
+    whole, short = batches(data.train(), 20), batches(data.train(0, 3), 6)
+    for expected, found in zip([*whole[:3], *whole[10:13]], short, strict=True):
+        np.testing.assert_array_equal(found[0], expected[0])
+
+
 @pytest.mark.parametrize("image_size", [None, 12])
 def test_processes_share_the_batches_of_one(
     data_dir: str, image_size: int | None
@@ -153,6 +160,7 @@ def test_the_papers_sets_load(
         ({"label_smoothing": 1.0}, "`label_smoothing`.*1.0"),
         ({"validation_percent": 95}, "`validation_percent`.*95"),
         ({"num_shards": 2, "shard_index": 2}, "`shard_index`.*2"),
+        ({"num_shards": 2, "augmentation": "heavy"}, "mixes.*num_shards=2"),
     ],
 )
 def test_bad_arguments_are_named(

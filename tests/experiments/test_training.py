@@ -22,7 +22,7 @@ from keras_nrs.experiments.recipes import Recipe
 from keras_nrs.experiments.recipes import with_settings
 from keras_nrs.experiments.training import Training
 
-# A network with BatchNorm and dropout, whose recipe trains for 3 epochs of 10 steps.
+# A network with BatchNorm and dropout, whose recipe trains for 3 epochs of 7 steps.
 SCRIPT = """
 import os, sys, keras
 from pathlib import Path
@@ -38,7 +38,7 @@ recipes.NETWORKS["small"] = small
 recipe = recipes.Recipe(
     network="small", dataset="digits", augmentation="basic", batch_size=100, epochs=3,
     perturbation="relative", eps=0.3, validation_percent=0, learning_rate=0.05,
-    optimizer=sys.argv[4])
+    optimizer=sys.argv[4], steps_per_epoch=7)
 folder, data_dir, killed = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "kill"
 
 def on_train_batch_end(self, batch, logs=None):
@@ -130,6 +130,33 @@ def test_summary_has_the_last_layers_eigenvalues(tmp_path: Path, data_dir: str) 
     assert accuracy == pytest.approx(summary["test_accuracy"], abs=1e-6)
 
 
+def test_a_training_that_diverges_is_not_finished(
+    tmp_path: Path, data_dir: str
+) -> None:
+    recipe = digits_recipe(learning_rate=1e30, epochs=3, clip_norm=None)
+    for _ in range(2):
+        with pytest.raises(FloatingPointError, match=r"epoch .* lower learning_rate"):
+            Training(recipe, 0, tmp_path, data_dir).run(verbose=0)
+    assert not (tmp_path / "summary.json").exists()
+
+
+def test_a_network_that_does_not_fit_the_images_leaves_no_files(
+    tmp_path: Path, data_dir: str
+) -> None:
+    recipe = digits_recipe(network="imagenet_resnet50")
+    with pytest.raises(training.RecipeError, match=">= 32"):
+        Training(recipe, 0, tmp_path, data_dir).run(verbose=0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_float16_has_a_loss_scale_with_both_optimizers(data_dir: str) -> None:
+    for optimizer in ("sgd", "adam"):
+        recipe = digits_recipe(optimizer=optimizer, dtype_policy="mixed_float16")
+        model = built(recipe, data_dir)
+        assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+    assert keras.config.dtype_policy().name == "float32"
+
+
 def built(recipe: Recipe, data_dir: str) -> keras_nrs.NRSModel:
     data = ImageData(**recipe.data_settings(), data_dir=data_dir)
     return training.build(recipe, data, seed=0)
@@ -149,9 +176,15 @@ def test_sgd_has_coupled_decay_and_a_cosine_to_zero(data_dir: str) -> None:
     assert float(schedule(6)) == pytest.approx(0, abs=1e-8)
 
 
-def test_adam_decays_kernels_alone(data_dir: str) -> None:
+@pytest.mark.parametrize("network", ["wide_resnet_10_1", "vit_ti"])
+def test_adam_decays_kernels_alone(data_dir: str, network: str) -> None:
     recipe = digits_recipe(
-        optimizer="adam", learning_rate=0.1, weight_decay=0.5, epochs=4, warmup_epochs=1
+        network=network,
+        optimizer="adam",
+        learning_rate=0.1,
+        weight_decay=0.5,
+        epochs=4,
+        warmup_epochs=1,
     )
     model = built(recipe, data_dir)
     assert not model.base_model.losses

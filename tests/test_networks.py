@@ -133,7 +133,8 @@ def take_a_step(model: keras.Model) -> None:
     wrapped = keras_nrs.wrap(model, 0.1, perturbation="relative", seed=0)
     logs = wrapped.train_on_batch(x, y, return_dict=True)
     assert np.isfinite(logs["loss"])
-    assert logs["model_divergence"] >= 0
+    # Up to rounding: that of logits which are nearly equal.
+    assert logs["model_divergence"] >= -1e-6
     after = [keras.ops.convert_to_numpy(v) for v in model.trainable_variables]
     assert any(not np.array_equal(a, b) for a, b in zip(before, after, strict=True))
 

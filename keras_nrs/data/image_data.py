@@ -117,8 +117,8 @@ class ImageData:
             )
         if self.num_shards > 1 and AUGMENTATIONS[self.augmentation].mixes:
             raise ValueError(
-                f"augmentation={self.augmentation!r} mixes the samples of a batch, which "
-                f"must not be split. Received: num_shards={self.num_shards}. Pass 1."
+                f"augmentation={self.augmentation!r} mixes the samples of a batch, and "
+                f"needs all of it. Received: num_shards={self.num_shards}. Pass 1."
             )
         cuts_out = AUGMENTATIONS[self.augmentation].cuts_out
         if cuts_out and min(self.image_shape[:2]) <= CUTOUT_SIZE:
@@ -191,7 +191,10 @@ class ImageData:
             return np.array(published_mean, "f4"), np.array(published_std, "f4")
         count, total, squares = 0, np.zeros(()), np.zeros(())
         for sample in tfds.as_numpy(self._samples("train")):
-            pixels = sample["image"] / 255.0
+            image = sample["image"]
+            if isinstance(image, bytes):
+                image = self._decoded(image).numpy()
+            pixels = image / 255.0
             count += pixels.shape[0] * pixels.shape[1]
             total = total + pixels.sum((0, 1))
             squares = squares + (pixels**2).sum((0, 1))
@@ -226,6 +229,7 @@ class ImageData:
             # One more than there are, so that the cache is read to its end.
             num_shuffled = self.num_train + 1
         seed = tf.constant([self.seed, 0])
+        _ = self.moments  # Computed now: below, it would be part of a graph.
 
         def batches_of_epoch(epoch: Tensor) -> tf.data.Dataset:
             # Of this function's graph, so that the program's seed has no part in it.
@@ -284,6 +288,7 @@ class ImageData:
 
     def _evaluated(self, part: str) -> tf.data.Dataset:
         samples = self._samples(part)
+        _ = self.moments
         if self.image_size is not None:
             size = self.image_size
 
@@ -314,7 +319,7 @@ class ImageData:
     def _samples(self, part: str) -> tf.data.Dataset:
         """A split's samples in a fixed order.
 
-        Images that are to be resized are files as yet: shuffled, these take less memory.
+        Images that are to be resized are files as yet, which take less memory.
         """
         self._prepare()
         files = {} if self.image_size is None else {"image": tfds.decode.SkipDecoding()}

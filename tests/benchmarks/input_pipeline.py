@@ -58,9 +58,9 @@ def main() -> None:
             show(f"pipeline, {augmentation}", rate)
         layers = images_per_second(with_keras_layers(), NUM_IMAGES // BATCH)
         show("pipeline, basic by Keras's layers", layers)
+    x, y = networks.data(models.resnet18(), STEP_BATCH * STEPS)
     for variant in ("plain Keras", "NRS"):
         model = networks.trained(models.resnet18, variant)
-        x, y = networks.data(model, STEP_BATCH * STEPS)
         run = timing.epoch(model, x, y, STEP_BATCH)
         run()
         times = np.array([run() for _ in range(RUNS)])

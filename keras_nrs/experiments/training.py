@@ -170,7 +170,7 @@ class Training:
                 keras_nrs.unwrap(model).save(unfinished)
         summary = self._summary(history)
         write_text(self.folder / "summary.json", _json(summary))
-        _checkpoint(self.folder, self.recipe.epochs).unlink(missing_ok=True)
+        _remove_checkpoints(self.folder, before=self.recipe.epochs + 1)
         return summary
 
     def _fit(
@@ -293,7 +293,7 @@ class _SaveEpoch(keras.callbacks.Callback):  # type: ignore[misc]
         self._history.append({"epoch": epoch, "seconds": seconds, **logged})
         _write_history(self._folder / "history.csv", self._history)
         self.model.save(_checkpoint(self._folder, epoch + 1))
-        _checkpoint(self._folder, epoch).unlink(missing_ok=True)
+        _remove_checkpoints(self._folder, before=epoch + 1)
 
 
 def _checkpoint(folder: Path, epoch: int) -> Path:
@@ -301,10 +301,21 @@ def _checkpoint(folder: Path, epoch: int) -> Path:
     return folder / f"checkpoint-{epoch}.keras"
 
 
+def _epochs_of_checkpoints(folder: Path) -> list[int]:
+    paths = folder.glob("checkpoint-*.keras")
+    return [int(path.stem.partition("-")[2]) for path in paths]
+
+
 def _last_epoch(folder: Path) -> int:
     """The number of epochs after which there is a checkpoint."""
-    paths = folder.glob("checkpoint-*.keras")
-    return max((int(path.stem.partition("-")[2]) for path in paths), default=0)
+    return max(_epochs_of_checkpoints(folder), default=0)
+
+
+def _remove_checkpoints(folder: Path, before: int) -> None:
+    """Those of fewer epochs: more than one, if a stop left some."""
+    for epoch in _epochs_of_checkpoints(folder):
+        if epoch < before:
+            _checkpoint(folder, epoch).unlink(missing_ok=True)
 
 
 def _write_history(path: Path, history: list[Row]) -> None:

@@ -78,6 +78,8 @@ def test_a_killed_training_goes_on_to_the_same_weights(
     assert result.returncode == -signal.SIGKILL, result.stderr
     assert not (killed / "summary.json").exists()
     assert len(rows(killed)) == 1
+    # As if an earlier stop had come between a new checkpoint and the old one's removal.
+    (killed / "checkpoint-0.keras").write_bytes(b"old")
     result = run_script(str(killed), data_dir, "run", optimizer)
     assert result.returncode == 0, result.stderr
     assert "Epoch 2/3" in result.stdout
@@ -97,6 +99,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(
     assert len(json.loads((killed / "environment.json").read_text())) == 2
     # Nothing half-written, and no second training of what is finished.
     assert not list(killed.glob(".unfinished*"))
+    assert not list(killed.glob("checkpoint*"))
     before = (killed / "model.keras").stat().st_mtime_ns
     assert run_script(str(killed), data_dir, "run", optimizer).returncode == 0
     assert (killed / "model.keras").stat().st_mtime_ns == before

@@ -227,6 +227,8 @@ def test_l2_is_for_attention_and_not_for_models_in_models() -> None:
         (partial(models.resnet18, (32, 32)), r"`input_shape`.*\(32, 32\)"),
         (partial(models.vit, (30, 32, 3)), "multiples of 4"),
         (partial(models.vit, size="l"), "`size` must be one of"),
+        (partial(models.vit, size=(48, 5)), "`size` must be one of"),
+        (partial(models.vit, size=(48.0, 3)), "`size` must be one of"),
         (partial(models.wide_resnet, depth=20), "`depth`.*depth=20"),
         (partial(models.pyramidnet, depth=100), "`depth`.*depth=100"),
         (partial(models.vgg16, num_classes=1), "`num_classes`.*num_classes=1"),

@@ -243,10 +243,18 @@ def base_model(model: keras.Model) -> keras.Model:
     return model
 
 
-def reset(model: keras.Model, seed: int) -> None:
-    """Take a model back to its first step, without compiling it again."""
+def reset(
+    model: keras.Model, seed: int, weights: Sequence[Array] | None = None
+) -> None:
+    """Take a model back to its first step, without compiling it again.
+
+    Args:
+        model: Compiled, wrapped or not.
+        seed: Of the perturbations and, without `weights`, of `initial_weights`.
+        weights: Initial weights.
+    """
     base = base_model(model)
-    base.set_weights(initial_weights(base, seed))
+    base.set_weights(initial_weights(base, seed) if weights is None else weights)
     for variable in model.optimizer.variables:
         variable.assign(keras.ops.zeros(variable.shape, variable.dtype))
     if isinstance(model, keras_nrs.NRSModel):

@@ -1,5 +1,6 @@
 """Vision transformers."""
 
+import operator
 from typing import Any
 from typing import NamedTuple
 
@@ -52,6 +53,23 @@ class ClassTokenAndPositions(layers.Layer):  # type: ignore[misc]
         return batch, length + 1, hidden
 
 
+def _size(size: Any) -> _Size:
+    if isinstance(size, str):
+        return SIZES[check_choice("size", size, SIZES)]
+    try:
+        hidden, heads = map(operator.index, size)
+        is_allowed = 1 <= heads <= hidden and hidden % heads == 0
+    except (TypeError, ValueError):
+        is_allowed = False
+    if not is_allowed:
+        raise ValueError(
+            f"`size` must be one of {', '.join(map(repr, SIZES))} or a pair (hidden "
+            "units, heads), the first a multiple of the second, such as (48, 3). "
+            f"Received: size={size!r}."
+        )
+    return _Size(hidden, heads)
+
+
 def _normalized(x: Tensor) -> Tensor:
     return layers.LayerNormalization(epsilon=1e-6)(x)
 
@@ -83,7 +101,7 @@ def vit(
     input_shape: Shape = (32, 32, 3),
     num_classes: int = 10,
     *,
-    size: str = "ti",
+    size: str | tuple[int, int] = "ti",
     patch_size: int = 4,
     depth: int = 12,
     dropout: float = 0.0,
@@ -93,8 +111,9 @@ def vit(
     Args:
         input_shape: Height, width and channels; sides are multiples of `patch_size`.
         num_classes: Number of logits, >= 2.
-        size: `"ti"` (192 hidden units, 3 heads), `"s"` (384, 6) or `"b"` (768, 12).
-            The two dense layers of a block have 4 times the hidden units between them.
+        size: `"ti"` (192 hidden units, 3 heads), `"s"` (384, 6) or `"b"` (768, 12), or
+            two such numbers, the first a multiple of the second. The two dense layers
+            of a block have 4 times the hidden units between them.
         patch_size: Side of the square patches, in pixels.
         depth: Number of blocks, >= 1.
         dropout: Rate after each dense layer of a block and in the attention.
@@ -108,7 +127,7 @@ def vit(
     References:
         Dosovitskiy et al. (2021), https://arxiv.org/abs/2010.11929
     """
-    hidden, heads = SIZES[check_choice("size", size, SIZES)]
+    hidden, heads = _size(size)
     check_int("patch_size", patch_size, minimum=1)
     check_int("depth", depth, minimum=1)
     inputs = image_input(input_shape, num_classes, multiple_of=patch_size)
@@ -123,4 +142,5 @@ def vit(
         x = layers.add([x, _mlp(_normalized(x), dropout)])
     class_token = _normalized(x)[:, 0]
     outputs = logits(class_token, num_classes, kernel_initializer="zeros")
-    return keras.Model(inputs, outputs, name=f"vit_{size}_{patch_size}")
+    name = size if isinstance(size, str) else f"{hidden}_{heads}"
+    return keras.Model(inputs, outputs, name=f"vit_{name}_{patch_size}")

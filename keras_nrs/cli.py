@@ -10,7 +10,7 @@ from typing import Annotated
 from typing import Any
 
 _EXTRAS = ("typer", "sklearn", "scipy", "matplotlib")
-_EXPERIMENTS = ("tensorflow", "tensorflow_datasets")
+_EXPERIMENTS = ("tensorflow", "tensorflow_datasets", "pandas")
 
 
 def build_app() -> Any:
@@ -95,6 +95,18 @@ def build_app() -> Any:
     ) -> None:
         """Train a cell of the paper's tables, once for each of its seeds."""
         run_train(recipe, settings or [], output=output, data_dir=data_dir)
+
+    @app.command()
+    def report(
+        runs: Annotated[
+            list[Path], typer.Argument(help="Folders of runs, and CSV files of runs.")
+        ],
+        output: Annotated[
+            Path, typer.Option(help="Folder of the report; an old one is replaced.")
+        ] = Path("report"),
+    ) -> None:
+        """Put runs into the paper's tables, with its numbers, tests and costs."""
+        run_report(runs, output=output)
 
     return app
 
@@ -207,6 +219,27 @@ def run_train(
             raise typer.Exit(1) from error
         metrics = [f"{k} {v:.4f}" for k, v in summary.items() if k.startswith("test_")]
         typer.echo(f"{training.folder}: {', '.join(metrics)}")
+
+
+def run_report(paths: list[Path], *, output: Path) -> None:
+    """Write a report of runs, and print its tables as Markdown.
+
+    Raises:
+        ModuleNotFoundError: if an extra is not installed.
+        typer.BadParameter: if an argument is not as described.
+    """
+    import typer
+
+    from keras_nrs.experiments import report
+    from keras_nrs.experiments import results
+
+    try:
+        runs = results.read_runs(paths)
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(str(error)) from error
+    for table in report.write_report(runs, output):
+        typer.echo(report.to_markdown(table))
+    typer.echo(f"Written: {output / 'report.md'} and {output / 'report.html'}")
 
 
 def main() -> None:

@@ -77,7 +77,7 @@ class Task:
         x_test, x, y_test, y = _split(
             _data(self.data), self.test_samples, TEST_SPLIT_SEED
         )
-        if x.ndim == 2:  # noqa: PLR2004
+        if x.ndim == 2:
             # A table: columns of mean 0 and deviation 1, outside the test samples.
             mean, deviation = x.mean(axis=0), x.std(axis=0)
             x, x_test = (x - mean) / deviation, (x_test - mean) / deviation
@@ -142,12 +142,16 @@ def _data(name: str) -> Samples:
 
 def _cnn(input_shape: tuple[int, ...], num_classes: int) -> keras.Model:
     """Three convolutions of 16, 32 and 32 channels, in one dimension or two."""
-    is_image = len(input_shape) == 3  # noqa: PLR2004
+    is_image = len(input_shape) == 3
     convolution = layers.Conv2D if is_image else layers.Conv1D
     pooling = layers.MaxPooling2D if is_image else layers.MaxPooling1D
     blocks = [
         convolution(
-            filters, 3, padding="same", activation="relu", kernel_initializer="he_normal"
+            filters,
+            3,
+            padding="same",
+            activation="relu",
+            kernel_initializer="he_normal",
         )
         for filters in (16, 32, 32)
     ]

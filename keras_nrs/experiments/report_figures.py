@@ -1,0 +1,127 @@
+"""Figures of finished runs: curves as in Figure 2 of the paper, and differences."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from keras_nrs._files import whole_file
+from keras_nrs.experiments.report import BASELINE
+from keras_nrs.experiments.report import paired_differences
+from keras_nrs.experiments.results import CELL
+
+_COLUMNS = 4
+
+
+def draw(runs: pd.DataFrame, folder: Path) -> list[str]:
+    """Draw what the runs have something for.
+
+    Args:
+        runs: As from `read_runs()`.
+        folder: Where PNG files go, each written as a whole.
+
+    Returns:
+        The files' names.
+    """
+    figures = {"curves.png": _curves(runs), "differences.png": _all_differences(runs)}
+    drawn = {name: figure for name, figure in figures.items() if figure is not None}
+    for name, figure in drawn.items():
+        with whole_file(folder / name) as unfinished:
+            figure.savefig(unfinished, format="png")
+    return list(drawn)
+
+
+def _panels(
+    data: pd.DataFrame,
+    height: float,
+    draw_panel: Callable[[Any, pd.DataFrame], None],
+    **options: Any,
+) -> tuple[Figure, Any]:
+    """A panel for each cell, with its name above."""
+    cells = list(data.groupby(CELL, sort=False))
+    columns = min(_COLUMNS, len(cells))
+    rows = -(-len(cells) // columns)
+    figure = Figure(
+        figsize=(3.4 * columns + 1.6, height * rows + 0.6),
+        dpi=110,
+        layout="constrained",
+    )
+    panels = figure.subplots(rows, columns, squeeze=False, **options)
+    for axes, (cell, of_cell) in zip(panels.flat, cells, strict=False):
+        draw_panel(axes, of_cell)
+        axes.set_title(", ".join(map(str, cell)), fontsize=9)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in panels.flat[len(cells) :]:
+        axes.set_visible(False)
+    return figure, panels
+
+
+def _curves(runs: pd.DataFrame) -> Figure | None:
+    """Accuracy after each epoch, as in Figure 2: mean and deviation over seeds.
+
+    The dashed line is where the baseline ends.
+    """
+    histories = []
+    for row in runs[[*CELL, "arm", "folder"]].to_dict("records"):
+        path = Path(row["folder"]) / "history.csv"
+        if path.exists():
+            history = pd.read_csv(path)[["epoch", "val_accuracy"]]
+            histories.append(history.assign(**row))
+    if not histories:
+        return None
+
+    def draw_panel(axes: Any, cell: pd.DataFrame) -> None:
+        for arm, of_arm in cell.groupby("arm", sort=False):
+            by_epoch = 100 * of_arm.groupby("epoch")["val_accuracy"].agg(
+                ["mean", "std"]
+            )
+            epochs, mean = by_epoch.index + 1, by_epoch["mean"]
+            spread = by_epoch["std"].fillna(0)
+            (line,) = axes.plot(epochs, mean, label=arm, linewidth=1.2)
+            axes.fill_between(
+                epochs, mean - spread, mean + spread, color=line.get_color(), alpha=0.15
+            )
+            if arm == BASELINE:
+                axes.axhline(
+                    mean.iloc[-1], color="black", linestyle="--", linewidth=0.8
+                )
+        axes.set_xlabel("epoch")
+        axes.legend(fontsize=7, frameon=False)
+
+    figure, panels = _panels(pd.concat(histories), 2.8, draw_panel)
+    for axes in panels[:, 0]:
+        axes.set_ylabel("accuracy after each epoch (%)")
+    return figure
+
+
+def _all_differences(runs: pd.DataFrame) -> Figure | None:
+    """Differences in accuracy to the baseline, with 95 % intervals."""
+    differences = paired_differences(runs, "test_accuracy")
+    if differences.empty:
+        return None
+    arms = list(dict.fromkeys(differences["arm"]))
+
+    def draw_panel(axes: Any, cell: pd.DataFrame) -> None:
+        rows = [arms.index(arm) for arm in cell["arm"]]
+        axes.axvline(0, color="0.6", linewidth=1)
+        axes.errorbar(
+            100 * cell["mean"],
+            rows,
+            xerr=100 * np.nan_to_num(cell["width"]),
+            fmt="o",
+            markersize=4,
+            color="#0072B2",
+            elinewidth=1,
+        )
+        axes.grid(axis="x", color="0.9")
+        axes.set_axisbelow(True)
+
+    height = 0.22 * len(arms) + 0.7
+    figure, panels = _panels(differences, height, draw_panel, sharey=True)
+    panels[0, 0].set_yticks(range(len(arms)), arms, fontsize=8)
+    panels[0, 0].set_ylim(len(arms) - 0.5, -0.5)
+    figure.supxlabel("test accuracy - that of the baseline (points), 95 % interval")
+    return figure

@@ -1,0 +1,141 @@
+"""Finished runs as a table: a row for each, of folders and of files of runs."""
+
+import csv
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from keras_nrs.experiments.recipes import Recipe
+
+# What names a cell of a table; an arm is what the cell compares.
+CELL = ["dataset", "network", "augmentation"]
+_NOT_SETTINGS = {*CELL, "scheme", "seeds", "flatness", "validation_percent"}
+_UNUSED_SETTINGS = {
+    "baseline": {"eps", "alpha", "perturbation", "interval", "normalize"},
+    "rpr": {"alpha"},
+}
+SCHEME_LABELS = {"baseline": "baseline", "rpr": "RPR", "nrs": "NRS"}
+
+
+def read_runs(paths: Iterable[Path]) -> pd.DataFrame:
+    """A row for each finished run.
+
+    Args:
+        paths: Folders, in which runs of `keras-nrs train` and CSV files of runs are
+            looked for at any depth, and CSV files. A file of runs has at least the
+            columns `CELL`, `arm`, `seed` and `test_accuracy`; other CSV files in the
+            folders, and rows without a test accuracy, are left out.
+
+    Returns:
+        Columns `CELL`, `arm`, `seed`, the recipe's values where there is a recipe,
+        measurements, and `folder`.
+
+    Raises:
+        FileNotFoundError: if a path does not exist.
+        ValueError: if a file is not of runs, no finished run is found, or runs of
+            different folders have the same arm and seed.
+    """
+    rows: list[dict[str, Any]] = []
+    for path in paths:
+        if not path.exists():
+            raise FileNotFoundError(
+                f"`runs` must be folders or CSV files. Received: {str(path)!r}, which "
+                "does not exist."
+            )
+        rows += _rows_of_folder(path) if path.is_dir() else _rows_of_file(path)
+    if not rows:
+        raise ValueError(
+            "`runs` must hold finished runs: a folder of keras-nrs train, or a CSV "
+            f"file with the columns {', '.join(_REQUIRED)}. Received: "
+            f"{', '.join(map(str, paths))}, with none that was tested."
+        )
+    runs = pd.DataFrame(rows)
+    runs["arm"] = _arms(runs)
+    _check_unique(runs)
+    return _sorted(runs)
+
+
+_REQUIRED = [*CELL, "arm", "seed", "test_accuracy"]
+
+
+def _rows_of_folder(folder: Path) -> list[dict[str, Any]]:
+    rows = []
+    for summary in sorted(folder.rglob("summary.json")):
+        values = json.loads(summary.read_text(encoding="utf-8"))
+        # Trials of a sweep are not tested.
+        if "test_accuracy" in values:
+            recipe = json.loads((summary.parent / "recipe.json").read_text("utf-8"))
+            rows.append(recipe | values | {"folder": str(summary.parent)})
+    for path in sorted(folder.rglob("*.csv")):
+        with path.open(newline="", encoding="utf-8") as file:
+            header = next(csv.reader(file), [])
+        if set(_REQUIRED) <= set(header):
+            rows += _rows_of_file(path)
+    return rows
+
+
+def _rows_of_file(path: Path) -> list[dict[str, Any]]:
+    runs = pd.read_csv(path)
+    missing = [name for name in _REQUIRED if name not in runs]
+    if missing:
+        raise ValueError(
+            f"A file of runs must have the columns {', '.join(_REQUIRED)}. Received: "
+            f"{str(path)!r}, without {', '.join(missing)}."
+        )
+    tested = runs[runs["test_accuracy"].notna()]
+    return [
+        {name: value for name, value in row.items() if pd.notna(value)}
+        | {"folder": str(path)}
+        for row in tested.to_dict("records")
+    ]
+
+
+def _arms(runs: pd.DataFrame) -> pd.Series:
+    """Of recipes, the scheme and what differs between runs of it in a cell."""
+    arms = runs["arm"].copy() if "arm" in runs else pd.Series(pd.NA, runs.index)
+    if "scheme" not in runs:
+        return arms
+    of_recipes = runs[arms.isna()]
+    names = [field.name for field in fields(Recipe) if field.name in runs]
+    for (*_, scheme), cell in of_recipes.groupby([*CELL, "scheme"]):
+        unused = _NOT_SETTINGS | _UNUSED_SETTINGS.get(str(scheme), set())
+        settings = [name for name in names if name not in unused]
+        varied = [s for s in settings if cell[s].astype(str).nunique() > 1]
+        for index, row in cell.iterrows():
+            label = [f"{name}={row[name]}" for name in varied]
+            arms[index] = ", ".join([SCHEME_LABELS[str(scheme)], *label])
+    return arms
+
+
+def _sorted(runs: pd.DataFrame) -> pd.DataFrame:
+    """By cell, "digits-50" before "digits-100"; the baseline first, then RPR."""
+
+    def key(column: pd.Series) -> pd.Series:
+        if column.name == "arm":
+            schemes = list(SCHEME_LABELS.values())
+            labels = column.str.partition(",")[0]
+            return labels.map(
+                lambda label: schemes.index(label) if label in schemes else len(schemes)
+            )
+        return column.map(lambda text: re.sub(r"\d+", lambda n: n[0].zfill(9), text))
+
+    by = [*CELL, "arm"]
+    return runs.sort_values(by, key=key, kind="stable").reset_index(drop=True)
+
+
+def _check_unique(runs: pd.DataFrame) -> None:
+    key = [*CELL, "arm", "seed"]
+    repeated = runs[runs.duplicated(key, keep=False)]
+    if len(repeated):
+        first = repeated.iloc[0]
+        same = repeated[(repeated[key] == first[key]).all(axis=1)]
+        raise ValueError(
+            "`runs` must not hold a run twice. Received: "
+            f"{', '.join(f'{name}={first[name]}' for name in key)} in "
+            f"{' and '.join(same['folder'])}. Leave one out."
+        )

@@ -15,8 +15,8 @@ Tasks that are held out also test two rules, whose settings were best on average
 the validation samples of the others: a fixed relative eps, and an eps that follows a
 target for the divergence.
 
-Each task has a file of runs, to which a run is added when it is finished. The same
-command goes on where it was stopped.
+Each task has a file in the folder `runs`, to which a run is added when it is finished.
+The same command goes on where it was stopped, and writes the report of all runs.
 """
 
 import csv
@@ -41,6 +41,8 @@ import keras_nrs
 from keras_nrs import flatness
 from keras_nrs._files import whole_file
 from keras_nrs.experiments import demo
+from keras_nrs.experiments.report import write_report
+from keras_nrs.experiments.results import read_runs
 from keras_nrs.experiments.study_tasks import TASKS
 from keras_nrs.experiments.study_tasks import Array
 from keras_nrs.experiments.study_tasks import Samples
@@ -428,22 +430,23 @@ def best_on_average(folder: Path, arm: str) -> Settings:
 
 
 def main(folder: Path, processes: int = 2) -> None:
-    """Do all runs, in several processes."""
+    """Do the runs that are missing, in several processes, and write the report."""
     start = time.perf_counter()
-    folder.mkdir(parents=True, exist_ok=True)
+    runs = folder / "runs"
     with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
         rules: dict[str, Settings] = {}
         for held_out in (False, True):
             tasks = [task for task in TASKS if task.is_held_out == held_out]
             # The longest first.
             tasks.sort(key=lambda task: task.network != "vit")
-            run = partial(run_task, folder=folder, rules=rules)
+            run = partial(run_task, folder=runs, rules=rules)
             for name in pool.map(run, tasks):
                 minutes = (time.perf_counter() - start) / 60
                 print(f"{name}: finished after {minutes:.1f} minutes", flush=True)
             if not held_out:
-                rules = {r: best_on_average(folder, arm) for r, arm in RULES.items()}
+                rules = {r: best_on_average(runs, arm) for r, arm in RULES.items()}
                 print(f"Rules: {rules}", flush=True)
+    write_report(read_runs([runs]), folder)
 
 
 if __name__ == "__main__":

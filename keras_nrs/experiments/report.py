@@ -26,9 +26,16 @@ _MEASURES = (
     ("test_cross_entropy", "test loss (nats)", 3),
     ("test_calibration_error", "calibration error (%)", 2),
     ("model_divergence", "model divergence (nats)", 4),
-    ("last_layer_eigenvalue", "λmax, last layer", 2),
-    ("eigenvalue", "λmax, all weights", 2),
 )
+_HEADINGS = {
+    "last_layer_eigenvalue": "last layer",
+    "last_layer_kfra_eigenvalue": "last layer, KFRA",
+    "eigenvalue": "all weights",
+}
+_OVERALL = {
+    "test_accuracy": ("test accuracy (points)", 100, 2),
+    "test_cross_entropy": ("test loss (nats)", 1, 3),
+}
 _PERCENT = ("test_accuracy", "test_top_5_accuracy", "test_calibration_error")
 
 
@@ -60,7 +67,7 @@ def tables(runs: pd.DataFrame) -> list[Table]:
         _imagenet(runs[runs["dataset"] == IMAGENET]),
         _eigenvalues(runs),
         _differences(runs),
-        _overall(runs),
+        *(_overall(runs, measure) for measure in _OVERALL),
         _measures(runs),
         _costs(runs),
     ]
@@ -262,21 +269,30 @@ def _imagenet(runs: pd.DataFrame) -> Table:
 def _eigenvalues(runs: pd.DataFrame) -> Table:
     """Table 3: exact, and by the paper's estimator where it was measured."""
     title = (
-        "Table 3. Largest eigenvalue of the last layer's Hessian [the paper's]; ratio "
-        "to the baseline of the same seed: geometric mean, 95 % interval"
+        "Table 3. Largest eigenvalue of the last layer's Hessian [the paper's] and of "
+        "the whole one; ratio to the baseline of the same seed: geometric mean, 95 % "
+        "interval"
     )
-    if "last_layer_eigenvalue" not in runs:
-        return Table("table3", title, pd.DataFrame())
-    measured = runs[runs["last_layer_eigenvalue"].notna()]
-    ratios = paired_differences(measured, "last_layer_eigenvalue", log=True)
+    names = ("last_layer_eigenvalue", "last_layer_kfra_eigenvalue", "eigenvalue")
+    present = [name for name in names if name in runs]
+    measured = runs.dropna(subset=present, how="all") if present else runs[:0]
+    ratios = {
+        name: paired_differences(measured, name, log=True)
+        for name in present
+        if "kfra" not in name
+    }
 
     def row(cell: tuple[str, ...], found: pd.DataFrame) -> dict[str, Any]:
-        exact = _mean_and_spread(found["last_layer_eigenvalue"], 2)
-        values = {"λmax": exact}
-        if "last_layer_kfra_eigenvalue" in runs:
-            kfra = _mean_and_spread(found["last_layer_kfra_eigenvalue"], 2)
-            values["λmax, KFRA"] = _beside(kfra, published.EIGENVALUE, cell)
-        return values | {"ratio": _ratio(ratios, cell)}
+        values = {}
+        for name in present:
+            text = _mean_and_spread(found[name], 2)
+            if name in ratios:
+                values[_HEADINGS[name]] = text
+                values[f"ratio, {_HEADINGS[name]}"] = _ratio(ratios[name], cell)
+            else:
+                text = _beside(text, published.EIGENVALUE, cell)
+                values[_HEADINGS[name]] = text
+        return values
 
     return Table("table3", title, _by_cell(measured, row))
 
@@ -340,39 +356,42 @@ def _p(value: float) -> str:
     return f"{value:.3f}" if value >= 0.001 else "< 0.001"
 
 
-def _overall(runs: pd.DataFrame) -> Table:
+def _overall(runs: pd.DataFrame, measure: str) -> Table:
     """The mean over cells of each arm's differences to the baseline."""
-    found = paired_differences(runs, "test_accuracy")
+    what, scale, digits = _OVERALL[measure]
+    found = paired_differences(runs, measure)
     title = (
-        "Mean over data sets and networks of the difference in test accuracy (points) "
-        "± half its 95 % interval, and in how many of them it is above or below 0 with "
-        "an adjusted p < 0.05"
+        f"Mean over data sets and networks of the difference in {what} ± half its 95 % "
+        "interval, and in how many of them it is above or below 0 with an adjusted "
+        "p < 0.05"
     )
+    name = f"overall_{measure}"
     if found.empty or (found.groupby("arm").size() < 2).all():
-        return Table("overall", title, pd.DataFrame())
+        return Table(name, title, pd.DataFrame())
     found["is_clear"] = adjusted(found["p"]) < 0.05
     rows = []
     for arm, of_arm in found.groupby("arm", sort=False):
         error = np.sqrt((of_arm["error"] ** 2).sum()) / len(of_arm)
         clear = of_arm[of_arm["is_clear"]]["mean"]
-        width = 196 * error if of_arm["error"].notna().all() else np.nan
+        width = 1.96 * error if of_arm["error"].notna().all() else np.nan
+        mean = of_arm["mean"].mean()
         rows.append(
             {
                 "training": arm,
                 "cells": len(of_arm),
-                "mean difference": _difference(100 * of_arm["mean"].mean(), width),
+                "mean difference": _difference(scale * mean, scale * width, digits),
                 "clearly above": int((clear > 0).sum()),
                 "clearly below": int((clear < 0).sum()),
-                "best": _extreme(of_arm, "idxmax"),
-                "worst": _extreme(of_arm, "idxmin"),
+                "highest": _extreme(of_arm, "idxmax", scale, digits),
+                "lowest": _extreme(of_arm, "idxmin", scale, digits),
             }
         )
-    return Table("overall", title, pd.DataFrame(rows))
+    return Table(name, title, pd.DataFrame(rows))
 
 
-def _extreme(differences: pd.DataFrame, which: str) -> str:
+def _extreme(differences: pd.DataFrame, which: str, scale: float, digits: int) -> str:
     row = differences.loc[getattr(differences["mean"], which)()]
-    difference = _difference(100 * row["mean"], 100 * row["width"])
+    difference = _difference(scale * row["mean"], scale * row["width"], digits)
     return f"{difference} ({row['dataset']}, {_network_name(row['network'])})"
 
 

@@ -121,7 +121,9 @@ def _all_differences(runs: pd.DataFrame) -> Figure | None:
 
     height = 0.22 * len(arms) + 0.7
     figure, panels = _panels(differences, height, draw_panel, sharey=True)
-    panels[0, 0].set_yticks(range(len(arms)), arms, fontsize=8)
+    panels[0, 0].set_yticks(range(len(arms)), arms)
+    for axes in panels[:, 0]:
+        axes.tick_params(axis="y", labelsize=8)
     panels[0, 0].set_ylim(len(arms) - 0.5, -0.5)
     figure.supxlabel("test accuracy - that of the baseline (points), 95 % interval")
     return figure

@@ -96,7 +96,7 @@ def test_tables_1_to_3_have_the_published_number_beside_ours(folder: Path) -> No
     assert row["top-1 accuracy"] == "76.00 [76.29 ± 0.13]"
     assert row["top-5 accuracy"] == "93.00 [93.53 ± 0.10]"
     table_3 = table(runs, "table3").set_index("training")
-    assert table_3.loc["RPR", "λmax, KFRA"] == "2.00 ± 0.00 [51.79]"
+    assert table_3.loc["RPR", "last layer, KFRA"] == "2.00 ± 0.00 [51.79]"
 
 
 def test_differences_are_those_of_a_paired_t_test(folder: Path) -> None:
@@ -139,6 +139,21 @@ def test_adjusted_p_values() -> None:
     p = pd.Series([0.01, np.nan, 0.04, 0.03], index=[3, 4, 5, 6])
     # Benjamini and Hochberg: n p / rank, made monotone from the largest down.
     np.testing.assert_allclose(report.adjusted(p), [0.03, np.nan, 0.04, 0.04])
+
+
+def test_the_mean_over_cells(folder: Path) -> None:
+    runs = read_runs([folder])
+    cifar = runs[runs["dataset"] == "cifar10"]
+    both = pd.concat([cifar, cifar.assign(dataset="cifar100")], ignore_index=True)
+    cells = table(both, "overall_test_accuracy").set_index("training")
+    found = report.paired_differences(cifar, "test_accuracy").set_index("arm")
+    mean, error = found.loc["NRS", ["mean", "error"]]
+    # Two independent cells: the error of their mean is smaller by sqrt(2).
+    width = 1.96 * error / 2**0.5
+    assert (
+        cells.loc["NRS", "mean difference"] == f"{100 * mean:+.2f} ± {100 * width:.2f}"
+    )
+    assert cells.loc["NRS", "cells"] == 2
 
 
 def test_costs_are_in_baselines(folder: Path) -> None:

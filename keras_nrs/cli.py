@@ -5,12 +5,14 @@ What it needs beyond Keras is imported when a command runs, never before.
 
 import difflib
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 from typing import Any
 
 _EXTRAS = ("typer", "sklearn", "scipy", "matplotlib")
-_EXPERIMENTS = ("tensorflow", "tensorflow_datasets", "pandas")
+_EXPERIMENTS = ("tensorflow", "tensorflow_datasets", "pandas", "keras_tuner")
 
 
 def build_app() -> Any:
@@ -97,6 +99,51 @@ def build_app() -> Any:
         run_train(recipe, settings or [], output=output, data_dir=data_dir)
 
     @app.command()
+    def sweep(  # noqa: PLR0913
+        recipe: Annotated[
+            str, typer.Argument(help="DATASET-NETWORK-AUGMENTATION-SCHEME.")
+        ],
+        vary: Annotated[
+            list[str] | None,
+            typer.Option(
+                help="key=V1,V2 or key=LOW:HIGH or key=LOW:HIGH:log; without it the "
+                "paper's grids."
+            ),
+        ] = None,
+        search: Annotated[
+            str, typer.Option(help="grid, random, bayesian or hyperband.")
+        ] = "grid",
+        trials: Annotated[
+            int | None,
+            typer.Option(
+                help="At most so many; if not given, 20 with random and bayesian."
+            ),
+        ] = None,
+        seed: Annotated[int, typer.Option(help="Of the search.")] = 0,
+        settings: Annotated[
+            list[str] | None,
+            typer.Option("--set", help="key=value: a value of the recipe to change."),
+        ] = None,
+        output: Annotated[
+            Path, typer.Option(help="Folder of sweeps; one that was stopped goes on.")
+        ] = Path("sweeps"),
+        data_dir: Annotated[
+            Path | None, typer.Option(help="Folder of TFDS's prepared data sets.")
+        ] = None,
+    ) -> None:
+        """Search a recipe's hyperparameters, on training images that are held out."""
+        run_sweep(
+            recipe,
+            vary or [],
+            settings or [],
+            search=search,
+            trials=trials,
+            seed=seed,
+            output=output,
+            data_dir=data_dir,
+        )
+
+    @app.command()
     def report(
         runs: Annotated[
             list[Path], typer.Argument(help="Folders of runs, and CSV files of runs.")
@@ -181,27 +228,21 @@ def run_train(
 
     from keras_nrs.experiments import recipes
 
-    known = recipes.recipes()
     if name == "list":
-        typer.echo("\n".join(known))
+        typer.echo("\n".join(recipes.recipes()))
         return
-    if name not in known:
-        similar = difflib.get_close_matches(name, known, n=5, cutoff=0.3)
-        raise typer.BadParameter(
-            f"No recipe has the name {name!r}. Similar ones: {', '.join(similar)}. "
-            "All of them: keras-nrs train list"
-        )
+    named = _named_recipe(name)
     from keras_nrs.experiments.training import RecipeError
     from keras_nrs.experiments.training import Training
 
     try:
-        recipe = recipes.with_settings(known[name], settings)
+        recipe = recipes.with_settings(named, settings)
         trainings = [
             Training(
                 recipe,
                 seed,
                 output / name / f"seed-{seed}",
-                None if data_dir is None else str(data_dir),
+                _folder_name(data_dir),
             )
             for seed in recipe.seeds
         ]
@@ -219,6 +260,62 @@ def run_train(
             raise typer.Exit(1) from error
         metrics = [f"{k} {v:.4f}" for k, v in summary.items() if k.startswith("test_")]
         typer.echo(f"{training.folder}: {', '.join(metrics)}")
+
+
+def run_sweep(
+    name: str,
+    vary: list[str],
+    settings: list[str],
+    *,
+    output: Path,
+    data_dir: Path | None,
+    **options: Any,
+) -> None:
+    """Search the values of a recipe that are best on validation images.
+
+    Raises:
+        ModuleNotFoundError: if an extra is not installed.
+        typer.BadParameter: if an argument is not as described.
+    """
+    import typer
+    from rich.console import Console
+
+    from keras_nrs.experiments import recipes
+    from keras_nrs.experiments import search
+    from keras_nrs.experiments.paper_sweeps import sweeps
+    from keras_nrs.experiments.space import parse_space
+    from keras_nrs.experiments.training import RecipeError
+
+    named = _named_recipe(name)
+    with _bad_parameters(TypeError, ValueError):
+        planned = sweeps(
+            name,
+            recipes.with_settings(named, settings),
+            parse_space(vary),
+            output=output,
+            data_dir=_folder_name(data_dir),
+            **options,
+        )
+    while True:
+        with _bad_parameters(TypeError, ValueError):
+            current = next(planned, None)
+        if current is None:
+            return
+        with _bad_parameters(RecipeError):
+            current.run(typer.echo)
+        if search.role() == "worker":
+            continue
+        Console().print(current.table)
+        typer.echo(f"Written: {current.folder / 'trials.csv'}")
+        try:
+            best = current.best
+        except ValueError as error:
+            typer.echo(f"Error: {error}", err=True)
+            raise typer.Exit(1) from error
+        typer.echo(
+            f"Best: {best.name}, in {current.folder / 'best.json'}. To train it on all "
+            f"training images and test it:\n{current.train_command}"
+        )
 
 
 def run_report(paths: list[Path], *, output: Path) -> None:
@@ -240,6 +337,36 @@ def run_report(paths: list[Path], *, output: Path) -> None:
     for table in report.write_report(runs, output):
         typer.echo(report.to_markdown(table))
     typer.echo(f"Written: {output / 'report.md'} and {output / 'report.html'}")
+
+
+def _named_recipe(name: str) -> Any:
+    import typer
+
+    from keras_nrs.experiments import recipes
+
+    known = recipes.recipes()
+    if name not in known:
+        similar = difflib.get_close_matches(name, known, n=5, cutoff=0.3)
+        raise typer.BadParameter(
+            f"No recipe has the name {name!r}. Similar ones: {', '.join(similar)}. "
+            "All of them: keras-nrs train list"
+        )
+    return known[name]
+
+
+@contextmanager
+def _bad_parameters(*errors: type[Exception]) -> Iterator[None]:
+    """Shows errors without their traceback, as those of an argument."""
+    import typer
+
+    try:
+        yield
+    except errors as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _folder_name(folder: Path | None) -> str | None:
+    return None if folder is None else str(folder)
 
 
 def main() -> None:

@@ -161,24 +161,39 @@ def with_settings(recipe: Recipe, settings: Iterable[str]) -> Recipe:
         >>> with_settings(Recipe(), ["seeds=3", "eps=0.5"]).seeds
         (3,)
     """
-    names = [field.name for field in dataclasses.fields(Recipe)]
     changes: dict[str, Any] = {}
     for setting in settings:
-        name, separator, text = setting.partition("=")
-        if not separator or name not in names:
-            similar = difflib.get_close_matches(name, names) or names
-            raise ValueError(
-                "A setting must be key=value with a key of the recipe. Received: "
-                f"{setting!r}. Similar keys: {', '.join(similar)}."
-            )
-        try:
-            value = ast.literal_eval(text)
-        except (SyntaxError, ValueError):
-            value = text
+        name, text = split_setting(setting)
+        value = literal(text)
         if name == "seeds" and isinstance(value, int | list):
             value = (value,) if isinstance(value, int) else tuple(value)
         changes[name] = value
     return dataclasses.replace(recipe, **changes)
+
+
+def split_setting(setting: str) -> tuple[str, str]:
+    """Key and value of a string `key=value`.
+
+    Raises:
+        ValueError: if it is not one, or no recipe has the key.
+    """
+    names = [field.name for field in dataclasses.fields(Recipe)]
+    name, separator, text = setting.partition("=")
+    if not separator or name not in names:
+        similar = difflib.get_close_matches(name, names) or names
+        raise ValueError(
+            "A setting must be key=value with a key of the recipe. Received: "
+            f"{setting!r}. Similar keys: {', '.join(similar)}."
+        )
+    return name, text
+
+
+def literal(text: str) -> Any:
+    """The Python literal that a text is, or else the text itself."""
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
 
 
 def recipes() -> dict[str, Recipe]:

@@ -99,6 +99,16 @@ def _optimizer(recipe: Recipe, network: keras.Model, steps: int) -> keras.Optimi
     return optimizer
 
 
+def differences(there: Row, here: Row) -> str:
+    """What two descriptions do not have in common, where the first is from a file."""
+    here = json.loads(_json(here))
+    return "; ".join(
+        f"{name}={there.get(name)!r} there, {here.get(name)!r} here"
+        for name in {**there, **here}
+        if there.get(name) != here.get(name)
+    )
+
+
 class RecipeError(ValueError):
     """The network of a recipe cannot be built for its data."""
 
@@ -116,18 +126,28 @@ class Training:
         seed: One of the recipe's.
         folder: Where files go. A training that was stopped there goes on.
         data_dir: Folder of the prepared data sets; `None` is that of TFDS.
+        test: Whether the summary is of the test images. Without them it is of the
+            validation images, flatness is not measured, and no test image is read.
 
     Raises:
-        TypeError, ValueError: if the folder is of another training, or the data are not
-            as the recipe needs them.
+        TypeError, ValueError: if the folder is of another training, the data are not
+            as the recipe needs them, or without `test` no images are held out.
         RecipeError: by `run()`, if the network is not for the data's images.
         FloatingPointError: by `run()`, if the loss is not finite after an epoch.
     """
 
     def __init__(
-        self, recipe: Recipe, seed: int, folder: Path, data_dir: str | None = None
+        self,
+        recipe: Recipe,
+        seed: int,
+        folder: Path,
+        data_dir: str | None = None,
+        *,
+        test: bool = True,
     ) -> None:
-        self.recipe, self.seed, self.folder = recipe, seed, folder
+        self.recipe, self.seed, self.folder, self.test = recipe, seed, folder, test
+        if not test:
+            check_int("validation_percent", recipe.validation_percent, 1, 90)
         self._check_folder()
         self.data = ImageData(**recipe.data_settings(), seed=seed, data_dir=data_dir)
         self.steps_per_epoch = _steps_per_epoch(recipe, self.data)
@@ -138,15 +158,23 @@ class Training:
         """Whether there is a summary."""
         return (self.folder / "summary.json").exists()
 
-    def run(self, verbose: int = 2) -> Row:
+    def run(self, verbose: int = 2, until: int | None = None) -> Row:
         """Train what is left to train.
 
         Args:
             verbose: As in `fit()`.
+            until: Epochs after which to stop, for a later call to go on; `None` is all.
 
         Returns:
-            The summary: test metrics, the cost, and what was trained.
+            The summary: test metrics, the cost, and what was trained. Of a training
+            that stops before its last epoch: validation metrics and the time so far.
         """
+        epochs = self.recipe.epochs
+        until = epochs if until is None else check_int("until", until, 1, epochs)
+        epoch = epochs if self.is_finished else _last_epoch(self.folder)
+        history = _read_history(self.folder / "history.csv")[:epoch]
+        if until < epochs and until <= epoch:
+            return self._summary_so_far(history[:until])
         if self.is_finished:
             summary: Row = json.loads((self.folder / "summary.json").read_text())
             return summary
@@ -157,30 +185,30 @@ class Training:
                 raise RecipeError(str(error)) from error
             write_text(self.folder / "recipe.json", _json(self._description))
             self._add_environment()
-            epoch = _last_epoch(self.folder)
             if epoch:
                 # Not a loaded model: which variables decay is not part of the file.
                 # The optimizer's state is, and that of random generators.
                 model.optimizer.build(model.trainable_variables)
                 model.load_weights(_checkpoint(self.folder, epoch))
-            history = _read_history(self.folder / "history.csv")[:epoch]
-            if epoch < self.recipe.epochs:
-                self._fit(model, epoch, history, verbose)
+            if epoch < until:
+                self._fit(model, range(epoch, until), history, verbose)
+            if until < epochs:
+                return self._summary_so_far(history)
             with whole_file(self.folder / "model.keras") as unfinished:
                 keras_nrs.unwrap(model).save(unfinished)
         summary = self._summary(history)
         write_text(self.folder / "summary.json", _json(summary))
-        _remove_checkpoints(self.folder, before=self.recipe.epochs + 1)
+        _remove_checkpoints(self.folder, before=epochs + 1)
         return summary
 
     def _fit(
-        self, model: keras.Model, epoch: int, history: list[Row], verbose: int
+        self, model: keras.Model, epochs: range, history: list[Row], verbose: int
     ) -> None:
         validation = self.data.validation()
         model.fit(
-            self.data.train(epoch, self.steps_per_epoch),
-            initial_epoch=epoch,
-            epochs=self.recipe.epochs,
+            self.data.train(epochs.start, self.steps_per_epoch),
+            initial_epoch=epochs.start,
+            epochs=epochs.stop,
             steps_per_epoch=self.steps_per_epoch,
             shuffle=False,  # The data are.
             validation_data=self.data.test() if validation is None else validation,
@@ -193,16 +221,30 @@ class Training:
             ],
         )
 
+    def _summary_so_far(self, history: list[Row]) -> Row:
+        metrics = {
+            f"validation_{name.removeprefix('val_')}": value
+            for name, value in history[-1].items()
+            if name.startswith("val_")
+        }
+        seconds = sum(row["seconds"] for row in history)
+        return {"epochs": len(history), **metrics, "training_seconds": seconds}
+
     def _summary(self, history: list[Row]) -> Row:
         # On one device: averaged over several, metrics of batches that do not divide
         # are not exact in Keras.
         network = keras.saving.load_model(self.folder / "model.keras")
-        test = network.evaluate(self.data.test(), verbose=0, return_dict=True)
+        split, images = (
+            ("test", self.data.test())
+            if self.test
+            else ("validation", self.data.validation())
+        )
+        metrics = network.evaluate(images, verbose=0, return_dict=True)
         seconds = [row["seconds"] for row in history]
         summary = {
             "seed": self.seed,
             "epochs": len(history),
-            **{f"test_{name}": value for name, value in test.items()},
+            **{f"{split}_{name}": value for name, value in metrics.items()},
             "training_seconds": sum(seconds),
             # Of most epochs: the first one compiles.
             "seconds_per_step": float(np.median(seconds)) / self.steps_per_epoch,
@@ -210,7 +252,7 @@ class Training:
             "parameters": network.count_params(),
             "training_images": self.data.num_train,
         }
-        if self.recipe.flatness:
+        if self.recipe.flatness and self.test:
             summary |= self._flatness(network)
         return summary
 
@@ -229,7 +271,8 @@ class Training:
 
     @property
     def _description(self) -> Row:
-        return dataclasses.asdict(self.recipe) | {"seed": self.seed}
+        description = dataclasses.asdict(self.recipe) | {"seed": self.seed}
+        return description if self.test else description | {"test": False}
 
     def _check_folder(self) -> None:
         path = self.folder / "recipe.json"
@@ -237,16 +280,11 @@ class Training:
             return
         # Not the seeds of other folders.
         found = json.loads(path.read_text(encoding="utf-8")) | {"seeds": None}
-        wanted = json.loads(_json(self._description)) | {"seeds": None}
-        different = [
-            f"{name}={found.get(name)!r} there, {wanted.get(name)!r} here"
-            for name in {**found, **wanted}
-            if found.get(name) != wanted.get(name)
-        ]
+        different = differences(found, self._description | {"seeds": None})
         if different:
             raise ValueError(
                 f"The folder {str(self.folder)!r} is of another training: "
-                f"{'; '.join(different)}. Choose another output folder."
+                f"{different}. Choose another output folder."
             )
 
     def _add_environment(self) -> None:

@@ -1,0 +1,288 @@
+"""Hyperparameter searches of recipes, on validation images.
+
+A trial is a recipe with some values of its own, trained with each of the recipe's
+seeds. Its score is their mean accuracy on the validation images after the last epoch.
+"""
+
+import dataclasses
+import json
+import shlex
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from keras_tuner.engine.trial import Trial
+from rich.table import Table
+
+from keras_nrs._checks import check_choice
+from keras_nrs._checks import check_int
+from keras_nrs._checks import check_seed
+from keras_nrs._files import write_text
+from keras_nrs.experiments.recipes import Recipe
+from keras_nrs.experiments.recipes import recipes
+from keras_nrs.experiments.search import OBJECTIVE
+from keras_nrs.experiments.search import SEARCHES
+from keras_nrs.experiments.search import Tuner
+from keras_nrs.experiments.search import read_state
+from keras_nrs.experiments.search import role
+from keras_nrs.experiments.space import Space
+from keras_nrs.experiments.space import Values
+from keras_nrs.experiments.space import check_space
+from keras_nrs.experiments.space import describe
+from keras_nrs.experiments.space import to_hyperparameters
+from keras_nrs.experiments.space import to_values
+from keras_nrs.experiments.training import Training
+from keras_nrs.experiments.training import differences
+from keras_nrs.experiments.trials import Result
+from keras_nrs.experiments.trials import best_first
+from keras_nrs.experiments.trials import to_table
+from keras_nrs.experiments.trials import write_csv
+
+_VALIDATION_PERCENT = 10
+_TRIALS = 20
+
+
+class Sweep:
+    """A search for the values of a recipe that are best on validation images.
+
+    The folder gets `search.json`, `trials/VALUES/seed-N` (each a folder of `Training`),
+    and at the end `trials.csv` and `best.json`. No training in it is run twice. In
+    KerasTuner's distributed mode the workers train, and the chief writes files.
+
+    Args:
+        recipe_name: Name in `recipes()` of the recipe from which this one is made.
+        recipe: What to train. If no training images are held out, 10 % are here.
+        space: For each key of the recipe that is varied, a list of values or a `Range`.
+        search: `"grid"`, `"random"`, `"bayesian"` or `"hyperband"`.
+        trials: At most so many; 20 with `"random"` and `"bayesian"`, all with
+            `"grid"` if `None`. A sweep that goes on may have more. Hyperband has a
+            number of its own, which follows from the recipe's epochs.
+        seed: Of the search.
+        folder: Where files go. A sweep that was stopped there goes on.
+        data_dir: Folder of the prepared data sets; `None` is that of TFDS.
+
+    Raises:
+        TypeError, ValueError: if an argument is not as described, the recipe cannot
+            have one of the values, or the folder is of another sweep.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from keras_nrs.experiments.recipes import recipes
+        >>> from keras_nrs.experiments.sweep import Sweep
+        >>> name = "digits-wide_resnet_10_1-none-nrs"
+        >>> space = {"eps": [0.2, 0.4], "alpha": [1.0, 2.0]}
+        >>> sweep = Sweep(name, recipes()[name], space, folder=Path("sweeps") / name)
+        >>> sweep.run()  # doctest: +SKIP
+        >>> sweep.best.values  # doctest: +SKIP
+    """
+
+    def __init__(  # noqa: PLR0913
+        self,
+        recipe_name: str,
+        recipe: Recipe,
+        space: Space,
+        *,
+        search: str = "grid",
+        trials: int | None = None,
+        seed: int = 0,
+        folder: Path,
+        data_dir: str | None = None,
+    ) -> None:
+        check_choice("recipe_name", recipe_name, recipes())
+        self.recipe_name, self.space, self.search = recipe_name, space, search
+        self.trials, self.seed = check_search(search, trials, seed), seed
+        self.folder, self.data_dir, self._role = folder, data_dir, role()
+        percent = recipe.validation_percent or _VALIDATION_PERCENT
+        self.recipe = replace(recipe, validation_percent=percent)
+        for changed in [self.recipe, *check_space(space, self.recipe, search)]:
+            # Made for what is checked by the data.
+            Training(changed, recipe.seeds[0], folder, data_dir, test=False)
+        for key, value in changes(recipe_name, recipe).items():
+            if key in space:
+                raise ValueError(
+                    f"{key!r} is varied, and has a value as well. Received: "
+                    f"{key}={value!r}. Leave that out, or say what else to vary."
+                )
+        self._check_folder()
+
+    @property
+    def results(self) -> list[Result]:
+        """Those of the finished trials, best first; diverged ones last."""
+        states = read_state(self._path)["oracle"]["trials"]
+        ended = [Trial.from_state(s) for s in states if s["status"] != "RUNNING"]
+        return best_first(self._result(trial) for trial in ended)
+
+    @property
+    def best(self) -> Result:
+        """The result with the highest score.
+
+        Raises:
+            ValueError: if no trial has finished, or all diverged.
+        """
+        results = self.results
+        if not results or not results[0].scores:
+            raise ValueError(
+                f"No trial in {str(self.folder)!r} has a score; {len(results)} "
+                "diverged. Use lower learning rates or eps, and another --output."
+            )
+        return results[0]
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether there is a best one of as many trials."""
+        path = self.folder / "best.json"
+        return path.exists() and json.loads(path.read_text())["trials"] == self.trials
+
+    @property
+    def train_command(self) -> str:
+        """Trains the best on all training images and tests it."""
+        # Data are held out for the sweep alone.
+        held_out = recipes()[self.recipe_name].validation_percent
+        best = replace(self.recipe, **self.best.values, validation_percent=held_out)
+        return command("train", self.recipe_name, best, data_dir=self.data_dir)
+
+    @property
+    def table(self) -> Table:
+        """All results with their scores, best first."""
+        return to_table(self.recipe_name, self.results)
+
+    def run(self, report: Callable[[str], None] = print) -> None:
+        """Run what is left of the sweep.
+
+        Args:
+            report: Takes a line for each trial that has finished.
+
+        Raises:
+            RecipeError: if the network is not for the data's images.
+        """
+        report(
+            f"{self.recipe_name}: trials are compared on "
+            f"{self.recipe.validation_percent} % of the training images, which are "
+            f"held out; {len(self.results)} have finished in {self.folder} before."
+        )
+        name = "max_epochs" if self.search == "hyperband" else "max_trials"
+        limit = self.recipe.epochs if self.search == "hyperband" else self.trials
+        Tuner(
+            self.search,
+            lambda trial: self._train(trial, report),
+            path=self._path,
+            request=self._request,
+            hyperparameters=to_hyperparameters(self.space),
+            # 0 would be a random one.
+            seed=self.seed + 1,
+            **{name: limit},
+        ).search()
+        if self._role != "worker":
+            self._write()
+
+    def _train(self, trial: Trial, report: Callable[[str], None]) -> dict[str, float]:
+        result = self._result(trial)
+        recipe = replace(self.recipe, **result.values)
+        folder = self.folder / "trials" / result.name
+        metrics = {"seconds": 0.0}
+        try:
+            for seed in recipe.seeds:
+                training = Training(
+                    recipe, seed, folder / f"seed-{seed}", self.data_dir, test=False
+                )
+                summary = training.run(verbose=0, until=result.epochs)
+                metrics[_metric(seed)] = summary["validation_accuracy"]
+                metrics["seconds"] += summary["training_seconds"]
+        except FloatingPointError as error:
+            report(f"{result.name}: diverged. {error}")
+            raise
+        scores = tuple(metrics[_metric(seed)] for seed in recipe.seeds)
+        result = replace(result, scores=scores, seconds=metrics["seconds"])
+        report(
+            f"{result.name}: validation accuracy {result} after "
+            f"{result.epochs} epochs, {result.seconds:.0f} s"
+        )
+        return metrics | {OBJECTIVE: result.score}
+
+    def _result(self, trial: Trial) -> Result:
+        values = to_values(self.space, trial.hyperparameters)
+        epochs = replace(self.recipe, **values).epochs
+        until = trial.hyperparameters.values.get("tuner/epochs", epochs)
+        result = Result(values, until, is_whole=until == epochs)
+        if trial.status != "COMPLETED":
+            return result
+        names = [_metric(seed) for seed in self.recipe.seeds]
+        *scores, seconds = map(trial.metrics.get_last_value, [*names, "seconds"])
+        return replace(result, scores=tuple(map(float, scores)), seconds=float(seconds))
+
+    @property
+    def _path(self) -> Path:
+        return self.folder / "search.json"
+
+    @property
+    def _request(self) -> dict[str, Any]:
+        """What a sweep that goes on has in common with the one that was stopped."""
+        # A grid does not depend on the seed.
+        seed = None if self.search == "grid" else self.seed
+        request = {"search": self.search, "seed": seed, "space": describe(self.space)}
+        return dataclasses.asdict(self.recipe) | request
+
+    def _check_folder(self) -> None:
+        found = read_state(self._path)["request"]
+        different = differences(found, self._request) if found else ""
+        if different:
+            raise ValueError(
+                f"The folder {str(self.folder)!r} is of another sweep: {different}. "
+                "Choose another --output."
+            )
+
+    def _write(self) -> None:
+        results, seeds = self.results, self.recipe.seeds
+        write_csv(self.folder / "trials.csv", results, seeds)
+        if not any(result.scores for result in results):
+            return
+        best = self.best
+        content = {
+            "recipe": self.recipe_name,
+            "values": best.values,
+            OBJECTIVE: best.score,
+            "scores": dict(zip(map(_metric, seeds), best.scores, strict=True)),
+            "train": self.train_command,
+            "search": self.search,
+            "space": describe(self.space),
+            "seed": self.seed,
+            "trials": self.trials,
+        }
+        write_text(self.folder / "best.json", json.dumps(content, indent=1) + "\n")
+
+
+def check_search(search: str, trials: int | None, seed: int) -> int | None:
+    """The number of trials, after a check of the arguments."""
+    check_choice("search", search, SEARCHES)
+    check_seed("seed", seed)
+    if search == "hyperband" and trials is not None:
+        raise ValueError(
+            "`trials` must be None with search='hyperband', whose number of trials "
+            f"follows from the recipe's epochs. Received: trials={trials!r}. Leave "
+            "--trials out."
+        )
+    if trials is None and search in ("random", "bayesian"):
+        return _TRIALS
+    return None if trials is None else check_int("trials", trials, minimum=1)
+
+
+def changes(recipe_name: str, recipe: Recipe) -> Values:
+    """What a recipe has in another way than the one of the name."""
+    original = dataclasses.asdict(recipes()[recipe_name])
+    values = dataclasses.asdict(recipe)
+    return {key: values[key] for key in values if values[key] != original[key]}
+
+
+def command(name: str, recipe_name: str, recipe: Recipe, **options: Any) -> str:
+    """The command `keras-nrs NAME` for a recipe, with options that are not `None`."""
+    changed = changes(recipe_name, recipe).items()
+    parts = [part for key, value in changed for part in ("--set", f"{key}={value}")]
+    for option, value in options.items():
+        if value is not None:
+            parts += [f"--{option.replace('_', '-')}", str(value)]
+    return shlex.join(["keras-nrs", name, recipe_name, *parts])
+
+
+def _metric(seed: int) -> str:
+    return f"seed-{seed}"

@@ -60,7 +60,7 @@ class Batches:
         batch_size = check_int("batch_size", batch_size, minimum=1)
         if steps is not None:
             steps = check_int("steps", steps, minimum=1)
-        is_arrays = _check_arrays(x, y, sample_weight)
+        is_arrays = check_data(x, y, sample_weight)
         self._preprocess = getattr(model, "preprocess_samples", None)
         try:
             self._adapter = get_data_adapter(
@@ -132,7 +132,7 @@ def _as_tensors(structure: Any) -> Any:
     )
 
 
-def _check_arrays(x: Any, y: Any, sample_weight: Any) -> bool:
+def check_data(x: Any, y: Any, sample_weight: Any) -> bool:
     """Whether the data is arrays, or an error if their lengths do not fit."""
     leaves = keras.tree.flatten(x)
     if not leaves or not all(hasattr(leaf, "shape") for leaf in leaves):
@@ -181,3 +181,23 @@ def _check_ends(x: Any, steps: int | None) -> None:
             "`steps` must be the number of batches to use where `x` is an endless data "
             f"set. Received: steps=None and x of type {type(x).__name__}."
         )
+
+
+def check_not_empty(x: Any) -> None:
+    """Raise an error if data is known to be none, which `fit()` may not notice."""
+    leaves = keras.tree.flatten(x)
+    if all(_length(leaf) == 0 for leaf in leaves):
+        raise ValueError(
+            "`x` must hold at least one sample. Received: x of type "
+            f"{type(x).__name__} without any."
+        )
+
+
+def _length(data: Any) -> int | None:
+    """Number of samples or batches, `None` if it is not known or there is no end."""
+    if data is None:
+        return 0
+    try:
+        return None if isinstance(data, str | bytes) else len(data)
+    except TypeError:
+        return None

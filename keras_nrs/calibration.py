@@ -113,6 +113,17 @@ def calibrate_eps(  # noqa: PLR0913
     batches = list(Batches(meter.model, x, batch_size=batch_size))
     outputs = [meter.outputs(batch) for batch in batches]
     sizes = [batch.num_samples for batch in batches]
+    if not meter.model.trainable_variables:
+        raise ValueError(
+            "`model` must have trainable weights, which are perturbed. Received: a "
+            f"model named {meter.model.name!r} without any."
+        )
+    if not all(map(_is_finite, outputs)):
+        raise ValueError(
+            "`model` must have finite outputs on `x`. Received: a model named "
+            f"{meter.model.name!r}, whose outputs are not. Look for NaN in `x` and in "
+            "the weights: training may have diverged."
+        )
 
     def measure(eps: float) -> np.ndarray:
         values = [
@@ -162,12 +173,14 @@ def divergence_meter(
         )
     resolved = None
     if isinstance(model, NRSModel):
-        perturbation = perturbation or model.perturbation
+        if perturbation is None:
+            perturbation = model.perturbation
         if divergence is None:
             divergence, resolved = model.divergence_in_use()
         model = model.base_model
-    perturbation = perturbation or "ball"
-    divergence = divergences.check(divergence or "auto")
+    if perturbation is None:
+        perturbation = "ball"
+    divergence = divergences.check("auto" if divergence is None else divergence)
 
     def make() -> DivergenceMeter:
         return DivergenceMeter(
@@ -251,6 +264,11 @@ class DivergenceMeter:
         return divergences.total_divergence(
             self._resolved or [], batch.y, clean, perturbed, batch.sample_weight
         )
+
+
+def _is_finite(outputs: Any) -> bool:
+    arrays = map(ops.convert_to_numpy, keras.tree.flatten(outputs))
+    return all(np.isfinite(array.astype("float64")).all() for array in arrays)
 
 
 def _reaches(samples: np.ndarray, target: float) -> bool:

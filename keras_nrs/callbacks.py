@@ -1,33 +1,43 @@
 """Callbacks for `fit()`."""
 
+import inspect
 import math
 import warnings
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Iterator
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_nrs import perturbations
 from keras_nrs._checks import check_int
 from keras_nrs._checks import check_nonnegative
+from keras_nrs.batches import check_data
 
 # Below this share of the loss the divergence has no measurable effect on training.
 _INERT_SHARE = 1e-4
+# The terms of the objective that are in the logs.
+_TERMS = ("loss", "perturbed_loss", "model_divergence")
 # The length of delta is random. One step alone may have drawn a short one.
 _FEWEST_STEPS = 2
 
 
-class InertEpsWarning(keras.callbacks.Callback):  # type: ignore[misc]
-    """Warns once if eps is so small that the divergence cannot matter.
+class EpsWarnings(keras.callbacks.Callback):  # type: ignore[misc]
+    """Warns if eps is so small that the divergence cannot matter, or too large.
 
     Added by `NRSModel.fit()`. After the first epoch (the first epochs, if they are of
     one step) it compares alpha times the mean divergence with the loss. It is silent
     if `eps` or `alpha` is 0, or if one of them was assigned since training began.
+
+    After each epoch it looks for terms of the objective that are not finite in the
+    logs, which are there without waiting for any step, and says so once.
     """
 
     def on_train_begin(self, logs: Any = None) -> None:
         model = self.model
+        self._are_finite = True
         self._is_open = model.scheme == "nrs" and not model._inert_eps_reported
         self._first_values = _values(model)
         self._first_step = self._step()
@@ -39,16 +49,46 @@ class InertEpsWarning(keras.callbacks.Callback):  # type: ignore[misc]
         return int(state[1])
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        logs = logs or {}
+        faults = {name: float(logs[name]) for name in _TERMS if name in logs}
+        faults = {name: v for name, v in faults.items() if not math.isfinite(v)}
+        if faults and self._are_finite:
+            self._warn_of_faults(epoch, faults)
+        self._are_finite = self._are_finite and not faults
         is_fixed = _values(self.model) == self._first_values
         if not self._is_open or not is_fixed or 0 in self._first_values:
             return
-        logs = logs or {}
         self._divergences.append(float(logs.get("model_divergence", math.nan)))
         self._losses.append(float(logs.get("loss", math.nan)))
         steps = (self._step() - self._first_step) / self.model.interval
         if steps >= _FEWEST_STEPS:
             self._is_open = False
             self._judge()
+
+    def _warn_of_faults(self, epoch: int, faults: dict[str, float]) -> None:
+        weights = map(keras.ops.convert_to_numpy, self.model.trainable_variables)
+        are_finite = all(np.isfinite(w.astype("float32")).all() for w in weights)
+        steps = ""
+        if self.model.scheme != "baseline":
+            steps = f", up to step {self._step() - self._first_step} of fit()"
+        eps, alpha = _values(self.model)
+        advice = "Look for NaN in the data, and lower the learning rate."
+        if set(faults) != {"loss"}:
+            advice = (
+                f"If it is the perturbed pass, eps={eps:.3g} is too large: with "
+                "perturbation='relative' take 0.3 or less, or see "
+                "keras_nrs.calibrate_eps; if it is not, look for NaN in the data, and "
+                "lower the learning rate."
+            )
+        state = "still finite" if are_finite else "not finite either: start again"
+        warnings.warn(
+            f"In epoch {epoch + 1}{steps}, the mean "
+            f"{' and '.join(f'{name} is {value}' for name, value in faults.items())} "
+            f"(eps={eps:.3g}, alpha={alpha:.3g}). The weights are {state}. {advice} "
+            "keras.callbacks.TerminateOnNaN() stops at the first such step, and this "
+            "warning then names its terms alone.",
+            stacklevel=2,
+        )
 
     def _judge(self) -> None:
         eps, alpha = self._first_values
@@ -220,12 +260,45 @@ class FlatnessMonitor(keras.callbacks.Callback):  # type: ignore[misc]
                 f"measurement. Received: x of type {type(x).__name__}. Pass arrays, or "
                 "a tf.data.Dataset, PyDataset or DataLoader."
             )
-        self._data = x, y
         self.every = check_int("every", every, minimum=1)
         self.k = check_int("k", k, minimum=0)
         self.eps = None if eps is None else check_nonnegative("eps", eps)
-        self._divergence_options = divergence_options or {}
-        self._eigenvalue_options = eigenvalue_options or {}
+        self._divergence_options = _options(
+            "divergence_options",
+            divergence_options,
+            inspect.signature(flatness.model_divergence).parameters,
+        )
+        self._eigenvalue_options = _options(
+            "eigenvalue_options",
+            eigenvalue_options,
+            {
+                **inspect.signature(flatness.hessian_eigenvalues).parameters,
+                **flatness.operator.OperatorOptions.__annotations__,
+            },
+        )
+        # As a measurement would check them, but now.
+        is_arrays = check_data(x, y, None)
+        is_fisher = self._eigenvalue_options.get("curvature") == "fisher"
+        if self.k and is_arrays and y is None and not is_fisher:
+            raise ValueError(
+                "`y` must be labels where `x` is arrays, unless k=0. Received: y=None."
+            )
+        self._data = x, y
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Raise what would be an error after the first epochs."""
+        if not self.k:
+            return
+        names = self._flatness.operator.OperatorOptions.__annotations__
+        given = self._eigenvalue_options
+        operator = self._flatness.hessian_operator(
+            self.model, *self._data, **{n: given[n] for n in names if n in given}
+        )
+        if self.k > operator.shape[0]:
+            raise ValueError(
+                "`k` must be at most the number of selected weights, "
+                f"{operator.shape[0]}. Received: k={self.k}."
+            )
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         if logs is None or (epoch + 1) % self.every:
@@ -248,6 +321,18 @@ class FlatnessMonitor(keras.callbacks.Callback):  # type: ignore[misc]
             if self.k == 1:
                 names = ["val_eigenvalue"]
             logs.update(zip(names, values, strict=True))
+
+
+def _options(name: str, given: Any, known: Iterable[str]) -> dict[str, Any]:
+    """Options for a measurement, or an error if they cannot be."""
+    known = sorted(set(known) - {"model", "x", "y", "k", "options"})
+    options = {} if given is None else given
+    if not isinstance(options, dict) or not set(options) <= set(known):
+        raise ValueError(
+            f"`{name}` must be a dict with keys among {known}. Received: "
+            f"{name}={given!r}."
+        )
+    return options
 
 
 class ProcessesAgree(keras.callbacks.Callback):  # type: ignore[misc]

@@ -5,13 +5,19 @@ from typing import Any
 from typing import NamedTuple
 
 import keras
+import numpy as np
 from keras import ops
 from keras.src.backend import get_keras_mask
 from keras.src.backend import set_keras_mask
 
+from keras_nrs._checks import check_bool
+from keras_nrs._checks import check_int
 from keras_nrs._checks import check_positive
 
 Tensor = Any
+
+# As many axes as a NumPy array can have.
+_MOST_AXES = 64
 
 
 class Divergence(keras.losses.Loss):  # type: ignore[misc]
@@ -49,6 +55,25 @@ class Divergence(keras.losses.Loss):  # type: ignore[misc]
     ) -> None:
         dtype = "float64" if keras.config.floatx() == "float64" else "float32"
         super().__init__(name=name, reduction=reduction, dtype=dtype)
+
+    def __call__(
+        self, outputs: Tensor, perturbed_outputs: Tensor, sample_weight: Any = None
+    ) -> Tensor:
+        shapes = [
+            tuple(t.shape) if hasattr(t, "shape") else np.shape(t)
+            for t in (outputs, perturbed_outputs)
+        ]
+        axis, rank = getattr(self, "axis", -1), len(shapes[0])
+        is_same = rank == len(shapes[1]) and all(
+            None in sizes or len(set(sizes)) == 1 for sizes in zip(*shapes, strict=True)
+        )
+        if not is_same or not -rank <= axis < rank:
+            raise ValueError(
+                "`outputs` and `perturbed_outputs` must be tensors of the same shape, "
+                f"which has an axis {axis}. Received: the shapes {shapes[0]} and "
+                f"{shapes[1]}, for {type(self).__name__}."
+            )
+        return super().__call__(outputs, perturbed_outputs, sample_weight)
 
     def call(self, outputs: Tensor, perturbed_outputs: Tensor) -> Tensor:
         """The divergence of each sample or position.
@@ -96,8 +121,8 @@ class CategoricalKL(Divergence):
         name: str | None = "categorical_kl",
     ) -> None:
         super().__init__(reduction=reduction, name=name)
-        self.from_logits = from_logits
-        self.axis = axis
+        self.from_logits = check_bool("from_logits", from_logits)
+        self.axis = check_int("axis", axis, -_MOST_AXES, _MOST_AXES - 1)
 
     def _log_probabilities(self, outputs: Tensor) -> Tensor:
         if not self.from_logits:
@@ -147,8 +172,8 @@ class BernoulliKL(Divergence):
         name: str | None = "bernoulli_kl",
     ) -> None:
         super().__init__(reduction=reduction, name=name)
-        self.from_logits = from_logits
-        self.axis = axis
+        self.from_logits = check_bool("from_logits", from_logits)
+        self.axis = check_int("axis", axis, -_MOST_AXES, _MOST_AXES - 1)
 
     def _logits(self, outputs: Tensor) -> Tensor:
         if self.from_logits:
@@ -261,7 +286,7 @@ def for_loss(loss: Any, output: Any, target: Any = None) -> Divergence:
     reduction = getattr(loss, "reduction", "sum_over_batch_size")
     function = getattr(loss, "fn", loss)
     kwargs = getattr(loss, "_fn_kwargs", {})
-    from_logits, axis = kwargs.get("from_logits", False), kwargs.get("axis", -1)
+    from_logits, axis = bool(kwargs.get("from_logits")), kwargs.get("axis", -1)
     if function in _CATEGORICAL:
         return CategoricalKL(from_logits, axis, reduction=reduction)
     if function in _BERNOULLI:

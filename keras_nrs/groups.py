@@ -129,6 +129,11 @@ def split_into_groups(
     0, because the mean over no samples is not a number.
     """
     is_known = isinstance(batch_size, int)
+    if is_known and batch_size == 0:
+        raise ValueError(
+            "A batch must hold at least one sample. Received: a batch of 0 samples. "
+            "Leave it out."
+        )
     minimum, maximum = (min, max) if is_known else (ops.minimum, ops.maximum)
     num_deltas = min(num_perturbations, batch_size) if is_known else num_perturbations
     spans: list[tuple[int, Any, Any, Any]] = []

@@ -21,9 +21,11 @@ from keras_nrs._checks import check_fraction
 from keras_nrs._checks import check_int
 from keras_nrs._checks import check_nonnegative
 from keras_nrs._checks import check_seed
+from keras_nrs._checks import naming_labels
 from keras_nrs._files import whole_file
 from keras_nrs.backend import BackendTrainer
-from keras_nrs.callbacks import InertEpsWarning
+from keras_nrs.batches import check_not_empty
+from keras_nrs.callbacks import EpsWarnings
 from keras_nrs.callbacks import ProcessesAgree
 from keras_nrs.callbacks import leave_backups_to_first_process
 from keras_nrs.objective import SCHEMES
@@ -340,7 +342,8 @@ class NRSModel(BackendTrainer, TrainingStep, keras.Model):  # type: ignore[misc]
         sample_weight: Any = None,
         training: bool = True,
     ) -> Tensor:
-        return self.base_model._compute_loss(x, y, y_pred, sample_weight, training)
+        with naming_labels(y, y_pred, sample_weight):
+            return self.base_model._compute_loss(x, y, y_pred, sample_weight, training)
 
     def compute_metrics(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         logs: dict[str, Tensor] = self.base_model.compute_metrics(*args, **kwargs)
@@ -356,8 +359,9 @@ class NRSModel(BackendTrainer, TrainingStep, keras.Model):  # type: ignore[misc]
         call = inspect.signature(keras.Model.fit).bind(self, *args, **kwargs)
         arguments = dict(call.arguments)
         del arguments["self"]
+        check_not_empty(arguments.get("x"))
         callbacks = arguments.get("callbacks")
-        own: list[Any] = [ProcessesAgree(), InertEpsWarning()]
+        own: list[Any] = [ProcessesAgree(), EpsWarnings()]
         if isinstance(callbacks, keras.callbacks.CallbackList):
             for callback in own:
                 callback.set_model(self)
@@ -410,16 +414,22 @@ class NRSModel(BackendTrainer, TrainingStep, keras.Model):  # type: ignore[misc]
 
         The file is replaced as a whole: it is never half-written.
         """
-        self._write(super().save, filepath, overwrite, **kwargs)
+        self._write(super().save, (".keras", ".h5"), filepath, overwrite, **kwargs)
 
     def save_weights(
         self, filepath: Any, overwrite: bool = True, **kwargs: Any
     ) -> None:
         """As `keras.Model.save_weights()`, written like a file of `save()`."""
-        self._write(super().save_weights, filepath, overwrite, **kwargs)
+        endings = (".weights.h5",)
+        self._write(super().save_weights, endings, filepath, overwrite, **kwargs)
 
     def _write(
-        self, save: Callable[..., Any], filepath: Any, overwrite: bool, **kwargs: Any
+        self,
+        save: Callable[..., Any],
+        endings: tuple[str, ...],
+        filepath: Any,
+        overwrite: bool,
+        **kwargs: Any,
     ) -> None:
         path = pathlib.Path(filepath)
         if self.process_index() > 0:
@@ -427,9 +437,7 @@ class NRSModel(BackendTrainer, TrainingStep, keras.Model):  # type: ignore[misc]
             with tempfile.TemporaryDirectory() as unused:
                 save(pathlib.Path(unused) / path.name, overwrite=True, **kwargs)
             return
-        is_one_local_file = path.suffix in (".keras", ".h5") and "://" not in str(
-            filepath
-        )
+        is_one_local_file = "://" not in str(filepath) and path.name.endswith(endings)
         if not is_one_local_file or (path.exists() and not overwrite):
             save(filepath, overwrite=overwrite, **kwargs)
             return
@@ -494,11 +502,21 @@ class NRSModel(BackendTrainer, TrainingStep, keras.Model):  # type: ignore[misc]
     def from_config(
         cls, config: dict[str, Any], custom_objects: Any = None
     ) -> "NRSModel":
+        try:
+            inspect.signature(cls).bind(**config)
+        except TypeError as error:
+            raise ValueError(
+                "`config` must be what get_config() of this version of keras_nrs or of "
+                f"an older one gave. Received: a config with which {error}. "
+                "Load a file of a newer version with that version; "
+                "keras_nrs.unwrap(model).save(...) makes one that needs none."
+            ) from error
         members = {
             name: keras.saving.deserialize_keras_object(
                 config[name], custom_objects=custom_objects
             )
             for name in ("base_model", "perturbation", "divergence")
+            if name in config
         }
         return cls(**(config | members))
 

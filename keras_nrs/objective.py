@@ -1,6 +1,5 @@
 """Equation 3 of the paper, as pure functions of the outputs of both passes."""
 
-from numbers import Real
 from typing import Any
 from typing import NamedTuple
 
@@ -8,6 +7,8 @@ import keras
 from keras.src.losses.losses import LossFunctionWrapper
 
 from keras_nrs._checks import check_nonnegative
+from keras_nrs._checks import check_scalar
+from keras_nrs._checks import naming_labels
 from keras_nrs.divergences import Divergence
 from keras_nrs.divergences import OutputDivergence
 from keras_nrs.divergences import copied
@@ -164,15 +165,22 @@ def nrs_objective(  # noqa: PLR0913
     ```
     """
     beta = check_nonnegative("beta", beta)
-    if isinstance(alpha, Real):
-        alpha = check_nonnegative("alpha", alpha)
-    if tuple(y_pred.shape) != tuple(y_pred_perturbed.shape):
+    alpha = check_scalar("alpha", alpha)
+    shapes = [
+        tuple(getattr(t, "shape", ("no tensor",))) for t in (y_pred, y_pred_perturbed)
+    ]
+    if shapes[0] != shapes[1] or "no tensor" in shapes[0]:
         raise ValueError(
-            "`y_pred` and `y_pred_perturbed` must have the same shape. Received: "
-            f"{tuple(y_pred.shape)} and {tuple(y_pred_perturbed.shape)}. Pass the "
-            "outputs of both passes on one batch."
+            "`y_pred` and `y_pred_perturbed` must be tensors of the same shape. "
+            f"Received: the shapes {shapes[0]} and {shapes[1]}. Pass one output of "
+            "both passes on one batch; call this for each output if there are several."
         )
     loss = keras.losses.get(loss)
+    if loss is None:
+        raise ValueError(
+            "`loss` must be a keras.losses.Loss, its name, or a function. Received: "
+            "loss=None."
+        )
     if not isinstance(loss, keras.losses.Loss):
         loss = LossFunctionWrapper(loss)
     if isinstance(divergence, str) and divergence == "auto":
@@ -185,10 +193,11 @@ def nrs_objective(  # noqa: PLR0913
     # A copy for each: on PyTorch, Keras multiplies masks into the weights in place.
     loss_weight, perturbed_weight = copied(sample_weight), copied(sample_weight)
     output = OutputDivergence(((),), divergence, ignore_class=ignored_class(loss))
-    return combine(
-        loss(y_true, y_pred, loss_weight),
-        total_divergence([output], y_true, y_pred, y_pred_perturbed, sample_weight),
-        loss(y_true, y_pred_perturbed, perturbed_weight),
-        alpha=alpha,
-        beta=beta,
-    )
+    with naming_labels(y_true, y_pred, sample_weight):
+        return combine(
+            loss(y_true, y_pred, loss_weight),
+            total_divergence([output], y_true, y_pred, y_pred_perturbed, sample_weight),
+            loss(y_true, y_pred_perturbed, perturbed_weight),
+            alpha=alpha,
+            beta=beta,
+        )

@@ -11,6 +11,8 @@ import keras
 from keras import ops
 
 from keras_nrs._checks import check_choice
+from keras_nrs._checks import check_scalar
+from keras_nrs._checks import check_seed
 from keras_nrs.backend import RandomStream
 
 Tensor = Any
@@ -63,7 +65,7 @@ def random_stream(rng: Any) -> RandomStream:
     if isinstance(rng, RandomStream):
         return rng
     if isinstance(rng, Integral):
-        rng = keras.random.SeedGenerator(int(rng))
+        rng = keras.random.SeedGenerator(check_seed("rng", rng))
     if isinstance(rng, keras.random.SeedGenerator):
         rng = rng.next()
     if tuple(getattr(rng, "shape", ())) != (2,):
@@ -174,6 +176,14 @@ class _RandomDirection(Perturbation):
         self.noise = check_choice("noise", noise, NOISES)
 
     def sample(self, weights: Sequence[Any], eps: Tensor, rng: Any) -> list[Tensor]:
+        is_list = isinstance(weights, list | tuple)
+        if not is_list or not all(hasattr(w, "shape") for w in weights):
+            raise TypeError(
+                "`weights` must be a list of tensors or variables. Received: weights "
+                f"of type {type(weights).__name__}. For example: "
+                "weights=model.trainable_variables"
+            )
+        eps = check_scalar("eps", eps)
         if not weights:
             return []
         weights = [ops.convert_to_tensor(w) for w in weights]

@@ -16,6 +16,7 @@ from keras.src.backend.common.masking import get_keras_mask
 from keras_nrs import divergences
 from keras_nrs import perturbations
 from keras_nrs import stateless
+from keras_nrs._checks import naming_labels
 from keras_nrs.backend import RandomStream
 from keras_nrs.groups import Outcome
 from keras_nrs.groups import Part
@@ -143,11 +144,16 @@ class TrainingStep:
             perturbed_outputs = [None] * len(parts)
         elif perturbed_outputs is None:
             perturbed_outputs = self._perturbed_outputs(weights, inputs, parts)
-        outcomes = [
-            self._outcome_of_group(weights, inputs, part, perturbed)
-            for part, perturbed in zip(parts, perturbed_outputs, strict=True)
-        ]
-        outcome = mean_outcome(outcomes, [part.group for part in parts])
+        # In the order of the perturbed passes, and then the others: a global generator
+        # (see `_random_numbers_put_back`) must give a group the same masks again.
+        order = sorted(range(len(parts)), key=lambda i: not parts[i].group.is_perturbed)
+        outcomes = {
+            i: self._outcome_of_group(weights, inputs, parts[i], perturbed_outputs[i])
+            for i in order
+        }
+        outcome = mean_outcome(
+            [outcomes[i] for i in range(len(parts))], [part.group for part in parts]
+        )
         if self.perturbed_fraction < 1:
             place = ops.argsort(self._random_order(inputs))
             y_pred, masks = reordered((outcome.y_pred, outcome.masks), place)
@@ -171,12 +177,13 @@ class TrainingStep:
         self: Any, weights: list[Tensor], inputs: StepInputs, parts: Sequence[Part]
     ) -> list[Any]:
         """f(x; theta + delta) for each group, `None` where that is not needed."""
-        return [
-            self._perturbed_pass(weights, inputs, part)
-            if part.group.is_perturbed
-            else None
-            for part in parts
-        ]
+        with self._random_numbers_put_back():
+            return [
+                self._perturbed_pass(weights, inputs, part)
+                if part.group.is_perturbed
+                else None
+                for part in parts
+            ]
 
     def _perturbed_pass(
         self: Any, weights: list[Tensor], inputs: StepInputs, part: Part
@@ -186,10 +193,7 @@ class TrainingStep:
         x, _, _ = keras.utils.unpack_x_y_sample_weight(part.perturbed_data)
         rng = RandomStream(inputs.key).fold_in(part.stream)
         perturbed_weights = self._perturbed(weights, inputs.eps, rng)
-        with (
-            self._random_numbers_put_back(),
-            stateless.scope(base, perturbed_weights, part.state, inputs.metrics),
-        ):
+        with stateless.scope(base, perturbed_weights, part.state, inputs.metrics):
             return base(x, **stateless.call_kwargs(base, training=True))
 
     def _outcome_of_group(
@@ -219,7 +223,9 @@ class TrainingStep:
         factor = inputs.num_replicas * part.group.scale
         # Copied for each use: on PyTorch, Keras multiplies masks into it in place.
         weight = divergences.copied(sample_weight)
+        self._check_has_loss(layer_losses)
         with (
+            naming_labels(y, y_pred, sample_weight),
             stateless.scope(base, weights, part.state, inputs.metrics),
             stateless.layer_losses(base, layer_losses),
             _sums_times(factor, compiled),
@@ -318,14 +324,34 @@ class TrainingStep:
             )
         return self._divergences.resolved
 
+    def _has_own_loss(self: Any) -> bool:
+        """Whether the base model overrides `compute_loss()`."""
+        return type(self.base_model).compute_loss is not keras.Model.compute_loss
+
+    def _check_has_loss(self: Any, layer_losses: Sequence[Any]) -> None:
+        """Raise an error where Keras, on JAX, takes 0 for the loss."""
+        base = self.base_model
+        if base._compile_loss is None and not layer_losses and not self._has_own_loss():
+            raise ValueError(
+                "`model` must have a loss. Received: a model named "
+                f"{base.name!r} that is compiled without one and adds none. Call "
+                "compile(loss=...)."
+            )
+
     def _loss_updates_metrics(self: Any) -> bool:
         """Whether `compute_loss()` may update metrics.
 
         That of several outputs does, and that of a subclass may.
         """
+        compiled = self.base_model._compile_loss
+        return self._has_own_loss() or bool(compiled and compiled.metrics)
+
+    def _symbolic_build_of_base(self: Any, data: Any) -> None:
+        """Build what is not built yet of the base model and of its compiled loss."""
         base = self.base_model
-        overridden = type(base).compute_loss is not keras.Model.compute_loss
-        return overridden or bool(base._compile_loss and base._compile_loss.metrics)
+        _, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        with naming_labels(y, getattr(base, "outputs", None), sample_weight):
+            base._symbolic_build(data_batch=data)
 
     def _assign_outcome(
         self: Any,

@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 
 from keras_nrs._checks import check_choice
 from keras_nrs._checks import check_int
-from keras_nrs._checks import check_nonnegative
+from keras_nrs._checks import check_rate
 from keras_nrs._checks import check_seed
 from keras_nrs.data.augmentation import AUGMENTATIONS
 from keras_nrs.data.augmentation import CUTOUT_SIZE
@@ -93,11 +93,7 @@ class ImageData:
         check_choice("augmentation", self.augmentation, AUGMENTATIONS)
         if self.image_size is not None:
             check_int("image_size", self.image_size, minimum=1)
-        if check_nonnegative("label_smoothing", self.label_smoothing) >= 1:
-            raise ValueError(
-                "`label_smoothing` must be >= 0 and < 1. "
-                f"Received: label_smoothing={self.label_smoothing!r}."
-            )
+        check_rate("label_smoothing", self.label_smoothing)
         check_int("validation_percent", self.validation_percent, 0, 90)
         check_seed("seed", self.seed)
         check_int("num_shards", self.num_shards, minimum=1)

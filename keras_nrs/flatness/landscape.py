@@ -2,6 +2,7 @@
 
 import os
 import time
+import zipfile
 from collections.abc import Callable
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,14 +63,14 @@ class Landscape:
             ValueError: if the file is of something else.
         """
         try:
-            with np.load(path) as arrays:
+            with Path(path).open("rb") as file, np.load(file) as arrays:
                 names = sorted(n for n in arrays.files if n.startswith("coordinates_"))
                 losses = arrays["losses"]
                 coordinates = tuple(arrays[name] for name in names)
-        except (KeyError, ValueError, EOFError) as error:
+        except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(
                 "`path` must be of a landscape that `save()` wrote. Received: path="
-                f"{os.fspath(path)!r}, which is of something else."
+                f"{os.fspath(path)!r}, which is of something else, or damaged."
             ) from error
         return cls(coordinates=coordinates, losses=losses)
 
@@ -404,11 +405,18 @@ def _check_span(span: Any) -> tuple[float, float]:
 
 
 def _check_directions(model: Any, directions: Any, seed: int) -> list[list[Array]]:
+    seed = check_seed("seed", seed)
     if isinstance(directions, int):
         number = check_int("directions", directions, minimum=1, maximum=2)
         return [random_direction(model, seed=seed + i) for i in range(number)]
     shapes = [tuple(v.shape) for v in model.trainable_variables]
-    chosen = [[ops.convert_to_numpy(part) for part in d] for d in directions]
+    try:
+        chosen = [[ops.convert_to_numpy(part) for part in d] for d in directions]
+    except TypeError:
+        raise TypeError(
+            "`directions` must be 1, 2, or a list of one or two directions, each a "
+            f"list of arrays. Received: directions={directions!r}."
+        ) from None
     if not 1 <= len(chosen) <= 2 or any([p.shape for p in d] != shapes for d in chosen):
         raise ValueError(
             "`directions` must be 1, 2, or a list of one or two directions, each with "

@@ -11,6 +11,7 @@ from keras import ops
 
 from keras_nrs import divergences
 from keras_nrs import stateless
+from keras_nrs._checks import naming_labels
 from keras_nrs.batches import Batch
 from keras_nrs.nrs_model import NRSModel
 
@@ -101,7 +102,9 @@ class BatchLoss:
 
     def _build(self, first_batch: Batch) -> None:
         if not self.model._compile_loss.built:
-            self.model._symbolic_build(data_batch=tuple(first_batch))
+            outputs = getattr(self.model, "outputs", None)
+            with naming_labels(first_batch.y, outputs, first_batch.sample_weight):
+                self.model._symbolic_build(data_batch=tuple(first_batch))
 
     def selected(self, weights: Sequence[Any]) -> list[Any]:
         """Those of one item for each trainable variable that are of `variables`."""
@@ -126,7 +129,10 @@ class BatchLoss:
         with full_precision(model), stateless.scope(model, values, inputs.state):
             y_pred = model(batch.x, **stateless.call_kwargs(model, training=False))
             losses = model.losses if self.regularizers else []
-            with stateless.layer_losses(model, losses):
+            with (
+                naming_labels(batch.y, y_pred, batch.sample_weight),
+                stateless.layer_losses(model, losses),
+            ):
                 return model._compute_loss(
                     batch.x,
                     batch.y,

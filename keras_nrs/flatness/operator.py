@@ -102,8 +102,14 @@ class HessianOperator(LinearOperator):  # type: ignore[misc]
 
     def split(self, vector: Array) -> list[Array]:
         """A vector as arrays in the shapes of `variables`."""
+        vector = np.asarray(vector)
+        if vector.shape != self.shape[:1]:
+            raise ValueError(
+                f"`vector` must have the shape {self.shape[:1]}: an element for each "
+                f"selected weight. Received: a vector of shape {vector.shape}."
+            )
         ends = np.cumsum([int(np.prod(v.shape)) for v in self.variables])
-        parts = np.split(np.asarray(vector), ends[:-1])
+        parts = np.split(vector, ends[:-1])
         return [p.reshape(v.shape) for p, v in zip(parts, self.variables, strict=True)]
 
     def as_direction(self, vector: Array) -> list[Array]:

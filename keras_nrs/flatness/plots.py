@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_nrs._checks import check_positive
 from keras_nrs._files import whole_file
 
 if TYPE_CHECKING:
@@ -38,6 +39,16 @@ def _written(figure: Any, path: str | os.PathLike[str] | None) -> Any:
     return figure
 
 
+def _check_mapping(name: str, value: Any, attribute: str) -> None:
+    """Raise an error if this is no dict of measurements, or an empty one."""
+    is_mapping = isinstance(value, Mapping) and len(value) > 0
+    if not is_mapping or not all(hasattr(v, attribute) for v in value.values()):
+        raise TypeError(
+            f"`{name}` must be a dict from the names that the figure shows to what is "
+            f"drawn, at least one. Received: {name}={value!r}."
+        )
+
+
 def draw_landscapes(
     landscapes: Mapping[str, "Landscape"],
     path: str | os.PathLike[str] | None = None,
@@ -61,8 +72,10 @@ def draw_landscapes(
         A `matplotlib.figure.Figure`.
 
     Raises:
-        ValueError: if they do not have the same number of directions.
+        TypeError, ValueError: if an argument is not as described, or if they do not
+            have the same number of directions.
     """
+    _check_mapping("landscapes", landscapes, "coordinates")
     dimensions = {len(landscape.coordinates) for landscape in landscapes.values()}
     if len(dimensions) != 1 or kind not in ("contour", "surface"):
         raise ValueError(
@@ -152,10 +165,13 @@ def draw_densities(
     Returns:
         A `matplotlib.figure.Figure`.
     """
+    _check_mapping("densities", densities, "nodes")
     nodes = np.concatenate([d.nodes[d.weights > 0] for d in densities.values()])
     low, high = float(nodes.min()), float(nodes.max())
     width = (high - low) or abs(high) or 1.0
-    bandwidth = bandwidth or 0.01 * width
+    if bandwidth is None:
+        bandwidth = 0.01 * width
+    bandwidth = check_positive("bandwidth", bandwidth)
     points = np.linspace(low - 0.05 * width, high + 0.05 * width, 500)
     figure = _figure(1, width=6)
     axes = figure.subplots()

@@ -6,6 +6,7 @@ from typing import Any
 import keras
 from keras import layers
 
+from keras_nrs._checks import check_rate
 from keras_nrs.models.layers import HE_FAN_IN
 from keras_nrs.models.layers import Shape
 from keras_nrs.models.layers import has_kernel
@@ -65,12 +66,13 @@ def imagenet_vgg16(
         A model of inputs `(batch, *input_shape)` and logits `(batch, num_classes)`.
 
     Raises:
-        ValueError: if an argument is not as described.
+        TypeError, ValueError: if an argument is not as described.
 
     References:
         Simonyan and Zisserman (2015), https://arxiv.org/abs/1409.1556
     """
     _check(input_shape, num_classes)
+    check_rate("dropout", dropout)
     # The network of `keras.applications` has no dropout, and the paper's has.
     convolutions = keras.applications.VGG16(
         include_top=False, weights=None, input_shape=tuple(input_shape)

@@ -1,10 +1,12 @@
 """Layers as the original papers configure them, and weight penalties."""
 
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any
 
 import keras
 from keras import layers
+from keras.src.models.functional import Functional
 
 from keras_nrs._checks import check_int
 from keras_nrs._checks import check_nonnegative
@@ -32,7 +34,10 @@ def image_input(
     """
     check_int("num_classes", num_classes, minimum=2)
     is_shape = isinstance(input_shape, tuple | list) and len(input_shape) == 3
-    if not is_shape or not all(isinstance(n, int) and n > 0 for n in input_shape):
+    if not is_shape or not all(
+        isinstance(n, Integral) and not isinstance(n, bool) and int(n) > 0
+        for n in input_shape
+    ):
         raise ValueError(
             "`input_shape` must be (height, width, channels), three integers >= 1. "
             f"Received: input_shape={input_shape!r}."
@@ -43,7 +48,7 @@ def image_input(
             f"for this network. Received: input_shape={input_shape!r}. Resize or pad "
             "the images."
         )
-    return keras.Input(tuple(input_shape), name=name)
+    return keras.Input(tuple(map(int, input_shape)), name=name)
 
 
 def conv(
@@ -75,7 +80,9 @@ def batch_norm_relu(x: Tensor) -> Tensor:
 
 def logits(x: Tensor, num_classes: int, **arguments: Any) -> Tensor:
     """The last layer: float32 under every dtype policy."""
-    return layers.Dense(num_classes, dtype="float32", name="logits", **arguments)(x)
+    return layers.Dense(int(num_classes), dtype="float32", name="logits", **arguments)(
+        x
+    )
 
 
 def with_l2(model: keras.Model, weight_decay: float) -> keras.Model:
@@ -93,7 +100,7 @@ def with_l2(model: keras.Model, weight_decay: float) -> keras.Model:
         A model of the same layers with new weights, initialized alike.
 
     Raises:
-        TypeError, ValueError: if `weight_decay` is not a number >= 0, or a layer of the
+        TypeError, ValueError: if an argument is not as described, or a layer of the
             model is a model.
 
     Example:
@@ -103,6 +110,12 @@ def with_l2(model: keras.Model, weight_decay: float) -> keras.Model:
         >>> model.get_layer("logits").kernel_regularizer.get_config()
         {'l2': 0.00025}
     """
+    if not isinstance(model, keras.Sequential | Functional):
+        raise TypeError(
+            "`model` must be a functional or sequential model. Received: model="
+            f"{model!r} of type {type(model).__name__}. Of a wrapped one pass "
+            "keras_nrs.unwrap(model)."
+        )
     penalty = keras.regularizers.L2(check_nonnegative("weight_decay", weight_decay) / 2)
 
     def changes(layer: keras.Layer) -> dict[str, Any]:

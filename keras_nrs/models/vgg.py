@@ -3,6 +3,7 @@
 import keras
 from keras import layers
 
+from keras_nrs._checks import check_rate
 from keras_nrs.models.layers import HE_FAN_OUT
 from keras_nrs.models.layers import Shape
 from keras_nrs.models.layers import batch_norm_relu
@@ -32,12 +33,13 @@ def vgg16(
         A model of inputs `(batch, *input_shape)` and logits `(batch, num_classes)`.
 
     Raises:
-        ValueError: if an argument is not as described.
+        TypeError, ValueError: if an argument is not as described.
 
     References:
         Simonyan and Zisserman (2015), https://arxiv.org/abs/1409.1556; BatchNorm and
         dropout as in Zagoruyko (2015), http://torch.ch/blog/2015/07/30/cifar.html
     """
+    check_rate("dropout", dropout)
     inputs = x = image_input(input_shape, num_classes)
     for filters in _BLOCKS:
         for i, width in enumerate(filters):

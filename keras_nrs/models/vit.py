@@ -11,6 +11,7 @@ from keras import ops
 
 from keras_nrs._checks import check_choice
 from keras_nrs._checks import check_int
+from keras_nrs._checks import check_rate
 from keras_nrs.models.layers import Shape
 from keras_nrs.models.layers import Tensor
 from keras_nrs.models.layers import image_input
@@ -130,6 +131,7 @@ def vit(
     hidden, heads = _size(size)
     check_int("patch_size", patch_size, minimum=1)
     check_int("depth", depth, minimum=1)
+    check_rate("dropout", dropout)
     inputs = image_input(input_shape, num_classes, multiple_of=patch_size)
     patches = layers.Conv2D(
         hidden, patch_size, patch_size, kernel_initializer="lecun_normal"

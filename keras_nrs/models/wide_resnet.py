@@ -4,6 +4,7 @@ import keras
 from keras import layers
 
 from keras_nrs._checks import check_int
+from keras_nrs._checks import check_rate
 from keras_nrs.models.layers import Shape
 from keras_nrs.models.layers import Tensor
 from keras_nrs.models.layers import batch_norm_relu
@@ -50,6 +51,7 @@ def wide_resnet(
     """
     check_int("depth", depth, minimum=10)
     check_int("width", width, minimum=1)
+    check_rate("dropout", dropout)
     if (depth - 4) % 6:
         raise ValueError(
             "`depth` must be 4 more than a multiple of 6, such as 10, 16, 28 or 40. "

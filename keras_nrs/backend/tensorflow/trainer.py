@@ -83,7 +83,7 @@ class BackendTrainer:
             if self.scheme != "baseline":
                 self.seed_generator.next()
             return self._reducible(base.train_step(data) | self._tracker_logs())
-        base._symbolic_build(data_batch=data)
+        self._symbolic_build_of_base(data)
         self.built = True
         key = self.seed_generator.next()
         state = [v.value for v in base.non_trainable_variables]

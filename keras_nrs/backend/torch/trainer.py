@@ -49,7 +49,7 @@ class BackendTrainer:
             return base.train_step(data) | self._tracker_logs()
         # The first call draws random numbers, and a resumed training makes it later.
         with self._random_numbers_put_back():
-            base._symbolic_build(data_batch=data)
+            self._symbolic_build_of_base(data)
         self.built = True
         base.zero_grad()
         inputs = StepInputs(

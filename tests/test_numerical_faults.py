@@ -1,0 +1,334 @@
+"""What is not finite: named, skipped, or never so in the first place."""
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from keras import ops
+
+import keras_nrs
+from keras_nrs.divergences import BernoulliKL
+from keras_nrs.divergences import CategoricalKL
+from keras_nrs.divergences import Divergence
+from keras_nrs.perturbations import Perturbation
+from tests import models
+from tests.test_divergences import bernoulli
+from tests.test_divergences import categorical
+from tests.test_divergences import log_softmax
+from tests.test_divergences import rounding
+
+TERMS = ("loss", "perturbed_loss", "model_divergence")
+LOGITS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def data(num: int = 32) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(num, 4)).astype("float32"), rng.integers(0, 3, num)
+
+
+def classifier(activation: str | None = None, *, loss: Any = LOGITS) -> keras.Model:
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(3, activation)])
+    model.compile(keras.optimizers.SGD(0.1), loss)
+    return model
+
+
+def infinite_at(step: int, batch_size: int = 8) -> tuple[np.ndarray, np.ndarray]:
+    """Data of four batches, one of which has an infinite input."""
+    x, y = data()
+    x[step * batch_size] = np.inf
+    return x, y
+
+
+class Counter(keras.callbacks.Callback):  # type: ignore[misc]
+    """Counts batches, and keeps the loss after each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.losses: list[float] = []
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.losses.append(float(logs["loss"]))
+
+
+class Scaled(Perturbation):
+    """delta is a multiple of the pattern 1, -1, 1, ..."""
+
+    def sample(self, weights: Sequence[Any], eps: Any, rng: Any) -> list[Any]:
+        signs = [np.where(np.arange(np.prod(w.shape)) % 2, -1.0, 1.0) for w in weights]
+        return [
+            eps * ops.convert_to_tensor(s.reshape(w.shape).astype("float32"))
+            for s, w in zip(signs, weights, strict=True)
+        ]
+
+
+class Infinite(Divergence):
+    """Nothing else of the objective is."""
+
+    def call(self, outputs: Any, perturbed_outputs: Any) -> Any:
+        return np.inf * (1.0 + ops.sum(ops.square(outputs), axis=-1))
+
+
+# A fault is named.
+
+
+def fault_of(nrs: Any, x: np.ndarray, y: np.ndarray, **arguments: Any) -> str:
+    """The one warning of a `fit()`."""
+    with warnings.catch_warnings(record=True) as record:
+        warnings.simplefilter("always")
+        nrs.fit(x, y, batch_size=8, shuffle=False, verbose=0, **arguments)
+    texts = [str(w.message) for w in record if w.category is UserWarning]
+    (text,) = (text for text in texts if "the mean" in text)
+    return text
+
+
+def named(text: str) -> set[str]:
+    return {term for term in TERMS if f" {term} is " in text}
+
+
+def test_a_fault_of_the_data_is_named_once_with_its_epoch() -> None:
+    """The weights are not finite after it: the second epoch says nothing new."""
+    text = fault_of(keras_nrs.wrap(classifier(), eps=0.3), *infinite_at(1), epochs=2)
+    assert named(text) == set(TERMS)
+    assert "In epoch 1, up to step 4 of fit()" in text
+    assert "The weights are not finite" in text
+    for advice in ("NaN in the data", "learning rate", "TerminateOnNaN", "eps=0.3"):
+        assert advice in text
+
+
+def test_a_fault_in_a_later_epoch() -> None:
+    """When eps grows beyond what float32 can hold."""
+
+    class Grow(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            self.model.eps = (0.3, 0.3, 3e38)[epoch]
+
+    x, y = data(8)
+    nrs = keras_nrs.wrap(classifier(), perturbation=Scaled())
+    text = fault_of(nrs, 4 * x, y, epochs=3, callbacks=[Grow()])
+    assert "In epoch 3, up to step 3 of fit()" in text
+    assert {"perturbed_loss", "model_divergence"} <= named(text)
+    assert "eps=3e+38 is too large" in text
+
+
+def test_the_divergence_alone_is_named() -> None:
+    """Together with the total, of which it is a part."""
+    x, y = data(8)
+    nrs = keras_nrs.wrap(classifier(), eps=0.3, divergence=Infinite())
+    assert named(fault_of(nrs, x, y)) == {"loss", "model_divergence"}
+
+
+def test_the_loss_alone_is_named() -> None:
+    """An infinite penalty is in neither of the other terms."""
+    inputs = keras.Input((4,))
+    penalty = layers.ActivityRegularization(l1=1e38)
+    model = keras.Model(inputs, penalty(layers.Dense(3)(inputs)))
+    model.compile("sgd", LOGITS)
+    x, y = data(8)
+    text = fault_of(keras_nrs.wrap(model, eps=0.3), 100 * x, y)
+    assert named(text) == {"loss"}
+    assert "eps=0.3 is too large" not in text
+
+
+def test_a_baseline_is_judged_too() -> None:
+    text = fault_of(keras_nrs.wrap(classifier(), scheme="baseline"), *infinite_at(0))
+    assert named(text) == {"loss"}
+    assert "In epoch 1, the mean loss is" in text
+
+
+@pytest.mark.parametrize(
+    ("step", "options"),
+    [(0, {}), (2, {}), (2, {"scheme": "rpr"}), (2, {"interval": 3})],
+    ids=str,
+)
+def test_terminate_on_nan_stops_where_it_does_in_keras(
+    step: int, options: dict[str, Any]
+) -> None:
+    def losses(model: Any) -> list[float]:
+        counter = Counter()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            model.fit(
+                *infinite_at(step),
+                batch_size=8,
+                epochs=2,
+                shuffle=False,
+                verbose=0,
+                callbacks=[keras.callbacks.TerminateOnNaN(), counter],
+            )
+        return counter.losses
+
+    plain = losses(classifier())
+    wrapped = losses(keras_nrs.wrap(classifier(), eps=0.3, **options))
+    assert len(plain) == len(wrapped) == step + 1
+    assert not math.isfinite(wrapped[-1])
+    assert all(map(math.isfinite, wrapped[:-1]))
+
+
+# Overflows of float16.
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"memory_efficient": True}, {"interval": 2}],
+    ids=str,
+)
+def test_an_overflow_of_the_perturbed_pass_is_skipped(options: dict[str, Any]) -> None:
+    """delta of 1e5 is beyond float16, which ends at 65504; theta is not."""
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model = keras.Sequential(
+            [keras.Input((4,)), layers.Dense(8, "relu"), layers.Dense(3)]
+        )
+        nrs = keras_nrs.wrap(model, eps=1e5, perturbation=Scaled(), **options)
+        nrs.compile(keras.optimizers.SGD(0.1), LOGITS)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    optimizer = nrs.optimizer
+    assert isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    x, y = data(8)
+    before = models.numpy_values(model.trainable_variables)
+    logs = nrs.train_on_batch(x, y, return_dict=True)
+    assert not math.isfinite(logs["perturbed_loss"])
+    models.assert_equal(models.numpy_values(model.trainable_variables), before)
+    scale = float(ops.convert_to_numpy(optimizer.dynamic_scale))
+    assert scale == optimizer.initial_scale / 2
+    assert int(optimizer.inner_optimizer.iterations) == 0
+    # With an eps that float16 can hold the next step is made, at the same scale.
+    nrs.eps = 0.1
+    nrs.reset_metrics()
+    logs = nrs.train_on_batch(x, y, return_dict=True)
+    assert math.isfinite(logs["loss"])
+    assert int(optimizer.inner_optimizer.iterations) == 1
+    assert float(ops.convert_to_numpy(optimizer.dynamic_scale)) == scale
+    after = models.numpy_values(model.trainable_variables)
+    assert not any(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+    assert all(np.isfinite(w).all() for w in after)
+
+
+# Large logits.
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("divergence", "reference", "num_terms"),
+    [
+        (
+            CategoricalKL(from_logits=True, reduction=None),
+            lambda p, q: categorical(log_softmax(p), log_softmax(q)),
+            5,
+        ),
+        (BernoulliKL(from_logits=True, reduction=None), bernoulli, 2),
+    ],
+    ids=["categorical", "bernoulli"],
+)
+def test_logits_of_ten_thousand(
+    divergence: Divergence, reference: Any, num_terms: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    # As float32 has them, for the reference too.
+    p, q = rng.uniform(-1e4, 1e4, (2, 50, 5)).astype("float32").astype("float64")
+    tensors = [ops.convert_to_tensor(r, "float32") for r in (p, q)]
+    value = ops.convert_to_numpy(divergence(*tensors))
+    expected = reference(p, q)
+    assert expected.max() > 1e3
+    np.testing.assert_allclose(value, expected, rtol=0, atol=rounding(p, q, num_terms))
+    _, gradients = models.value_and_gradients(
+        lambda *outputs: ops.sum(divergence(*outputs)), tensors
+    )
+    assert all(np.isfinite(g).all() for g in gradients)
+
+
+def step_of_linear_model(
+    activation: str, loss: Any, x: np.ndarray, y: np.ndarray, kernel: np.ndarray
+) -> tuple[dict[str, float], list[np.ndarray]]:
+    """Logs and weights after a step whose delta is 1, -1, 1, ... in the kernel."""
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(3, activation)])
+    model.compile(keras.optimizers.SGD(1e-3), loss)
+    model.set_weights([kernel, np.zeros(3)])
+    only_kernel = Scaled(where=lambda v: "kernel" in v.path)
+    nrs = keras_nrs.wrap(model, eps=1.0, perturbation=only_kernel)
+    logs = nrs.train_on_batch(x, y, return_dict=True)
+    logs = {name: float(value) for name, value in logs.items()}
+    return logs, models.numpy_values(model.trainable_variables)
+
+
+def test_a_step_with_logits_of_ten_thousand() -> None:
+    """Inputs are one-hot, so that logits are rows of the kernel, without rounding."""
+    x, y = np.eye(4, dtype="float32"), np.array([0, 1, 2, 0])
+    kernel = np.random.default_rng(0).integers(-9999, 9999, (4, 3)).astype("float32")
+    logs, weights = step_of_linear_model("linear", LOGITS, x, y, kernel)
+    signs = np.where(np.arange(12) % 2, -1.0, 1.0).reshape(4, 3)
+    p, q = kernel.astype("float64"), kernel + signs
+    expected = np.mean(categorical(log_softmax(p), log_softmax(q)))
+    assert logs["model_divergence"] == pytest.approx(expected, abs=rounding(p, q, 3))
+    # Of a cross-entropy: a log-probability, off by 4 M + C + 8 units in the last place.
+    atol = 2.0**-24 * (4 * 1e4 + 3 + 8)
+    expected = np.mean(-log_softmax(q)[np.arange(4), y])
+    assert logs["perturbed_loss"] == pytest.approx(expected, abs=atol)
+    assert all(np.isfinite(w).all() for w in weights)
+
+
+# Probabilities of exactly 0 and 1.
+
+
+@pytest.mark.parametrize(
+    ("activation", "loss"),
+    [
+        ("softmax", "sparse_categorical_crossentropy"),
+        ("softmax", "categorical_crossentropy"),
+        ("softmax", "kl_divergence"),
+        ("sigmoid", "binary_crossentropy"),
+    ],
+)
+def test_a_step_with_certain_probabilities(activation: str, loss: str) -> None:
+    """With logits of -200 and 200: exp(-104) is 0 in float32."""
+    x, y = np.eye(4, dtype="float32"), np.array([0, 1, 2, 0])
+    signs = np.where(np.arange(12) % 2, -1.0, 1.0).reshape(4, 3)
+    kernel = (-200.0 * signs).astype("float32")
+    labels = y if loss.startswith("sparse") else np.eye(3, dtype="float32")[y]
+    outputs = ops.convert_to_numpy(getattr(keras.activations, activation)(kernel))
+    assert 0.0 in outputs
+    assert activation == "softmax" or 1.0 in outputs
+    logs, weights = step_of_linear_model(activation, loss, x, labels, kernel)
+    assert all(math.isfinite(value) for value in logs.values())
+    assert all(np.isfinite(w).all() for w in weights)
+
+
+def clipped(p: np.ndarray) -> np.ndarray:
+    """Logarithms of probabilities as Keras's losses clip them, normalized again."""
+    return log_softmax(np.log(np.clip(p, np.float32(1e-7), 1.0)))
+
+
+def test_zero_classes_in_softmax_outputs() -> None:
+    """All pairs of rows with zeros, ones and what is between."""
+    rows = np.array(
+        [
+            [1, 0, 0, 0],
+            [0, 1, 0, 0],
+            [0, 0, 0.5, 0.5],
+            [0.25, 0.25, 0.25, 0.25],
+            [0, 0.125, 0.875, 0],
+        ]
+    )
+    p, q = (r.reshape(-1, 4) for r in np.broadcast_arrays(rows[:, None], rows))
+    tensors = [ops.convert_to_tensor(r, "float32") for r in (p, q)]
+    kl = CategoricalKL(reduction=None)
+    log_p, log_q = clipped(p), clipped(q)
+    # The inputs are exact; their logarithms, up to 16.2, are off by as much as logits
+    # of that size.
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(kl(*tensors)),
+        categorical(log_p, log_q),
+        rtol=0,
+        atol=2 * rounding(log_p, log_q, 4),
+    )
+    _, gradients = models.value_and_gradients(
+        lambda *outputs: ops.sum(kl(*outputs)), tensors
+    )
+    assert all(np.isfinite(g).all() for g in gradients)
+    assert any(np.any(g != 0) for g in gradients)

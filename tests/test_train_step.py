@@ -547,12 +547,7 @@ def test_a_share_estimates_the_terms_without_bias(
         nrs = keras_nrs.wrap(model, 1.0, perturbation=FixedPerturbation(), **kwargs)
         logs = [nrs.train_on_batch(x, y, return_dict=True) for _ in range(steps)]
         names = ("loss", "model_divergence", "perturbed_loss")
-        # `train_on_batch()` gives means since the first step. Undo them.
-        totals = {
-            n: np.append(0.0, [(i + 1) * float(g[n]) for i, g in enumerate(logs)])
-            for n in names
-        }
-        return {n: np.diff(total) for n, total in totals.items()}
+        return {n: np.array([float(step[n]) for step in logs]) for n in names}
 
     kwargs = {"perturbations_per_replica": perturbations_per_replica}
     whole = history(1, **kwargs)

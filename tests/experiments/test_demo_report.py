@@ -10,6 +10,9 @@ from rich.console import Console
 from keras_nrs.experiments import demo
 from keras_nrs.experiments import demo_report
 
+# Nothing here depends on the backend, of which this one starts soonest.
+pytestmark = pytest.mark.only_torch
+
 
 @pytest.fixture
 def runs() -> list[demo.Run]:

@@ -19,6 +19,9 @@ from keras_nrs.experiments.recipes import Recipe
 from keras_nrs.experiments.recipes import recipes
 from keras_nrs.experiments.results import read_runs
 
+# Nothing here depends on the backend, of which this one starts soonest.
+pytestmark = pytest.mark.only_torch
+
 
 def write_run(folder: Path, recipe: Recipe, seed: int, **summary: Any) -> None:
     """What `keras-nrs train` leaves, as far as reports read it."""

@@ -32,6 +32,9 @@ from keras_nrs.experiments.sweep import Sweep
 from keras_nrs.experiments.training import RecipeError
 from keras_nrs.experiments.training import Training
 
+# Nothing here depends on the backend, of which this one starts soonest.
+pytestmark = pytest.mark.only_torch
+
 NRS = "digits-wide_resnet_10_1-none-nrs"
 RPR = "digits-wide_resnet_10_1-none-rpr"
 BASELINE = "digits-wide_resnet_10_1-none-baseline"
@@ -642,34 +645,3 @@ def linear(shape: tuple[int, ...], classes: int) -> keras.Model:
 def accuracy(folder: Path, split: str) -> float:
     summary = json.loads((folder / "summary.json").read_text())
     return float(summary[f"{split}_accuracy"])
-
-
-def test_a_training_until_an_epoch_is_a_part_of_the_whole_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(NETWORKS, "linear", linear)
-    recipe = digits(
-        network="linear", epochs=3, steps_per_epoch=2, validation_percent=10
-    )
-
-    def training(name: str) -> Training:
-        return Training(recipe, 0, tmp_path / name, test=False)
-
-    def without_costs(summary: dict[str, Any]) -> dict[str, Any]:
-        names = ("training_seconds", "seconds_per_step", "peak_memory_mib")
-        return {k: v for k, v in summary.items() if k not in names}
-
-    whole = training("whole").run(verbose=0)
-    parts = [training("parts").run(verbose=0, until=n) for n in (1, 2, 1, 3)]
-    assert without_costs(parts[3]) == without_costs(whole)
-    assert parts[0] == parts[2]
-    assert [part["epochs"] for part in parts] == [1, 2, 1, 3]
-    for n in (1, 2):
-        later = training("whole").run(verbose=0, until=n)
-        assert without_costs(later) == without_costs(parts[n - 1])
-    sessions = json.loads((tmp_path / "parts" / "environment.json").read_text())
-    assert len(sessions) == 3
-    with pytest.raises(ValueError, match="`until` must be an integer from 1 to 3"):
-        training("parts").run(until=4)
-    with pytest.raises(ValueError, match="`validation_percent` must be an integer"):
-        Training(digits(), 0, tmp_path / "new", test=False)

@@ -118,6 +118,41 @@ def test_a_folder_of_another_training_is_refused(tmp_path: Path, data_dir: str) 
         Training(digits_recipe(flatness=False, eps=0.7), 0, tmp_path, data_dir)
 
 
+def test_a_training_until_an_epoch_is_a_part_of_the_whole_one(
+    tmp_path: Path, data_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def linear(shape: tuple[int, ...], classes: int) -> keras.Model:
+        head = [keras.layers.Flatten(), keras.layers.Dense(classes)]
+        return keras.Sequential([keras.Input(shape), *head])
+
+    monkeypatch.setitem(recipes.NETWORKS, "linear", linear)
+    recipe = digits_recipe(
+        network="linear", epochs=3, steps_per_epoch=2, validation_percent=10
+    )
+
+    def training(name: str) -> Training:
+        return Training(recipe, 0, tmp_path / name, data_dir, test=False)
+
+    def without_costs(summary: dict[str, Any]) -> dict[str, Any]:
+        names = ("training_seconds", "seconds_per_step", "peak_memory_mib")
+        return {k: v for k, v in summary.items() if k not in names}
+
+    whole = training("whole").run(verbose=0)
+    parts = [training("parts").run(verbose=0, until=n) for n in (1, 2, 1, 3)]
+    assert without_costs(parts[3]) == without_costs(whole)
+    assert parts[0] == parts[2]
+    assert [part["epochs"] for part in parts] == [1, 2, 1, 3]
+    for n in (1, 2):
+        later = training("whole").run(verbose=0, until=n)
+        assert without_costs(later) == without_costs(parts[n - 1])
+    sessions = json.loads((tmp_path / "parts" / "environment.json").read_text())
+    assert len(sessions) == 3
+    with pytest.raises(ValueError, match="`until` must be an integer from 1 to 3"):
+        training("parts").run(until=4)
+    with pytest.raises(ValueError, match="`validation_percent` must be an integer"):
+        Training(digits_recipe(), 0, tmp_path / "new", data_dir, test=False)
+
+
 def test_summary_has_the_last_layers_eigenvalues(tmp_path: Path, data_dir: str) -> None:
     summary = Training(digits_recipe(), 0, tmp_path, data_dir).run(verbose=0)
     assert summary["last_layer_eigenvalue_converged"]

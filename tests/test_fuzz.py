@@ -246,7 +246,7 @@ def compile_model(model: keras.Model, case: Case) -> None:
         "adamw": lambda: optimizers.AdamW(0.01, use_ema=True, ema_momentum=0.9),
         "rmsprop": lambda: optimizers.RMSprop(0.01, clipvalue=0.5),
         "lion": lambda: optimizers.Lion(0.001),
-        "adafactor": lambda: optimizers.Adafactor(0.01),
+        "adagrad": lambda: optimizers.Adagrad(0.05),
         "accumulating": lambda: optimizers.Adam(0.01, gradient_accumulation_steps=2),
     }[case.optimizer]()
     losses: Any = {f"head_{i}": make_loss(h) for i, h in enumerate(case.heads)}
@@ -485,7 +485,8 @@ BLOCKS = [
 ]
 LOSSES = ["sparse", "softmax", "focal", "binary", "sigmoid", "mse", "huber"]
 LOSSES += ["log_cosh", "sum"]
-OPTIMIZERS = ["sgd", "nesterov", "adam", "adamw", "rmsprop", "lion", "adafactor"]
+# Not Adafactor: Keras's gives NaN where most of a gradient is exactly 0.
+OPTIMIZERS = ["sgd", "nesterov", "adam", "adamw", "rmsprop", "lion", "adagrad"]
 OPTIMIZERS += ["accumulating"]
 # Radii of about a third of the weights' norm.
 EPS = {"ball": 1.0, "relative": 0.3, "layerwise": 0.2, "released": 0.1}
@@ -512,6 +513,7 @@ def all_options(draw: Any) -> Options:
     )
 
 
+IS_JAX = keras.config.backend() == "jax"
 CASES = st.builds(
     Case,
     source=st.sampled_from(["vector", "image", "sequence", "tokens", "masked_tokens"]),
@@ -522,7 +524,8 @@ CASES = st.builds(
     second_input=st.booleans(),
     optimizer=st.sampled_from(OPTIMIZERS),
     policy=st.sampled_from(["float32", "mixed_bfloat16"]),
-    run_eagerly=st.booleans(),
+    # JAX compiles each operation, which takes much longer than a step.
+    run_eagerly=st.sampled_from([False] * (9 if IS_JAX else 1) + [True]),
     data=st.sampled_from(["arrays", "generator", "PyDataset", "tf.data", "DataLoader"]),
     sizes=st.sampled_from([(4, 4), (5, 3), (3, 1)]),
     weighted=st.booleans(),

@@ -17,6 +17,7 @@ import keras
 import numpy as np
 import pytest
 from hypothesis import HealthCheck
+from hypothesis import Phase
 from hypothesis import example
 from hypothesis import given
 from hypothesis import settings
@@ -243,7 +244,8 @@ def compile_model(model: keras.Model, case: Case) -> None:
             0.02, momentum=0.9, nesterov=True, clipnorm=1.0
         ),
         "adam": lambda: optimizers.Adam(0.01, global_clipnorm=1.0),
-        "adamw": lambda: optimizers.AdamW(0.01, use_ema=True, ema_momentum=0.9),
+        # Not `use_ema`, after which Keras on JAX cannot fit() again.
+        "adamw": lambda: optimizers.AdamW(0.01),
         "rmsprop": lambda: optimizers.RMSprop(0.01, clipvalue=0.5),
         "lion": lambda: optimizers.Lion(0.001),
         "adagrad": lambda: optimizers.Adagrad(0.05),
@@ -550,7 +552,13 @@ FEW = {"jax": 4, "tensorflow": 6, "torch": 40}[keras.config.backend()]
 
 
 @ignore_inert_eps
-@settings(max_examples=FEW, derandomize=True, **COMMON)
+# Shrinking a failing case would take minutes.
+@settings(
+    max_examples=FEW,
+    derandomize=True,
+    phases=[Phase.explicit, Phase.generate],
+    **COMMON,
+)
 @given(CASES)
 @example(UNSEEDED)
 def test_what_must_always_hold(case: Case) -> None:

@@ -521,7 +521,7 @@ def start(script: str, *arguments: str, **environment: str) -> subprocess.Popen[
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
-    output, errors = process.communicate(timeout=300)
+    output, errors = process.communicate(timeout=900)
     return process.returncode, output + errors
 
 

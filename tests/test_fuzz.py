@@ -17,7 +17,6 @@ import keras
 import numpy as np
 import pytest
 from hypothesis import HealthCheck
-from hypothesis import Phase
 from hypothesis import example
 from hypothesis import given
 from hypothesis import settings
@@ -157,6 +156,8 @@ def as_sequence(x: Any) -> tuple[Any, Any]:
 def block(kind: str, x: Any, case: Case, index: int) -> Any:
     """One block on `x`, which keeps its shape but for the last axis."""
     features = x.shape[-1]
+    if kind == "nested" and case.source == "masked_tokens":
+        kind = "batch_norm"  # A Sequential warns of masks.
     if kind == "dense":
         return layers.Dense(4, activation="relu")(x)
     if kind == "conv":
@@ -182,7 +183,8 @@ def block(kind: str, x: Any, case: Case, index: int) -> Any:
         "unseeded_dropout": lambda: layers.Dropout(0.4),
         "noise": lambda: layers.GaussianNoise(0.1, seed=index),
         "penalty": lambda: layers.Dense(3, kernel_regularizer="l2"),
-        "activity": lambda: layers.ActivityRegularization(l2=0.01),
+        # Keras on TensorFlow cannot add a bfloat16 penalty to several losses.
+        "activity": lambda: layers.ActivityRegularization(l2=0.01, dtype="float32"),
         "frozen": lambda: layers.Dense(3, trainable=False),
         "constrained": lambda: layers.Dense(3, kernel_constraint="max_norm"),
         "prelu": layers.PReLU,
@@ -338,7 +340,13 @@ def fit_arguments(case: Case, batches: list[Any]) -> dict[str, Any]:
         keras.tree.map_structure(lambda t, i=i: t[i], joined)
         for i in range(sum(case.sizes))
     ]
-    return {"x": torch.utils.data.DataLoader(samples, batch_size=size)}
+
+    def collate(items: list[Any]) -> Any:
+        # PyTorch's own gives lists, which Keras on TensorFlow does not take.
+        return keras.tree.map_structure(lambda *t: torch.tensor(np.array(t)), *items)
+
+    loader = torch.utils.data.DataLoader(samples, size, collate_fn=collate)
+    return {"x": loader}
 
 
 # What is checked.
@@ -515,10 +523,7 @@ def all_options(draw: Any) -> Options:
     )
 
 
-FORMATS = ["arrays", "tf.data", "DataLoader"]
-if keras.config.backend() != "tensorflow":
-    # Where Keras takes no lists of inputs from them.
-    FORMATS += ["generator", "PyDataset"]
+FORMATS = ["arrays", "generator", "PyDataset", "tf.data", "DataLoader"]
 IS_JAX = keras.config.backend() == "jax"
 CASES = st.builds(
     Case,
@@ -552,17 +557,11 @@ UNSEEDED = Case(
     options=Options(perturbations_per_replica=2, perturbed_fraction=0.5),
 )
 # Compiling takes most of the time, and much more of it than running on PyTorch.
-FEW = {"jax": 4, "tensorflow": 6, "torch": 40}[keras.config.backend()]
+FEW = {"jax": 3, "tensorflow": 8, "torch": 40}[keras.config.backend()]
 
 
 @ignore_inert_eps
-# What once failed. Drawn cases, of which some meet limits of Keras, run by hand.
-@settings(
-    max_examples=FEW,
-    derandomize=True,
-    phases=[Phase.explicit],
-    **COMMON,
-)
+@settings(max_examples=FEW, derandomize=True, **COMMON)
 @given(CASES)
 @example(UNSEEDED)
 def test_what_must_always_hold(case: Case) -> None:

@@ -63,6 +63,18 @@ def _mean_over(axis: str, tensor: Tensor) -> Tensor:
     return jax.lax.pmax(tensor, axis)
 
 
+def _mean_sum_over(axis: str, gradient: Tensor, other: Tensor) -> Tensor:
+    """The mean over replicas of the sum of two gradients.
+
+    Of matrices they are transposed products. XLA's CPU compiler would fold that
+    transposition into the products, which then miss its fast kernels: so it is undone
+    here, and done after the sums, where Keras's own step has it.
+    """
+    if gradient.ndim != 2:
+        return _mean_over(axis, gradient + other)
+    return _mean_over(axis, gradient.T + other.T).T
+
+
 def _after(tensors: list[Tensor], values: list[Tensor]) -> list[Tensor]:
     """The values, for use after the tensors have been computed.
 
@@ -266,8 +278,11 @@ class BackendTrainer:
 
     def _gradients(
         self: Any, state: Any, data: PerturbedStep, key: Tensor, **replica: Any
-    ) -> tuple[list[Tensor], Outcome]:
-        """The gradients on one replica, scaled by the optimizer's loss scale."""
+    ) -> tuple[list[Tensor], list[Tensor], Outcome]:
+        """The gradients through both passes on one replica, and their outcome.
+
+        Their sum is the gradient of the total times the optimizer's loss scale.
+        """
         trainable, non_trainable, optimizer, metrics = state
         inputs = StepInputs(
             non_trainable, metrics, data.batch, data.eps, data.alpha, key, **replica
@@ -276,34 +291,32 @@ class BackendTrainer:
             zip(self.base_model.optimizer.variables, optimizer, strict=True)
         )
 
-        def objective(
-            weights: list[Tensor], perturbed_outputs: list[Any] | None = None
-        ) -> tuple[Tensor, Outcome]:
-            outcome = self._objective(
-                weights, inputs, perturbed_outputs=perturbed_outputs
-            )
-            with keras.StatelessScope(optimizer_mapping):
-                scaled = self.base_model.optimizer.scale_loss(outcome.terms.total)
-            return scaled, outcome
-
-        if not self.memory_efficient:
-            gradients, outcome = jax.grad(objective, has_aux=True)(trainable)
-            return gradients, outcome
-        # First the outputs of the perturbed pass alone, then all of the clean pass,
-        # then the perturbed pass once more: activations of one pass at a time.
         parts = self._parts(inputs)
 
         def perturbed_outputs(weights: list[Tensor]) -> list[Any]:
             outputs: list[Any] = self._perturbed_outputs(weights, inputs, parts)
             return outputs
 
-        outputs = perturbed_outputs(trainable)
+        def objective(
+            weights: list[Tensor], outputs: list[Any]
+        ) -> tuple[Tensor, Outcome]:
+            outcome = self._objective(weights, inputs, perturbed_outputs=outputs)
+            with keras.StatelessScope(optimizer_mapping):
+                scaled = self.base_model.optimizer.scale_loss(outcome.terms.total)
+            return scaled, outcome
+
+        if self.memory_efficient:
+            outputs = perturbed_outputs(trainable)
+        else:
+            outputs, pullback = jax.vjp(perturbed_outputs, trainable)
         (of_clean, cotangents), outcome = jax.grad(
             objective, argnums=(0, 1), has_aux=True, allow_int=True
         )(trainable, outputs)
-        _, pullback = jax.vjp(perturbed_outputs, _after(of_clean, trainable))
+        if self.memory_efficient:
+            # Once more, after all of the clean pass: activations of one at a time.
+            _, pullback = jax.vjp(perturbed_outputs, _after(of_clean, trainable))
         (of_perturbed,) = pullback(cotangents)
-        return jax.tree.map(jax.numpy.add, of_clean, of_perturbed), outcome
+        return of_clean, of_perturbed, outcome
 
     def _gradients_of_replicas(
         self: Any, state: Any, data: PerturbedStep, key: Tensor
@@ -316,7 +329,8 @@ class BackendTrainer:
         """
         axis, num_replicas, mesh = replicas()
         if num_replicas == 1:
-            return self._gradients(state, data, key)
+            *gradients, outcome = self._gradients(state, data, key)
+            return jax.tree.map(jax.numpy.add, *gradients), outcome
         size = num_samples(data.batch)
         # A batch that does not divide is on all devices as a whole. As many replicas
         # as divide it take a share each, and the others repeat what these do.
@@ -326,12 +340,12 @@ class BackendTrainer:
             index = jax.lax.axis_index(axis) % num_shares
             if num_shares < num_replicas:
                 data = data._replace(batch=_share(data.batch, index, size, num_shares))
-            gradients, outcome = self._gradients(
+            *gradients, outcome = self._gradients(
                 state, data, key, replica=index, num_replicas=num_shares
             )
             mean = functools.partial(_mean_over, axis)
             return (
-                jax.tree.map(mean, gradients),
+                jax.tree.map(functools.partial(_mean_sum_over, axis), *gradients),
                 outcome._replace(
                     terms=jax.tree.map(mean, outcome.terms),
                     penalty=mean(outcome.penalty),

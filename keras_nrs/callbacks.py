@@ -357,19 +357,6 @@ class ProcessesAgree(keras.callbacks.Callback):  # type: ignore[misc]
         )
 
 
-def leave_backups_to_first_process(callbacks: Any) -> None:
-    """Let the first process alone write and delete the files of `BackupAndRestore`.
-
-    `NRSModel.save_weights()` sees to the weights, in all callbacks, by itself.
-    """
-    for callback in getattr(callbacks, "callbacks", callbacks):
-        if isinstance(callback, keras.callbacks.BackupAndRestore):
-            callback._save_model = lambda callback=callback: (
-                callback.model.save_weights(callback._weights_path)
-            )
-            callback.delete_checkpoint = False
-
-
 def _values(model: Any) -> tuple[float, float]:
     """eps and alpha."""
     eps, alpha = (

@@ -24,10 +24,10 @@ from keras_nrs._checks import check_seed
 from keras_nrs._checks import naming_labels
 from keras_nrs._files import whole_file
 from keras_nrs.backend import BackendTrainer
+from keras_nrs.backups import make_backups_whole
 from keras_nrs.batches import check_not_empty
 from keras_nrs.callbacks import EpsWarnings
 from keras_nrs.callbacks import ProcessesAgree
-from keras_nrs.callbacks import leave_backups_to_first_process
 from keras_nrs.objective import SCHEMES
 from keras_nrs.preprocessing import with_preprocessing
 from keras_nrs.training_step import TrainingStep
@@ -368,8 +368,7 @@ class NRSModel(BackendTrainer, TrainingStep, keras.Model):  # type: ignore[misc]
             callbacks.callbacks.extend(own)
         else:
             callbacks = [*keras.tree.flatten(callbacks or []), *own]
-        if self.process_index() > 0:
-            leave_backups_to_first_process(callbacks)
+        make_backups_whole(callbacks, is_first_process=self.process_index() == 0)
         return self._fit(**(arguments | {"callbacks": callbacks}))
 
     fit.__doc__ = keras.Model.fit.__doc__

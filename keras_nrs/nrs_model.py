@@ -290,7 +290,10 @@ class NRSModel(BackendTrainer, TrainingStep, keras.Model):  # type: ignore[misc]
         self._seed = seed
         # In namespaces, so that Keras counts neither as weights nor as layers.
         self._divergences = SimpleNamespace(
-            given=divergences.check(divergence), resolved=None, made_for=(None, None)
+            given=divergences.check(divergence),
+            resolved=None,
+            made_for=(None, None),
+            weights=None,
         )
         with self._scope_of(base_model):
             self._coefficients = SimpleNamespace(
@@ -394,17 +397,27 @@ class NRSModel(BackendTrainer, TrainingStep, keras.Model):  # type: ignore[misc]
         super().make_predict_function(force)
 
     def _follow_base_model(self) -> None:
-        """Forget what was made before the base model was last compiled or moved."""
-        self.built = self.base_model.built
+        """Forget what was made for the base model as it was before.
+
+        It may have been compiled or moved since then, or have other weights, after
+        `quantize()` or `enable_lora()`.
+        """
+        base = self.base_model
+        self.built = base.built
         made_for = (
-            getattr(self.base_model, "_compile_config", None),
+            getattr(base, "_compile_config", None),
             keras.distribution.distribution(),
         )
-        was_made_for = self._divergences.made_for
-        if any(a is not b for a, b in zip(made_for, was_made_for, strict=True)):
+        # Of a model that is built while it is fitted, the weights are new to nothing.
+        weights = [(v.path, v.dtype) for v in base.weights] if base.built else None
+        known, kept = self._divergences, self._divergences.weights
+        is_same = all(a is b for a, b in zip(made_for, known.made_for, strict=True))
+        if not is_same or (
+            weights != kept and weights is not None and kept is not None
+        ):
             self.train_function = self.test_function = self.predict_function = None
-            self._divergences.made_for = made_for
-            self._divergences.resolved = None
+            known.made_for, known.resolved = made_for, None
+        known.weights = weights
 
     # Saving.
 
@@ -442,6 +455,10 @@ class NRSModel(BackendTrainer, TrainingStep, keras.Model):  # type: ignore[misc]
             return
         with whole_file(path) as unfinished:
             save(unfinished, overwrite=True, **kwargs)
+
+    def quantize(self, *args: Any, **kwargs: Any) -> None:
+        """Quantize the base model: the arguments are those of its `quantize()`."""
+        self.base_model.quantize(*args, **kwargs)
 
     def export(self, *args: Any, **kwargs: Any) -> Any:
         """Export the base model for inference."""

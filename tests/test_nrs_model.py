@@ -256,7 +256,8 @@ def test_data_formats_give_the_same_training() -> None:
 )
 def test_execution_modes(compiled_with: dict[str, bool]) -> None:
     if keras.config.backend() == "torch" and "jit_compile" in compiled_with:
-        compiled_with = {"jit_compile": False}  # torch.compile needs a C++ compiler
+        # `torch.compile` takes a minute: `tests/compatibility` has it.
+        compiled_with = {"jit_compile": False}
     x, y = models.image_data(48)
     model = models.cnn(batch_norm=False, compile=False)
     models.compile_classifier(model, **compiled_with)
@@ -283,6 +284,19 @@ def test_steps_per_execution() -> None:
         return models.numpy_values(model.variables)
 
     models.assert_equal(weights(1), weights(2))
+
+
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
+@pytest.mark.parametrize("part", ["wrapped", "base"])
+def test_quantizing_after_predict_reaches_both(part: str) -> None:
+    x, _ = models.image_data()
+    nrs = keras_nrs.wrap(models.cnn(), **NRS)
+    before = nrs.predict(x, verbose=0)
+    models.assert_equal([before], [nrs.base_model.predict(x, verbose=0)])
+    (nrs if part == "wrapped" else nrs.base_model).quantize("int8")
+    after = nrs.predict(x, verbose=0)
+    models.assert_equal([after], [nrs.base_model.predict(x, verbose=0)])
+    assert np.abs(after - before).max() > 0
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])

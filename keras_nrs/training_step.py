@@ -191,8 +191,7 @@ class TrainingStep:
         """f(x; theta + delta) for one group, differentiable in `weights`."""
         base = self.base_model
         x, _, _ = keras.utils.unpack_x_y_sample_weight(part.perturbed_data)
-        rng = RandomStream(inputs.key).fold_in(part.stream)
-        perturbed_weights = self._perturbed(weights, inputs.eps, rng)
+        perturbed_weights = self._perturbed(weights, inputs, part)
         with stateless.scope(base, perturbed_weights, part.state, inputs.metrics):
             return base(x, **stateless.call_kwargs(base, training=True))
 
@@ -279,15 +278,15 @@ class TrainingStep:
         return divergence, perturbed_loss
 
     def _perturbed(
-        self: Any, weights: list[Tensor], eps: Tensor, rng: RandomStream
+        self: Any, weights: list[Tensor], inputs: StepInputs, part: Part
     ) -> list[Tensor]:
-        """theta + delta, where delta is a constant."""
+        """theta + delta for one group, where delta is a constant."""
         deltas = perturbations.sample_deltas(
             self.perturbation,
             self.base_model.trainable_variables,
             [ops.stop_gradient(w) for w in weights],
-            eps,
-            rng,
+            inputs.eps,
+            RandomStream(inputs.key).fold_in(part.stream),
         )
         return perturbations.add_deltas(weights, deltas)
 

@@ -37,7 +37,14 @@ class BackendTrainer:
         # Keras registers the parameters, which `zero_grad()` clears, of the model that
         # is fitted. Here that is not the base model.
         self.base_model._post_build()
+        is_new = force or self.train_function is None
         super().make_train_function(force)  # type: ignore[misc]
+        if is_new and self._should_torch_compile():
+            # Keras leaves it open which shapes are dynamic. PyTorch 2.13 takes layers
+            # that are called twice for dynamic, and fails to compile them.
+            self.train_function = torch.compile(
+                lambda data: self.train_step(data[0]), dynamic=False
+            )
 
     def train_step(self: Any, data: Any) -> dict[str, Tensor]:
         base = self.base_model
@@ -66,6 +73,22 @@ class BackendTrainer:
         with torch.no_grad():
             base.optimizer.apply([v.value.grad for v in trainable], trainable)
             return self._assign_outcome(outcome, data)
+
+    # Its batches are of sizes that no real one has.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _symbolic_build_of_base(self: Any, data: Any) -> None:
+        super()._symbolic_build_of_base(data)  # type: ignore[misc]
+
+    # Two more have generators of random numbers, which no graph can have.
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _perturbed(self: Any, *args: Any) -> list[Tensor]:
+        perturbed: list[Tensor] = super()._perturbed(*args)  # type: ignore[misc]
+        return perturbed
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _random_order(self: Any, inputs: StepInputs) -> Tensor:
+        return super()._random_order(inputs)  # type: ignore[misc]
 
     def _perturbed_pass(
         self: Any, weights: list[Tensor], inputs: StepInputs, part: Part

@@ -101,11 +101,18 @@ class EpsWarnings(keras.callbacks.Callback):  # type: ignore[misc]
         self.model._inert_eps_reported = True
         weights = [w.value for w in self.model.trainable_variables]
         norm = float(keras.ops.convert_to_numpy(perturbations.norm(weights)))
+        calibrate = (
+            "find an eps with keras_nrs.calibrate_eps(model, x, target_divergence=0.05)"
+        )
         advice = (
             "Use wrap(model, eps=0.3, perturbation='relative'), whose radius grows "
-            "with that norm, or find an eps with keras_nrs.calibrate_eps(model, x, "
-            "target_divergence=0.05)."
+            f"with that norm, or {calibrate}."
         )
+        if isinstance(self.model.perturbation, perturbations.RelativeBall):
+            advice = (
+                "A new model's outputs may be too uniform to change: look at "
+                f"model_divergence again later, and if it is as small, {calibrate}."
+            )
         if divergence >= _INERT_SHARE * loss:
             advice = f"alpha={alpha:.3g} is too small: start with 1."
         warnings.warn(

@@ -1,6 +1,5 @@
 """The demo's table and figure."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from matplotlib.ticker import StrMethodFormatter
 from rich.table import Table
 from scipy.stats import t as student_t
 
+from keras_nrs._files import whole_file
 from keras_nrs.experiments.demo import ARMS
 from keras_nrs.experiments.demo import BASELINE
 from keras_nrs.experiments.demo import Array
@@ -87,7 +87,8 @@ def _draw_panel(axes: Any, points: Sequence[Array], *, label: str, log: bool) ->
         offsets = np.linspace(-0.2, 0.2, len(x))
         axes.scatter(x, row + offsets, s=16, color=color, alpha=0.5, linewidths=0)
         axes.plot([np.mean(x)] * 2, [row - 0.36, row + 0.36], color=color, linewidth=3)
-    axes.set_xlabel(label)
+    axes.set_xlabel(label, fontsize=12)
+    axes.tick_params(labelsize=12)
     axes.grid(axis="x", color="0.9")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -102,20 +103,21 @@ def draw_results(runs: Sequence[Run], path: Path) -> None:
     """Write a PNG of all runs: one panel for each measurement."""
     accuracy = {arm: 100 * values(runs, arm, "test_accuracy") for arm in ARMS}
     differences = [accuracy[arm] - accuracy[BASELINE] for arm in ARMS]
-    figure = Figure(figsize=(10, 5.6), dpi=150, layout="constrained")
-    panels = figure.subplots(2, 2, sharey=True)
+    # One above the other, with letters that a phone shows large enough.
+    figure = Figure(figsize=(6.4, 11), dpi=150, layout="constrained")
+    panels = figure.subplots(4, 1, sharey=True)
     _draw_panel(
-        panels[0, 0],
+        panels[0],
         differences,
         label="test accuracy - baseline of the same seed (points)",
         log=False,
     )
-    panels[0, 0].axvline(0, color="0.6", linewidth=1, zorder=0)
+    panels[0].axvline(0, color="0.6", linewidth=1, zorder=0)
     for axes, name, label, log in (
-        (panels[0, 1], "test_loss", "test loss (nats)", False),
-        (panels[1, 0], "model_divergence", "model divergence (nats), log scale", True),
+        (panels[1], "test_loss", "test loss (nats)", False),
+        (panels[2], "model_divergence", "model divergence (nats), log scale", True),
         (
-            panels[1, 1],
+            panels[3],
             "eigenvalue",
             "largest eigenvalue of the last layer's Hessian\n"
             "(nats per squared weight), log scale",
@@ -124,13 +126,12 @@ def draw_results(runs: Sequence[Run], path: Path) -> None:
     ):
         points = [values(runs, arm, name) for arm in ARMS]
         _draw_panel(axes, points, label=label, log=log)
-    for axes in panels[:, 0]:
-        axes.set_yticks(range(len(ARMS)), ARMS)
-    panels[0, 0].invert_yaxis()
+    panels[0].set_yticks(range(len(ARMS)), ARMS)
+    panels[0].invert_yaxis()
     figure.suptitle(
-        f"Handwritten digits, {len(differences[0])} seeds: a dot for each seed, "
-        "a bar for the mean"
+        f"Handwritten digits, {len(differences[0])} seeds:\n"
+        "a dot for each seed, a bar for the mean",
+        fontsize=14,
     )
-    partial = path.with_suffix(".partial")
-    figure.savefig(partial, format="png")
-    os.replace(partial, path)
+    with whole_file(path) as unfinished:
+        figure.savefig(unfinished, format="png")

@@ -13,7 +13,8 @@ from keras_nrs.experiments.report import BASELINE
 from keras_nrs.experiments.report import paired_differences
 from keras_nrs.experiments.results import CELL
 
-_COLUMNS = 4
+# As wide as a phone can show with letters of this many points.
+_COLUMNS, _FONT_SIZE = 2, 12
 
 
 def draw(runs: pd.DataFrame, folder: Path) -> list[str]:
@@ -52,7 +53,8 @@ def _panels(
     panels = figure.subplots(rows, columns, squeeze=False, **options)
     for axes, (cell, of_cell) in zip(panels.flat, cells, strict=False):
         draw_panel(axes, of_cell)
-        axes.set_title(", ".join(map(str, cell)), fontsize=9)
+        axes.set_title(", ".join(map(str, cell)), fontsize=_FONT_SIZE + 1)
+        axes.tick_params(labelsize=_FONT_SIZE)
         axes.spines[["top", "right"]].set_visible(False)
     for axes in panels.flat[len(cells) :]:
         axes.set_visible(False)
@@ -88,12 +90,12 @@ def _curves(runs: pd.DataFrame) -> Figure | None:
                 axes.axhline(
                     mean.iloc[-1], color="black", linestyle="--", linewidth=0.8
                 )
-        axes.set_xlabel("epoch")
-        axes.legend(fontsize=7, frameon=False)
+        axes.set_xlabel("epoch", fontsize=_FONT_SIZE)
+        axes.legend(fontsize=_FONT_SIZE - 2, frameon=False)
 
     figure, panels = _panels(pd.concat(histories), 2.8, draw_panel)
     for axes in panels[:, 0]:
-        axes.set_ylabel("accuracy after each epoch (%)")
+        axes.set_ylabel("accuracy after each epoch (%)", fontsize=_FONT_SIZE)
     return figure
 
 
@@ -119,11 +121,12 @@ def _all_differences(runs: pd.DataFrame) -> Figure | None:
         axes.grid(axis="x", color="0.9")
         axes.set_axisbelow(True)
 
-    height = 0.22 * len(arms) + 0.7
+    height = 0.26 * len(arms) + 0.7
     figure, panels = _panels(differences, height, draw_panel, sharey=True)
     panels[0, 0].set_yticks(range(len(arms)), arms)
-    for axes in panels[:, 0]:
-        axes.tick_params(axis="y", labelsize=8)
     panels[0, 0].set_ylim(len(arms) - 0.5, -0.5)
-    figure.supxlabel("test accuracy - that of the baseline (points), 95 % interval")
+    figure.supxlabel(
+        "test accuracy - that of the baseline (points), 95 % interval",
+        fontsize=_FONT_SIZE + 1,
+    )
     return figure

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's palette, which the colour-blind tell apart.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
+LINES = ("-", "--", "-.", ":")
 _NUM_LEVELS = 16
 
 
@@ -29,6 +30,17 @@ def _figure(columns: int, width: float = 4.6, height: float = 4.0) -> Any:
             name=error.name,
         ) from error
     return Figure(figsize=(width * columns, height), dpi=150, layout="constrained")
+
+
+def _style(axes: Any, *, columns: int = 1) -> None:
+    """Letters that can be read where the figure is as wide as a phone."""
+    size = 13 + 3 * min(columns - 1, 2)
+    for label in (axes.xaxis.label, axes.yaxis.label, axes.title):
+        label.set_fontsize(size)
+    axes.tick_params(labelsize=size - 2)
+    axes.locator_params(axis="x", nbins=5)
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(frameon=False, fontsize=size)
 
 
 def _written(figure: Any, path: str | os.PathLike[str] | None) -> Any:
@@ -94,15 +106,19 @@ def _draw_curves(landscapes: Mapping[str, "Landscape"]) -> Any:
     figure = _figure(1, width=6)
     axes = figure.subplots()
     for i, (name, landscape) in enumerate(landscapes.items()):
-        color = COLORS[i % len(COLORS)]
-        axes.plot(*landscape.coordinates, landscape.losses, color=color, label=name)
-    axes.set_xlabel("coordinate along the direction")
+        axes.plot(*landscape.coordinates, landscape.losses, **_line(i, name))
+    axes.set_xlabel("distance (multiples of the direction)")
     axes.set_ylabel("loss")
     axes.grid(color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
-    if any(landscapes):
-        axes.legend(frameon=False)
+    _style(axes)
     return figure
+
+
+def _line(i: int, name: str) -> dict[str, Any]:
+    """How the i-th curve looks, in colour and in print."""
+    color, line = COLORS[i % len(COLORS)], LINES[i % len(LINES)]
+    return {"color": color, "linestyle": line, "linewidth": 2, "label": name or None}
 
 
 def _draw_panels(landscapes: Mapping[str, "Landscape"], kind: str, log: bool) -> Any:
@@ -139,12 +155,14 @@ def _draw_panels(landscapes: Mapping[str, "Landscape"], kind: str, log: bool) ->
             lines = axes.contour(
                 x, y, landscape.losses.T, levels=levels, cmap="viridis", norm=norm
             )
-            axes.clabel(lines, lines.levels[::3], fontsize=7, fmt="%.2g")
+            axes.clabel(lines, lines.levels[::3], fontsize=10, fmt="%.2g")
             axes.plot(0, 0, marker="+", color="black")
             axes.set_aspect("equal")
         axes.set_title(name)
-        axes.set_xlabel("first direction")
-        axes.set_ylabel("second direction")
+        axes.set_xlabel("distance, first direction")
+        axes.set_ylabel("distance, second direction")
+        _style(axes, columns=len(landscapes))
+        axes.locator_params(axis="y", nbins=5)
     return figure
 
 
@@ -177,14 +195,13 @@ def draw_densities(
     axes = figure.subplots()
     for i, (name, density) in enumerate(densities.items()):
         values = density.density(points, bandwidth=bandwidth)
-        axes.semilogy(points, values, color=COLORS[i % len(COLORS)], label=name)
+        axes.semilogy(points, values, **_line(i, name))
     # Of n eigenvalues the density of a single one is the least that can be seen.
     size = max(density.size for density in densities.values())
     axes.set_ylim(bottom=0.1 / (size * bandwidth * np.sqrt(2 * np.pi)))
     axes.set_xlabel("eigenvalue (loss per squared weight)")
-    axes.set_ylabel("density")
+    axes.set_ylabel("density (share per unit)")
     axes.grid(color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
-    if any(densities):
-        axes.legend(frameon=False)
+    _style(axes)
     return _written(figure, path)

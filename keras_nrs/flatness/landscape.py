@@ -33,6 +33,8 @@ Values = tuple[list[Any], list[Any]]
 
 # Between two writes of a checkpoint, in seconds.
 _WRITE_EVERY = 10.0
+# Which of a seed's random streams the directions are.
+_STREAM = 0x6E7273
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +109,8 @@ def random_direction(model: keras.Model, *, seed: int) -> list[Array]:
 
     Reference: [Li et al., 2018](https://arxiv.org/abs/1712.09913), Section 4.
     """
-    rng = np.random.default_rng(check_seed("seed", seed))
+    # Not the stream of `default_rng(seed)`, which may have initialized the weights.
+    rng = np.random.default_rng((check_seed("seed", seed), _STREAM))
     model = base_model(model, needs_loss=False)
     return [
         filter_normalized(rng.standard_normal(v.shape), ops.convert_to_numpy(v))

@@ -39,6 +39,16 @@ def test_random_directions_are_filter_normalized() -> None:
     models.assert_equal(direction, again)
 
 
+def test_random_directions_do_not_repeat_an_initialization() -> None:
+    """Of NumPy's generator with the same seed, as the digits' demo has it."""
+    model = keras.Sequential([keras.Input((30,)), keras.layers.Dense(30)])
+    kernel, _ = model.trainable_variables
+    kernel.assign(np.random.default_rng(0).standard_normal(kernel.shape))
+    direction, _ = random_direction(model, seed=0)
+    cosine = np.corrcoef(direction.ravel(), array(kernel).ravel())[0, 1]
+    assert abs(cosine) < 4 / 30  # 4 standard deviations of 900 independent numbers
+
+
 def test_losses_are_those_of_evaluate() -> None:
     """At every point, with penalties, dropout and BatchNorm in inference mode."""
     x, y = models.image_data(40)

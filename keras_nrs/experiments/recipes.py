@@ -192,7 +192,7 @@ def literal(text: str) -> Any:
     """The Python literal that a text is, or else the text itself."""
     try:
         return ast.literal_eval(text)
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
         return text
 
 

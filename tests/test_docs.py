@@ -1,0 +1,46 @@
+"""The Python in the README and the guide runs as it stands there."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def programs(page: Path) -> list[str]:
+    """Blocks of Python: one that begins with imports, and those that go on from it."""
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+    found: list[str] = []
+    for block in blocks:
+        if block.startswith("import "):
+            found.append(block)
+        elif found:
+            found[-1] += block
+    return found
+
+
+PROGRAMS = {
+    f"{page.stem}-{i}": program
+    for page in PAGES
+    for i, program in enumerate(programs(page))
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_python_of_the_guide(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": "__main__"}
+    exec(PROGRAMS[name], names)
+    assert names["model"].built
+
+
+@pytest.mark.only_torch
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text("utf-8")):
+        assert link.startswith("http") or (page.parent / link).exists(), link

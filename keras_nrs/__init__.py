@@ -15,7 +15,7 @@ from keras_nrs.nrs_model import unwrap as unwrap
 from keras_nrs.nrs_model import wrap as wrap
 from keras_nrs.objective import nrs_objective as nrs_objective
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from keras_nrs import data as data

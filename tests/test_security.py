@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import tomllib
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -189,3 +190,11 @@ def test_a_backup_names_no_file_elsewhere(tmp_path: Path) -> None:
     (folder / "training_metadata.json").write_text(json.dumps(named))
     with pytest.raises(OSError, match="elsewhere"):
         nrs.fit(X, Y, verbose=0, callbacks=[keras.callbacks.BackupAndRestore(folder)])
+
+
+def test_all_dependencies_have_a_lower_bound() -> None:
+    text = (Path(__file__).parent.parent / "pyproject.toml").read_text("utf-8")
+    project = tomllib.loads(text)["project"]
+    extras = project["optional-dependencies"].values()
+    for requirement in [*project["dependencies"], *sum(extras, [])]:
+        assert ">=" in requirement or requirement.startswith("keras-nrs["), requirement

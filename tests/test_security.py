@@ -4,6 +4,7 @@ import json
 import pickle
 import tomllib
 import zipfile
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -196,5 +197,5 @@ def test_all_dependencies_have_a_lower_bound() -> None:
     text = (Path(__file__).parent.parent / "pyproject.toml").read_text("utf-8")
     project = tomllib.loads(text)["project"]
     extras = project["optional-dependencies"].values()
-    for requirement in [*project["dependencies"], *sum(extras, [])]:
+    for requirement in chain(project["dependencies"], *extras):
         assert ">=" in requirement or requirement.startswith("keras-nrs["), requirement

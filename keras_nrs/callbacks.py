@@ -2,6 +2,8 @@
 
 import inspect
 import math
+import os
+import sys
 import warnings
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -22,13 +24,16 @@ _INERT_SHARE = 1e-4
 _TERMS = ("loss", "perturbed_loss", "model_divergence")
 # The length of delta is random. One step alone may have drawn a short one.
 _FEWEST_STEPS = 2
+# The outputs of a new model are uniform, and change little until it has learned.
+_ENOUGH_STEPS = 100
 
 
 class EpsWarnings(keras.callbacks.Callback):  # type: ignore[misc]
     """Warns if eps is so small that the divergence cannot matter, or too large.
 
-    Added by `NRSModel.fit()`. After the first epoch (the first epochs, if they are of
-    one step) it compares alpha times the mean divergence with the loss. It is silent
+    Added by `NRSModel.fit()`. It compares alpha times the mean divergence of an epoch
+    with the loss, until that is large enough, and speaks if it never was: after 100
+    steps and the end of their epoch, or at the end of a shorter training. It is silent
     if `eps` or `alpha` is 0, or if one of them was assigned since training began.
 
     After each epoch it looks for terms of the objective that are not finite in the
@@ -41,8 +46,8 @@ class EpsWarnings(keras.callbacks.Callback):  # type: ignore[misc]
         self._is_open = model.scheme == "nrs" and not model._inert_eps_reported
         self._first_values = _values(model)
         self._first_step = self._step()
-        self._divergences: list[float] = []
-        self._losses: list[float] = []
+        self._inert_epoch = -1
+        self._divergence = self._loss = math.nan
 
     def _step(self) -> int:
         state = keras.ops.convert_to_numpy(self.model.seed_generator.state)
@@ -57,13 +62,22 @@ class EpsWarnings(keras.callbacks.Callback):  # type: ignore[misc]
         self._are_finite = self._are_finite and not faults
         is_fixed = _values(self.model) == self._first_values
         if not self._is_open or not is_fixed or 0 in self._first_values:
-            return
-        self._divergences.append(float(logs.get("model_divergence", math.nan)))
-        self._losses.append(float(logs.get("loss", math.nan)))
-        steps = (self._step() - self._first_step) / self.model.interval
-        if steps >= _FEWEST_STEPS:
             self._is_open = False
-            self._judge()
+            return
+        _, alpha = self._first_values
+        self._inert_epoch = epoch
+        self._divergence = float(logs.get("model_divergence", math.nan))
+        self._loss = float(logs.get("loss", math.nan))
+        self._is_open = alpha * self._divergence < _INERT_SHARE * self._loss
+        if self._is_open and self._perturbed_steps() >= _ENOUGH_STEPS:
+            self._warn_of_inert_eps()
+
+    def on_train_end(self, logs: Any = None) -> None:
+        if self._is_open and self._perturbed_steps() >= _FEWEST_STEPS:
+            self._warn_of_inert_eps()
+
+    def _perturbed_steps(self) -> float:
+        return (self._step() - self._first_step) / self.model.interval
 
     def _warn_of_faults(self, epoch: int, faults: dict[str, float]) -> None:
         weights = map(keras.ops.convert_to_numpy, self.model.trainable_variables)
@@ -81,24 +95,20 @@ class EpsWarnings(keras.callbacks.Callback):  # type: ignore[misc]
                 "lower the learning rate."
             )
         state = "still finite" if are_finite else "not finite either: start again"
-        warnings.warn(
+        _warn(
             f"In epoch {epoch + 1}{steps}, the mean "
             f"{' and '.join(f'{name} is {value}' for name, value in faults.items())} "
             f"(eps={eps:.3g}, alpha={alpha:.3g}). The weights are {state}. {advice} "
             "keras.callbacks.TerminateOnNaN() stops at the first such step, and this "
-            "warning then names its terms alone.",
-            stacklevel=2,
+            "warning then names its terms alone."
         )
 
-    def _judge(self) -> None:
-        eps, alpha = self._first_values
-        epochs = len(self._losses)
-        divergence = sum(self._divergences) / epochs
-        loss = sum(self._losses) / epochs
-        is_inert = alpha * divergence < _INERT_SHARE * loss
-        if not is_inert or not self.model.trainable_variables:
+    def _warn_of_inert_eps(self) -> None:
+        self._is_open = False
+        if self._inert_epoch < 0 or not self.model.trainable_variables:
             return
         self.model._inert_eps_reported = True
+        eps, alpha = self._first_values
         weights = [w.value for w in self.model.trainable_variables]
         norm = float(keras.ops.convert_to_numpy(perturbations.norm(weights)))
         calibrate = (
@@ -113,17 +123,27 @@ class EpsWarnings(keras.callbacks.Callback):  # type: ignore[misc]
                 "A new model's outputs may be too uniform to change: look at "
                 f"model_divergence again later, and if it is as small, {calibrate}."
             )
-        if divergence >= _INERT_SHARE * loss:
+        if self._divergence >= _INERT_SHARE * self._loss:
             advice = f"alpha={alpha:.3g} is too small: start with 1."
-        warnings.warn(
+        _warn(
             f"eps={eps:.3g} has no effect with perturbation "
-            f"{type(self.model.perturbation).__name__}: over the first "
-            f"{'epoch' if epochs == 1 else f'{epochs} epochs'} the mean model "
-            f"divergence was {divergence:.2g}, and alpha * divergence is "
-            f"{alpha * divergence / loss:.1g} of the loss. The norm of the weights is "
-            f"{norm:.3g}. {advice}",
-            stacklevel=2,
+            f"{type(self.model.perturbation).__name__}: in epoch "
+            f"{self._inert_epoch + 1} the mean model divergence was "
+            f"{self._divergence:.2g}, and alpha * divergence is "
+            f"{alpha * self._divergence / self._loss:.1g} of the loss. The norm of the "
+            f"weights is {norm:.3g}. {advice}"
         )
+
+
+def _warn(text: str) -> None:
+    """Warn with the place of the user's `fit()`, which is far up from a callback."""
+    packages = tuple(
+        os.path.dirname(file) + os.sep for file in (keras.__file__, __file__)
+    )
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(packages):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(text, stacklevel=level)
 
 
 class NRSSchedule(keras.callbacks.Callback):  # type: ignore[misc]

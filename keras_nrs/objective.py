@@ -150,7 +150,8 @@ def nrs_objective(  # noqa: PLR0913
     seeds = keras.random.SeedGenerator(0)
     weights = [v.value for v in model.trainable_variables]
     # Copied before the first pass: both must see the same dropout masks. Dropout
-    # without a seed draws from PyTorch's global generator: replay that too.
+    # without a seed draws from PyTorch's global generator: replay that too. (On a
+    # GPU it is torch.cuda.get_rng_state() and torch.cuda.set_rng_state().)
     state = [v.value.clone() for v in model.non_trainable_variables]
     random_state = torch.get_rng_state()
     with torch.no_grad():

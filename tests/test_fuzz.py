@@ -557,7 +557,7 @@ UNSEEDED = Case(
     options=Options(perturbations_per_replica=2, perturbed_fraction=0.5),
 )
 # Compiling takes most of the time, and much more of it than running on PyTorch.
-FEW = {"jax": 3, "tensorflow": 8, "torch": 40}[keras.config.backend()]
+FEW = {"jax": 2, "tensorflow": 4, "torch": 40}[keras.config.backend()]
 
 
 @ignore_inert_eps

@@ -1,6 +1,7 @@
 """Tables of finished runs in the layouts of the paper, with its numbers beside them."""
 
 import html
+import math
 from collections.abc import Callable
 from collections.abc import Sequence
 from pathlib import Path
@@ -176,11 +177,15 @@ def _scaled(runs: pd.DataFrame, measure: str) -> pd.Series:
 
 
 def _mean_and_spread(values: pd.Series, digits: int) -> str:
+    """With so many digits after the point, or more if the mean has no two of them."""
     values = values.dropna()
     if values.empty:
         return NOTHING
+    mean = values.mean()
+    if 0 < abs(mean) < 1:
+        digits = max(digits, 1 - math.floor(math.log10(abs(mean))))
     spread = f" ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{values.mean():.{digits}f}{spread}"
+    return f"{mean:.{digits}f}{spread}"
 
 
 def _beside(

@@ -12,6 +12,8 @@ from keras_nrs._files import whole_file
 from keras_nrs.experiments.report import BASELINE
 from keras_nrs.experiments.report import paired_differences
 from keras_nrs.experiments.results import CELL
+from keras_nrs.flatness.plots import COLORS
+from keras_nrs.flatness.plots import LINES
 
 # As wide as a phone can show with letters of this many points.
 _COLUMNS, _FONT_SIZE = 2, 12
@@ -76,15 +78,17 @@ def _curves(runs: pd.DataFrame) -> Figure | None:
         return None
 
     def draw_panel(axes: Any, cell: pd.DataFrame) -> None:
-        for arm, of_arm in cell.groupby("arm", sort=False):
+        for i, (arm, of_arm) in enumerate(cell.groupby("arm", sort=False)):
             by_epoch = 100 * of_arm.groupby("epoch")["val_accuracy"].agg(
                 ["mean", "std"]
             )
             epochs, mean = by_epoch.index + 1, by_epoch["mean"]
             spread = by_epoch["std"].fillna(0)
-            (line,) = axes.plot(epochs, mean, label=arm, linewidth=1.2)
+            color = COLORS[i % len(COLORS)]
+            style = LINES[i % len(LINES)]
+            axes.plot(epochs, mean, style, color=color, label=arm, linewidth=1.2)
             axes.fill_between(
-                epochs, mean - spread, mean + spread, color=line.get_color(), alpha=0.15
+                epochs, mean - spread, mean + spread, color=color, alpha=0.15
             )
             if arm == BASELINE:
                 axes.axhline(
@@ -95,7 +99,7 @@ def _curves(runs: pd.DataFrame) -> Figure | None:
 
     figure, panels = _panels(pd.concat(histories), 2.8, draw_panel)
     for axes in panels[:, 0]:
-        axes.set_ylabel("accuracy after each epoch (%)", fontsize=_FONT_SIZE)
+        axes.set_ylabel("accuracy on held-out images (%)", fontsize=_FONT_SIZE)
     return figure
 
 

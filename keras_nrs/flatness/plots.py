@@ -193,12 +193,14 @@ def draw_densities(
     points = np.linspace(low - 0.05 * width, high + 0.05 * width, 500)
     figure = _figure(1, width=6)
     axes = figure.subplots()
+    highest = 0.0
     for i, (name, density) in enumerate(densities.items()):
         values = density.density(points, bandwidth=bandwidth)
         axes.semilogy(points, values, **_line(i, name))
+        highest = max(highest, values.max())
     # Of n eigenvalues the density of a single one is the least that can be seen.
     size = max(density.size for density in densities.values())
-    axes.set_ylim(bottom=0.1 / (size * bandwidth * np.sqrt(2 * np.pi)))
+    axes.set_ylim(0.1 / (size * bandwidth * np.sqrt(2 * np.pi)), 2 * highest)
     axes.set_xlabel("eigenvalue (loss per squared weight)")
     axes.set_ylabel("density (share per unit)")
     axes.grid(color="0.9")

@@ -1,10 +1,13 @@
 """Files that are never half-written."""
 
+import functools
 import glob
+import hashlib
 import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -17,24 +20,34 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".unfinished-{platform.node()}-"
+    prefix = f".unfinished-{_machine()}-"
     unfinished = path.with_name(f"{prefix}{os.getpid()}-{path.name}")
     try:
         yield unfinished
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
-    pattern = f"{glob.escape(prefix)}*-{glob.escape(path.name)}"
-    for left in path.parent.glob(pattern):
-        process = left.name.removeprefix(prefix).partition("-")[0]
-        if process.isdecimal() and not _is_running(int(process)):
-            left.unlink(missing_ok=True)
+    for left in path.parent.glob(f"{prefix}*-{glob.escape(path.name)}"):
+        process, _, name = left.name.removeprefix(prefix).partition("-")
+        if name == path.name and process.isdecimal() and not _is_running(int(process)):
+            with suppress(OSError):  # It may be another user's.
+                left.unlink()
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a text file as a whole."""
     with whole_file(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
+
+
+@functools.cache
+def _machine() -> str:
+    """In eight letters, this machine or container: where processes have numbers."""
+    try:
+        numbers = os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        numbers = 0
+    return hashlib.sha256(f"{platform.node()} {numbers}".encode()).hexdigest()[:8]
 
 
 def _is_running(process: int) -> bool:
@@ -44,6 +57,6 @@ def _is_running(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # Of another user.
+    except (OSError, OverflowError):  # Of another user, or no number of a process.
         return True
     return True

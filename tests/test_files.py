@@ -1,0 +1,68 @@
+"""Files that are written as a whole."""
+
+import multiprocessing
+import os
+from pathlib import Path
+
+import pytest
+
+from keras_nrs import _files
+from keras_nrs._files import whole_file
+from keras_nrs._files import write_text
+
+pytestmark = pytest.mark.only_torch  # Nothing here depends on the backend.
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_is_the_old_or_the_new_one(tmp_path: Path) -> None:
+    path = tmp_path / "new folder" / "a [file]"
+    write_text(path, "old")
+    with pytest.raises(KeyboardInterrupt), whole_file(path) as unfinished:
+        unfinished.write_text("new")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old"
+    assert names(path.parent) == ["a [file]"]
+
+
+def ended_process() -> int:
+    """The number of a process that is no more."""
+    process = multiprocessing.get_context("spawn").Process()
+    process.start()
+    process.join()
+    assert process.pid is not None
+    return process.pid
+
+
+def left_by(process: int | str, path: Path, machine: str = "") -> Path:
+    machine = machine or _files._machine()
+    left = path.with_name(f".unfinished-{machine}-{process}-{path.name}")
+    left.write_text("left")
+    return left
+
+
+def test_what_the_dead_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    path, dead = tmp_path / "model-1.keras", ended_process()
+    left = left_by(dead, path)
+    others = [
+        left_by(os.getppid(), path),  # It may be writing.
+        left_by(dead, path, machine="0123abcd"),
+        left_by(dead, tmp_path / "other-model-1.keras"),
+        left_by("x", path),
+        left_by("9" * 30, path),
+    ]
+    folder = path.with_name(f".unfinished-{_files._machine()}-{dead}9-{path.name}")
+    if not _files._is_running(int(f"{dead}9")):
+        folder.mkdir()
+    write_text(path, "new")
+    assert not left.exists()
+    assert all(other.exists() for other in others)
+    assert path.read_text() == "new"
+
+
+def test_a_long_name(tmp_path: Path) -> None:
+    path = tmp_path / ("x" * 220)
+    write_text(path, "new")
+    assert names(tmp_path) == [path.name]

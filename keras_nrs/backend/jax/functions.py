@@ -37,7 +37,13 @@ def hessian_at(
     in_tensors = jax.grad(function)
 
     def linear_function(tensors: list[Tensor], inputs: Any) -> Any:
-        return jax.linearize(lambda t: in_tensors(t, inputs), tensors)[1]
+        # Adding nothing: before 0.10, JAX leaks a tracer where a gradient is constant.
+        return jax.linearize(
+            lambda t: [
+                g + 0 * w for g, w in zip(in_tensors(t, inputs), t, strict=True)
+            ],
+            tensors,
+        )[1]
 
     # Forward over reverse. The linear function is a pytree of what it has kept.
     linearize = jax.jit(linear_function)

@@ -51,7 +51,8 @@ def combine(  # noqa: PLR0913
     """The total of a scheme, from its terms.
 
     `penalty` is the part of `loss` that does not depend on the outputs (weight decay
-    and the like), which `rpr` keeps although it drops the rest of `loss`.
+    and the like). It counts once: `rpr` keeps it although it drops the rest of `loss`,
+    and `normalize` does not divide it.
     """
     if scheme == "baseline":
         total = loss
@@ -60,7 +61,7 @@ def combine(  # noqa: PLR0913
     else:
         total = loss + alpha * divergence + beta * perturbed_loss
         if normalize:
-            total = total / (1.0 + beta)
+            total = penalty + (total - penalty) / (1.0 + beta)
     return Terms(total, loss, divergence, perturbed_loss)
 
 

@@ -73,6 +73,8 @@ def test_combine_without_some_terms(alpha: float, beta: float) -> None:
 def test_combine_normalized() -> None:
     total = combine(2.0, 3.0, 5.0, alpha=0.5, beta=3.0, normalize=True).total
     assert total == (2.0 + 0.5 * 3.0 + 3.0 * 5.0) / 4.0
+    terms = combine(2.0, 3.0, 5.0, alpha=0.5, beta=3.0, normalize=True, penalty=0.5)
+    assert terms.total == 0.5 + (1.5 + 0.5 * 3.0 + 3.0 * 5.0) / 4.0
 
 
 @pytest.mark.parametrize("normalize", [False, True])

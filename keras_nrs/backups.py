@@ -1,8 +1,7 @@
 """Backups of `keras.callbacks.BackupAndRestore` that no kill tears apart."""
 
-import functools
+import copy
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,66 +9,85 @@ import keras
 
 from keras_nrs._files import write_text
 
+_FILE = "keras_nrs.json"
+_WEIGHTS = "epoch-*-batch-*.weights.h5"
 
-def make_backups_whole(callbacks: Any, *, is_first_process: bool) -> None:
-    """Let each backup among some callbacks be the last one or the new one.
+
+class WholeBackup(keras.callbacks.BackupAndRestore):  # type: ignore[misc]
+    """A backup that is the last one or the new one, whenever the process is killed.
 
     Keras writes weights and epoch one after the other, into the files of the last
     backup. Of a run that is killed in between, the weights are of one epoch and the
     number is of another, or there is no number that can be read. Here weights have a
     file of their own, which counts once the file with the epoch names it.
-
-    The first of several processes alone writes and deletes.
     """
-    for callback in _backups(callbacks):
-        if not is_first_process:
-            # Reading the variables may take all processes.
-            callback._save_model = functools.partial(_join_in_saving, callback)
-            callback.delete_checkpoint = False
-        elif "://" not in str(callback.backup_dir):
-            callback._save_model = functools.partial(_save, callback)
-            callback.on_train_end = functools.partial(_delete, callback)
-        callback._load_model = functools.partial(_load, callback)
+
+    @property
+    def _folder(self) -> Path:
+        return Path(self.backup_dir)
+
+    def _states(self) -> list[dict[str, Any]]:
+        """What there is to go on from, the newest last."""
+        path = self._folder / _FILE
+        return json.loads(path.read_text("utf-8")) if path.exists() else []
+
+    def _save_model(self) -> None:
+        epoch, batch = self._current_epoch, self._last_batch_seen
+        name = f"epoch-{epoch}-batch-{batch}.weights.h5"
+        self.model.save_weights(self._folder / name)
+        kept = [state for state in self._states() if state["weights"] != name]
+        kept = kept[-1:] if self.double_checkpoint else []
+        states = [*kept, {"epoch": epoch, "batch": batch, "weights": name}]
+        write_text(self._folder / _FILE, json.dumps(states))
+        for path in self._folder.glob(_WEIGHTS):
+            if path.name not in {state["weights"] for state in states}:
+                path.unlink(missing_ok=True)
+
+    def _load_model(self) -> None:
+        states = self._states()
+        if not states or not self.model.built:
+            # Of an older version or Keras itself, or none, or an error of Keras's.
+            super()._load_model()
+            return
+        optimizer = self.model.optimizer
+        if not optimizer.built:
+            optimizer.build(self.model.trainable_variables)
+        while True:
+            state = states.pop()
+            try:
+                self.model.load_weights(self._folder / Path(state["weights"]).name)
+                break
+            except OSError:
+                if not states:
+                    raise
+        self._current_epoch = self.model._initial_epoch = state["epoch"]
+
+    def on_train_end(self, logs: Any = None) -> None:
+        if self.delete_checkpoint:
+            # First, so that what is left of a deletion that is killed does not count.
+            (self._folder / _FILE).unlink(missing_ok=True)
+        super().on_train_end(logs)
 
 
-def _backups(callbacks: Any) -> Iterable[Any]:
-    callbacks = getattr(callbacks, "callbacks", callbacks)
+def with_whole_backups(callbacks: list[Any], *, is_first_process: bool) -> list[Any]:
+    """The callbacks, with copies of those of `BackupAndRestore` that back up safely.
+
+    Those of subclasses, and for folders that are not on this machine, stay as they
+    are. The first of several processes alone writes and deletes.
+    """
     kind = keras.callbacks.BackupAndRestore
-    return [callback for callback in callbacks if isinstance(callback, kind)]
-
-
-def _join_in_saving(backup: Any) -> None:
-    backup.model.save_weights(backup._weights_path)
-
-
-def _save(backup: Any) -> None:
-    folder = Path(backup.backup_dir)
-    epoch, batch = backup._current_epoch, backup._last_batch_seen
-    name = f"epoch-{epoch}-batch-{batch}.weights.h5"
-    backup.model.save_weights(folder / name)
-    found = {"epoch": epoch, "batch": batch, "weights": name}
-    write_text(backup._training_metadata_path, json.dumps(found))
-    for path in folder.glob("*.weights.h5"):
-        if path.name != name:
-            path.unlink()
-
-
-def _load(backup: Any) -> None:
-    path = Path(backup._training_metadata_path)
-    found = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    if "weights" not in found:
-        # There is none, or Keras wrote it.
-        type(backup)._load_model(backup)
-        return
-    model = backup.model
-    if not model.optimizer.built:
-        model.optimizer.build(model.trainable_variables)
-    model.load_weights(path.with_name(Path(found["weights"]).name))
-    model._initial_epoch = found["epoch"]
-
-
-def _delete(backup: Any, logs: Any = None) -> None:
-    if backup.delete_checkpoint:
-        # First, so that what is left of a deletion that is killed does not count.
-        Path(backup._training_metadata_path).unlink(missing_ok=True)
-    type(backup).on_train_end(backup, logs)
+    found = []
+    for callback in callbacks:
+        backup = callback
+        if type(callback) is kind and "://" not in str(callback.backup_dir):
+            backup = copy.copy(callback)
+            backup.__class__ = WholeBackup
+        if isinstance(backup, kind) and not is_first_process:
+            backup = copy.copy(backup)
+            backup._save_model = lambda backup=backup: (
+                # Reading the variables may take all processes. This writes nothing.
+                backup.model.save_weights(backup._weights_path)
+            )
+            backup.delete_checkpoint = False
+        found.append(backup)
+    return found

@@ -76,7 +76,8 @@ def test_stopped_in_its_deletion(
 ) -> None:
     """What is left is not taken for a training that has ended."""
 
-    def stop(path: Any) -> None:
+    def stop(folder: Any) -> None:
+        next(Path(folder).glob("*.weights.h5")).unlink()
         raise Killed
 
     expected = fit(wrapped(), None)
@@ -87,13 +88,57 @@ def test_stopped_in_its_deletion(
     models.assert_equal(fit(wrapped(), tmp_path), expected)
 
 
-def test_one_backup_at_a_time(tmp_path: Path) -> None:
+def state(folder: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((folder / "keras_nrs.json").read_text())
+    return found
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_one_backup_at_a_time_and_nothing_else_is_touched(tmp_path: Path) -> None:
+    (tmp_path / "mine.weights.h5").write_text("mine")
     fit(wrapped(), tmp_path, delete_checkpoint=False)
     weights = f"epoch-{EPOCHS}-batch-0.weights.h5"
-    names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == [weights, "training_metadata.json"]
-    found = json.loads((tmp_path / "training_metadata.json").read_text())
-    assert found == {"epoch": EPOCHS, "batch": 0, "weights": weights}
+    assert names(tmp_path) == [weights, "keras_nrs.json", "mine.weights.h5"]
+    assert state(tmp_path) == [{"epoch": EPOCHS, "batch": 0, "weights": weights}]
+
+
+def test_a_damaged_backup_has_one_before_it(tmp_path: Path) -> None:
+    """With `double_checkpoint`, as in Keras."""
+    options = {"double_checkpoint": True, "delete_checkpoint": False}
+    fit(wrapped(), tmp_path, **options)
+    assert [s["epoch"] for s in state(tmp_path)] == [EPOCHS - 1, EPOCHS]
+    (tmp_path / f"epoch-{EPOCHS}-batch-0.weights.h5").write_bytes(b"damaged")
+    resumed = wrapped()
+    models.assert_equal(fit(resumed, tmp_path, **options), fit(wrapped(), None))
+
+
+def test_the_callback_stays_the_users(tmp_path: Path) -> None:
+    """It backs up other models in Keras's way afterwards."""
+    x, y = models.image_data(32)
+    backup = keras.callbacks.BackupAndRestore(tmp_path, delete_checkpoint=False)
+    before = dict(vars(backup))
+    wrapped().fit(x, y, verbose=0, callbacks=backup)
+    assert vars(backup) == before
+    new_model().fit(x, y, verbose=0, callbacks=backup)
+    assert (tmp_path / "latest.weights.h5").exists()
+
+
+def test_a_subclass_has_its_own_way(tmp_path: Path) -> None:
+    saved = []
+
+    class Own(keras.callbacks.BackupAndRestore):
+        def _save_model(self) -> None:
+            saved.append(self._current_epoch)
+            super()._save_model()
+
+    x, y = models.image_data(32)
+    own = Own(tmp_path, delete_checkpoint=False)
+    wrapped().fit(x, y, verbose=0, callbacks=[own])
+    assert saved == [1]
+    assert names(tmp_path) == ["latest.weights.h5", "training_metadata.json"]
 
 
 def test_a_backup_that_keras_wrote(tmp_path: Path) -> None:
@@ -111,25 +156,31 @@ def test_a_backup_that_keras_wrote(tmp_path: Path) -> None:
     models.assert_equal(models.numpy_values(other.variables), expected)
 
 
-def test_backups_within_an_epoch(tmp_path: Path) -> None:
-    """Keras then begins the epoch again, with these weights."""
+def interrupted(folder: Path, epoch: int, batch: int) -> list[list[np.ndarray]]:
+    """The weights with which a training goes on, and those when it is stopped."""
     x, y = models.image_data(32)
-    nrs, other = wrapped(), wrapped()
-    first: list[Any] = []
+    nrs = wrapped()
+    found: list[list[np.ndarray]] = []
 
-    def stop(batch: int, logs: Any) -> None:
-        raise Killed
+    def note(*_: Any) -> None:
+        found.append(models.numpy_values(nrs.trainable_variables))
 
-    def fit_with(model: Any, callback: Any) -> None:
-        backup = keras.callbacks.BackupAndRestore(tmp_path, save_freq=1)
-        model.fit(x, y, batch_size=16, verbose=0, callbacks=[backup, callback])
+    def stop(number: int, logs: Any) -> None:
+        if state(folder)[-1]["epoch"] == epoch and number == batch:
+            note()
+            raise Killed
 
+    watch = keras.callbacks.LambdaCallback(on_epoch_begin=note, on_train_batch_end=stop)
+    backup = keras.callbacks.BackupAndRestore(folder, save_freq=1)
     with pytest.raises(Killed):
-        fit_with(nrs, keras.callbacks.LambdaCallback(on_train_batch_end=stop))
-    begin = keras.callbacks.LambdaCallback(
-        on_epoch_begin=lambda epoch, logs: first.extend(
-            models.numpy_values(other.trainable_variables)
-        )
-    )
-    fit_with(other, begin)
-    models.assert_equal(first, models.numpy_values(nrs.trainable_variables))
+        nrs.fit(x, y, batch_size=16, epochs=3, verbose=0, callbacks=[backup, watch])
+    return [found[0], found[-1]]
+
+
+def test_backups_within_an_epoch(tmp_path: Path) -> None:
+    """Keras then begins the epoch again, with these weights, also a second time."""
+    _, stopped = interrupted(tmp_path, epoch=0, batch=1)
+    first, stopped_again = interrupted(tmp_path, epoch=1, batch=0)
+    models.assert_equal(first, stopped)
+    first, _ = interrupted(tmp_path, epoch=1, batch=1)
+    models.assert_equal(first, stopped_again)

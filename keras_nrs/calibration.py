@@ -29,13 +29,18 @@ class CalibratedEps(float):
     Attributes:
         divergence: Mean model divergence at this eps, over the sampled deltas.
         standard_error: Standard error of that mean.
+        perturbation: What it is the eps of. `wrap()` takes it for no other.
     """
 
     divergence: float
     standard_error: float
+    perturbation: perturbations.Perturbation
 
-    def __new__(cls, eps: float, samples: np.ndarray) -> "CalibratedEps":
+    def __new__(
+        cls, eps: float, samples: np.ndarray, perturbation: perturbations.Perturbation
+    ) -> "CalibratedEps":
         self = super().__new__(cls, eps)
+        self.perturbation = perturbation
         self.divergence = float(np.mean(samples))
         spread = np.std(samples, ddof=1) if len(samples) > 1 else math.nan
         self.standard_error = float(spread / math.sqrt(len(samples)))
@@ -66,9 +71,9 @@ def calibrate_eps(  # noqa: PLR0913
     first by factors of 2, then by bisection to 1 %. As the same noise is used at
     every eps, the estimate grows smoothly with eps.
 
-    The divergence of a network grows while it is trained, so calibrate a model that
-    has been trained for a little while. Where NRS helped in our measurements, the
-    divergence during training was between 0.01 and 0.3.
+    The divergence of a network changes while it is trained, and is small before, when
+    all outputs are alike: calibrate one that has been trained for a little while. With
+    a relative eps above 0.5 training can diverge: aim lower if that is what comes out.
 
     Args:
         model: A built model, wrapped or not.
@@ -87,9 +92,10 @@ def calibrate_eps(  # noqa: PLR0913
         seed: Seed of the perturbations.
 
     Returns:
-        eps, a `float` with two attributes: `divergence`, the mean that it gives, and
-        `standard_error`, the standard error of that mean (NaN for one sample). There
-        are no labels here, so positions of a loss's `ignore_class` count.
+        eps, a `float` with more attributes: `divergence`, the mean that it gives,
+        `standard_error`, the standard error of that mean (NaN for one sample), and
+        `perturbation`. There are no labels here, so positions of a loss's
+        `ignore_class` count.
 
     Raises:
         TypeError, ValueError: if an argument is not as described, or if the target
@@ -142,7 +148,7 @@ def calibrate_eps(  # noqa: PLR0913
             high = middle
         else:
             low = middle
-    return CalibratedEps(high, measure(high))
+    return CalibratedEps(high, measure(high), meter.perturbation)
 
 
 def keys_of_samples(seed: int, num_samples: int) -> list[Any]:
@@ -212,7 +218,7 @@ class DivergenceMeter:
         resolved: Any,
     ) -> None:
         self.model = model
-        self._perturbation = perturbation
+        self.perturbation = perturbation
         self._given = divergence
         self._resolved = resolved
         self._compiled = compile_function(self._of_batch)
@@ -249,7 +255,7 @@ class DivergenceMeter:
     ) -> Any:
         model = self.model
         deltas = perturbations.sample_deltas(
-            self._perturbation,
+            self.perturbation,
             model.trainable_variables,
             weights,
             eps,

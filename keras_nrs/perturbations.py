@@ -100,7 +100,7 @@ class Perturbation:
         def sample(self, weights, eps, rng):
             return [eps * keras.ops.sign(w) for w in weights]
 
-    model = keras_nrs.wrap(model, eps=0.01, perturbation=Uphill())
+    model = keras_nrs.wrap(model, eps=0.05, perturbation=Uphill())
     ```
     """
 
@@ -277,8 +277,8 @@ class RelativeBall(_RandomDirection):
     """delta in a ball whose radius is eps times the norm of the weights.
 
     `delta = eps * norm(theta) * u * g / norm(g)`. eps has no unit, and values carry
-    over between networks: 0.2 to 0.4 helped where anything did, and above 0.5
-    training can diverge.
+    over between networks: 0.15 to 0.5 is a start, and above that training can
+    diverge.
 
     Args:
         radius: As in `Ball`. Defaults to `"uniform"`.
@@ -392,8 +392,15 @@ def sample_deltas(
     """One delta for each variable, `None` where it is not perturbed."""
     selected = [i for i, v in enumerate(variables) if perturbation.selects(v)]
     deltas: list[Tensor | None] = [None] * len(variables)
-    if not selected:
+    if not variables:
         return deltas
+    if not selected:
+        paths = [v.path for v in variables]
+        raise ValueError(
+            "`where` must choose at least one trainable variable. Received: "
+            f"where={perturbation.where!r}, which chooses none of "
+            f"{paths if len(paths) < 10 else [*paths[:9], '...']}."
+        )
     sampled = perturbation.sample([values[i] for i in selected], eps, rng)
     name = f"{type(perturbation).__name__}.sample()"
     if not isinstance(sampled, list | tuple) or len(sampled) != len(selected):

@@ -117,12 +117,16 @@ def test_bad_arguments(arguments: dict[str, Any], match: str) -> None:
 
 def test_target_that_no_eps_reaches() -> None:
     """A perturbation that leaves the outputs alone."""
-    nothing = keras_nrs.perturbations.Ball(where=lambda v: False)
+
+    class Nothing(keras_nrs.perturbations.Perturbation):
+        def sample(self, weights: Any, eps: Any, rng: Any) -> Any:
+            return [0.0 * w for w in weights]
+
     with pytest.raises(ValueError, match="cannot be reached"):
         keras_nrs.calibrate_eps(
             linear_regression(),
             np.ones((4, 3), "float32"),
             target_divergence=0.1,
-            perturbation=nothing,
+            perturbation=Nothing(),
             num_samples=1,
         )

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -20,6 +21,8 @@ from keras_nrs.batches import check_data
 
 # Below this share of the loss the divergence has no measurable effect on training.
 _INERT_SHARE = 1e-4
+# Whose eps is a share of the weights' norm.
+_RELATIVE = (perturbations.RelativeBall, perturbations.LayerwiseBall)
 # The terms of the objective that are in the logs.
 _TERMS = ("loss", "perturbed_loss", "model_divergence")
 # The length of delta is random. One step alone may have drawn a short one.
@@ -31,10 +34,12 @@ _ENOUGH_STEPS = 100
 class EpsWarnings(keras.callbacks.Callback):  # type: ignore[misc]
     """Warns if eps is so small that the divergence cannot matter, or too large.
 
-    Added by `NRSModel.fit()`. It compares alpha times the mean divergence of an epoch
-    with the loss, until that is large enough, and speaks if it never was: after 100
-    steps and the end of their epoch, or at the end of a shorter training. It is silent
-    if `eps` or `alpha` is 0, or if one of them was assigned since training began.
+    Added by `NRSModel.fit()`. It compares alpha times the mean divergence of each
+    epoch with the loss of the first one (later losses may be next to nothing), until
+    that is large enough, and speaks if it never was: after 100 steps and the end of
+    their epoch, or at the end of a shorter training. It is silent if `eps` or `alpha`
+    is 0, or if one of them was assigned since training began. When training begins it
+    speaks of a relative eps above 1, with which delta may be longer than the weights.
 
     After each epoch it looks for terms of the objective that are not finite in the
     logs, which are there without waiting for any step, and says so once.
@@ -43,11 +48,27 @@ class EpsWarnings(keras.callbacks.Callback):  # type: ignore[misc]
     def on_train_begin(self, logs: Any = None) -> None:
         model = self.model
         self._are_finite = True
-        self._is_open = model.scheme == "nrs" and not model._inert_eps_reported
-        self._first_values = _values(model)
-        self._first_step = self._step()
-        self._inert_epoch = -1
-        self._divergence = self._loss = math.nan
+        self._first_step = self._last_step = self._step()
+        values = _values(model)
+        # Kept for the next `fit()`, which may go on from this one.
+        if model._eps_record is None or model._eps_record.values != values:
+            matters = model.scheme == "nrs" and 0 not in values
+            model._eps_record = SimpleNamespace(
+                values=values,
+                is_open=matters,
+                steps=0.0,
+                num_epochs=0,
+                divergence=0.0,
+                loss=math.nan,
+            )
+        eps, _ = values
+        kind = type(model.perturbation)
+        if kind in _RELATIVE and eps > 1 and model.scheme != "baseline":
+            _warn(
+                f"eps={eps:.3g} is more than perturbation {kind.__name__} can do with: "
+                "delta may be longer than the weights. Above 0.5 training can diverge; "
+                "start with 0.15 to 0.5."
+            )
 
     def _step(self) -> int:
         state = keras.ops.convert_to_numpy(self.model.seed_generator.state)
@@ -60,24 +81,27 @@ class EpsWarnings(keras.callbacks.Callback):  # type: ignore[misc]
         if faults and self._are_finite:
             self._warn_of_faults(epoch, faults)
         self._are_finite = self._are_finite and not faults
-        is_fixed = _values(self.model) == self._first_values
-        if not self._is_open or not is_fixed or 0 in self._first_values:
-            self._is_open = False
+        steps = (self._step() - self._last_step) / self.model.interval
+        self._last_step = self._step()
+        record = self.model._eps_record
+        # An epoch of a warm-up says nothing of the values that it leads to.
+        if not record.is_open or _values(self.model) != record.values:
             return
-        _, alpha = self._first_values
-        self._inert_epoch = epoch
-        self._divergence = float(logs.get("model_divergence", math.nan))
-        self._loss = float(logs.get("loss", math.nan))
-        self._is_open = alpha * self._divergence < _INERT_SHARE * self._loss
-        if self._is_open and self._perturbed_steps() >= _ENOUGH_STEPS:
+        if record.num_epochs == 0:
+            record.loss = float(logs.get("loss", math.nan))
+        record.num_epochs += 1
+        record.steps += steps
+        divergence = float(logs.get("model_divergence", math.nan))
+        record.divergence = max(record.divergence, divergence)
+        _, alpha = record.values
+        record.is_open = alpha * record.divergence < _INERT_SHARE * record.loss
+        if record.is_open and record.steps >= _ENOUGH_STEPS:
             self._warn_of_inert_eps()
 
     def on_train_end(self, logs: Any = None) -> None:
-        if self._is_open and self._perturbed_steps() >= _FEWEST_STEPS:
+        record = self.model._eps_record
+        if record.is_open and record.steps >= _FEWEST_STEPS:
             self._warn_of_inert_eps()
-
-    def _perturbed_steps(self) -> float:
-        return (self._step() - self._first_step) / self.model.interval
 
     def _warn_of_faults(self, epoch: int, faults: dict[str, float]) -> None:
         weights = map(keras.ops.convert_to_numpy, self.model.trainable_variables)
@@ -104,34 +128,35 @@ class EpsWarnings(keras.callbacks.Callback):  # type: ignore[misc]
         )
 
     def _warn_of_inert_eps(self) -> None:
-        self._is_open = False
-        if self._inert_epoch < 0 or not self.model.trainable_variables:
+        record = self.model._eps_record
+        record.is_open = False
+        if not self.model.trainable_variables:
             return
-        self.model._inert_eps_reported = True
-        eps, alpha = self._first_values
+        eps, alpha = record.values
         weights = [w.value for w in self.model.trainable_variables]
         norm = float(keras.ops.convert_to_numpy(perturbations.norm(weights)))
         calibrate = (
-            "find an eps with keras_nrs.calibrate_eps(model, x, target_divergence=0.05)"
+            "find an eps with keras_nrs.calibrate_eps(model, x, target_divergence=0.02)"
         )
         advice = (
             "Use wrap(model, eps=0.3, perturbation='relative'), whose radius grows "
             f"with that norm, or {calibrate}."
         )
-        if isinstance(self.model.perturbation, perturbations.RelativeBall):
+        if isinstance(self.model.perturbation, _RELATIVE):
             advice = (
                 "A new model's outputs may be too uniform to change: look at "
                 f"model_divergence again later, and if it is as small, {calibrate}."
             )
-        if self._divergence >= _INERT_SHARE * self._loss:
+        if record.divergence >= _INERT_SHARE * record.loss:
             advice = f"alpha={alpha:.3g} is too small: start with 1."
+        num = record.num_epochs
         _warn(
             f"eps={eps:.3g} has no effect with perturbation "
-            f"{type(self.model.perturbation).__name__}: in epoch "
-            f"{self._inert_epoch + 1} the mean model divergence was "
-            f"{self._divergence:.2g}, and alpha * divergence is "
-            f"{alpha * self._divergence / self._loss:.1g} of the loss. The norm of the "
-            f"weights is {norm:.3g}. {advice}"
+            f"{type(self.model.perturbation).__name__}: after "
+            f"{f'{num} epochs' if num > 1 else 'an epoch'} the largest mean model "
+            f"divergence was {record.divergence:.2g}, and alpha * divergence "
+            f"{alpha * record.divergence / record.loss:.1g} of the first epoch's loss. "
+            f"The norm of the weights is {norm:.3g}. {advice}"
         )
 
 
@@ -152,14 +177,16 @@ class NRSSchedule(keras.callbacks.Callback):  # type: ignore[misc]
     Both are 0 before `start_epoch`, and grow linearly to their value over
     `warmup_epochs`: the first of these has `1 / warmup_epochs` of it. Nothing is
     compiled again. The values of an epoch are in its logs, as `eps` and `alpha`.
+    Training may be stopped and go on at any epoch (`initial_epoch`, a backup, a saved
+    model): a value depends on the epoch alone.
 
     With eps = 0 and alpha = 0 a step still has its second pass, and its loss twice;
     `wrap(normalize=True)` leaves the loss as it is.
 
     Args:
         eps: A number >= 0, or a function from the epoch (counted from 0) to it, which
-            warm-up multiplies. Defaults to the value that the model has when training
-            begins.
+            warm-up multiplies. Defaults to the value that was given to `wrap()` or
+            assigned (`model.eps = 0.2`) last, which the model has again at the end.
         alpha: As `eps`.
         start_epoch: First epoch with a perturbation, >= 0.
         warmup_epochs: Number of epochs, >= 0, until the full value is reached.
@@ -191,8 +218,6 @@ class NRSSchedule(keras.callbacks.Callback):  # type: ignore[misc]
                 check_nonnegative(name, value)
         self.start_epoch = check_int("start_epoch", start_epoch, minimum=0)
         self.warmup_epochs = check_int("warmup_epochs", warmup_epochs, minimum=0)
-        self._full: dict[str, Any] = {}
-        self._left: Any = None
 
     def set_model(self, model: Any) -> None:
         super().set_model(model)
@@ -201,24 +226,20 @@ class NRSSchedule(keras.callbacks.Callback):  # type: ignore[misc]
                 "NRSSchedule needs an NRSModel. Received: a "
                 f"{type(model).__name__}. Wrap it: keras_nrs.wrap(model)."
             )
-        # Before a backup is restored, which has what the schedule had set. At a second
-        # `fit()` the model has that too.
-        values = _values(model)
-        if (id(model), values) != self._left:
-            found = dict(zip(("eps", "alpha"), values, strict=True))
-            self._full = {
-                name: found[name] if value is None else value
-                for name, value in self._given.items()
-            }
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         since_start = epoch - self.start_epoch
         factor = min(1.0, (since_start + 1) / max(1, self.warmup_epochs))
-        for name, full in self._full.items():
-            value = full(epoch) if callable(full) else full
-            value = check_nonnegative(name, value)
-            setattr(self.model, name, value * factor if since_start >= 0 else 0.0)
-        self._left = id(self.model), _values(self.model)
+        for name, given in self._given.items():
+            value = getattr(self.model._targets, name) if given is None else given
+            value = check_nonnegative(name, value(epoch) if callable(value) else value)
+            value = value * factor if since_start >= 0 else 0.0
+            getattr(self.model, name).assign(value)
+
+    def on_train_end(self, logs: Any = None) -> None:
+        for name, given in self._given.items():
+            if given is None:
+                getattr(self.model, name).assign(getattr(self.model._targets, name))
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         if logs is not None:
@@ -238,7 +259,8 @@ class FlatnessMonitor(keras.callbacks.Callback):  # type: ignore[misc]
     They are in the history, the progress bar and TensorBoard, like validation logs:
     only at epochs at which they were measured. Put this callback before those that read
     logs, such as `TensorBoard`, `CSVLogger` or `ModelCheckpoint`. It works for models
-    that are not wrapped, too. Needs `keras-nrs[flatness]`.
+    that are not wrapped, too. Needs `keras-nrs[flatness]`. Callbacks that watch one of
+    them, such as `EarlyStopping`, need `mode="min"`.
 
     Args:
         x: Inputs, or batches of inputs and labels, as in `hessian_operator`; a

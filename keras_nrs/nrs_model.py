@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import os
 import pathlib
 import tempfile
 import warnings
@@ -10,7 +11,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import keras
-from keras import ops
 
 from keras_nrs import divergences
 from keras_nrs import perturbations
@@ -24,7 +24,7 @@ from keras_nrs._checks import check_seed
 from keras_nrs._checks import naming_labels
 from keras_nrs._files import whole_file
 from keras_nrs.backend import BackendTrainer
-from keras_nrs.backups import make_backups_whole
+from keras_nrs.backups import with_whole_backups
 from keras_nrs.batches import check_not_empty
 from keras_nrs.callbacks import EpsWarnings
 from keras_nrs.callbacks import ProcessesAgree
@@ -59,7 +59,7 @@ def wrap(  # noqa: PLR0913
 
     **eps decides everything.** The defaults are the paper's, and with them delta is so
     small that nothing but a doubled loss was ever measured; training then warns.
-    `perturbation="relative"` with eps of 0.2 to 0.4 is a better start.
+    `perturbation="relative"` with eps of 0.15 to 0.5 is a better start.
 
     Args:
         model: Any `keras.Model` that does not override `train_step()`.
@@ -76,8 +76,9 @@ def wrap(  # noqa: PLR0913
             `None`) for each output.
         interval: The perturbed pass runs at every `interval`-th step only; the
             other steps minimize L(theta), at the cost of a plain step.
-        normalize: Whether to divide Equation 3, weight penalties included, by
-            `1 + beta`, so that a learning rate tuned without NRS carries over.
+        normalize: Whether to divide Equation 3, but for weight penalties and other
+            losses of layers, by `1 + beta`, so that a learning rate and penalties
+            tuned without NRS carry over.
         perturbations_per_replica: The batch of each device is split into so many
             groups, each with a delta of its own, at the cost of smaller batches
             for the hardware. Dropout masks are independent, and BatchNorm's batch
@@ -172,6 +173,29 @@ class _OfBaseModel:
             setattr(instance.base_model, self._name, value)
 
 
+class _Option:
+    """An argument of `wrap()`, which is part of what was compiled: for reading."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        if instance is None:
+            return self
+        if self._name not in vars(instance):
+            raise AttributeError(f"`{self._name}` is not set yet.")
+        return vars(instance)[self._name]
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        if self._name in vars(instance):
+            raise AttributeError(
+                f"`{self._name}` is set by wrap() and cannot be assigned. Received: "
+                f"{self._name}={value!r}. Use keras_nrs.wrap(keras_nrs.unwrap(model), "
+                f"{self._name}=...). Only `eps` and `alpha` can be assigned."
+            )
+        vars(instance)[self._name] = value
+
+
 def _preprocessed(name: str) -> Callable[..., Any]:
     """A method of `keras.Model` that first preprocesses as the base model does."""
     method = getattr(keras.Model, name)
@@ -234,6 +258,16 @@ class NRSModel(BackendTrainer, TrainingStep, keras.Model):  # type: ignore[misc]
     test_function: Any
     predict_function: Any
 
+    beta = _Option()
+    scheme = _Option()
+    perturbation = _Option()
+    interval = _Option()
+    normalize = _Option()
+    perturbations_per_replica = _Option()
+    sync_perturbation = _Option()
+    perturbed_fraction = _Option()
+    memory_efficient = _Option()
+
     optimizer = _OfBaseModel()
     loss = _OfBaseModel()
     compiled = _OfBaseModel()
@@ -265,6 +299,7 @@ class NRSModel(BackendTrainer, TrainingStep, keras.Model):  # type: ignore[misc]
         name: str | None = None,
     ) -> None:
         _check_model(base_model)
+        calibrated_for = getattr(eps, "perturbation", None)
         eps = check_nonnegative("eps", eps)
         alpha = check_nonnegative("alpha", alpha)
         super().__init__(
@@ -275,6 +310,7 @@ class NRSModel(BackendTrainer, TrainingStep, keras.Model):  # type: ignore[misc]
         self.beta = check_nonnegative("beta", beta)
         self.scheme = check_choice("scheme", scheme, SCHEMES)
         self.perturbation = perturbations.get(perturbation)
+        _check_calibration(calibrated_for, self.perturbation)
         self.interval = check_int("interval", interval, minimum=1)
         self.normalize = check_bool("normalize", normalize)
         self.perturbations_per_replica = check_int(
@@ -299,6 +335,8 @@ class NRSModel(BackendTrainer, TrainingStep, keras.Model):  # type: ignore[misc]
             self._coefficients = SimpleNamespace(
                 eps=_coefficient(eps, "eps"), alpha=_coefficient(alpha, "alpha")
             )
+            # What was given or assigned: a schedule goes there from other values.
+            self._targets = SimpleNamespace(eps=eps, alpha=alpha)
             self.seed_generator = keras.random.SeedGenerator(seed)
             self._trackers: list[keras.metrics.Metric] = []
             if scheme != "baseline":
@@ -306,7 +344,8 @@ class NRSModel(BackendTrainer, TrainingStep, keras.Model):  # type: ignore[misc]
                     keras.metrics.Mean(name="model_divergence"),
                     keras.metrics.Mean(name="perturbed_loss"),
                 ]
-        self._inert_eps_reported = False
+        # What `EpsWarnings` has seen.
+        self._eps_record: Any = None
         self.base_model = base_model
         self.built = base_model.built
 
@@ -316,7 +355,8 @@ class NRSModel(BackendTrainer, TrainingStep, keras.Model):  # type: ignore[misc]
 
     @eps.setter
     def eps(self, value: Any) -> None:
-        self._coefficients.eps.assign(check_nonnegative("eps", value))
+        self._targets.eps = check_nonnegative("eps", value)
+        self._coefficients.eps.assign(self._targets.eps)
 
     @property
     def alpha(self) -> keras.Variable:
@@ -324,13 +364,30 @@ class NRSModel(BackendTrainer, TrainingStep, keras.Model):  # type: ignore[misc]
 
     @alpha.setter
     def alpha(self, value: Any) -> None:
-        self._coefficients.alpha.assign(check_nonnegative("alpha", value))
+        self._targets.alpha = check_nonnegative("alpha", value)
+        self._coefficients.alpha.assign(self._targets.alpha)
 
     # What Keras sees of the base model.
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
+        if training:
+            warnings.warn(
+                f"The wrapped model {self.name!r} is called in training by something "
+                "else than its own fit() or train_on_batch(), and is not regularized "
+                "there. Wrap the outermost model: keras_nrs.wrap(outer). In a loop of "
+                "your own use keras_nrs.nrs_objective.",
+                stacklevel=2,
+            )
         base = self.base_model
         return base(inputs, **stateless.call_kwargs(base, training=training))
+
+    def summary(self, *args: Any, **kwargs: Any) -> None:
+        """Print the summary of the base model."""
+        self.base_model.summary(*args, **kwargs)
+
+    def get_layer(self, *args: Any, **kwargs: Any) -> keras.Layer:
+        """A layer of the base model."""
+        return self.base_model.get_layer(*args, **kwargs)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the base model: the arguments are those of its `compile()`."""
@@ -365,13 +422,17 @@ class NRSModel(BackendTrainer, TrainingStep, keras.Model):  # type: ignore[misc]
         check_not_empty(arguments.get("x"))
         callbacks = arguments.get("callbacks")
         own: list[Any] = [ProcessesAgree(), EpsWarnings()]
+        is_first = self.process_index() == 0
         if isinstance(callbacks, keras.callbacks.CallbackList):
             for callback in own:
                 callback.set_model(self)
-            callbacks.callbacks.extend(own)
+            callbacks.callbacks[:] = [
+                *with_whole_backups(callbacks.callbacks, is_first_process=is_first),
+                *own,
+            ]
         else:
-            callbacks = [*keras.tree.flatten(callbacks or []), *own]
-        make_backups_whole(callbacks, is_first_process=self.process_index() == 0)
+            given = keras.tree.flatten(callbacks or [])
+            callbacks = [*with_whole_backups(given, is_first_process=is_first), *own]
         return self._fit(**(arguments | {"callbacks": callbacks}))
 
     fit.__doc__ = keras.Model.fit.__doc__
@@ -409,12 +470,11 @@ class NRSModel(BackendTrainer, TrainingStep, keras.Model):  # type: ignore[misc]
             keras.distribution.distribution(),
         )
         # Of a model that is built while it is fitted, the weights are new to nothing.
-        weights = [(v.path, v.dtype) for v in base.weights] if base.built else None
-        known, kept = self._divergences, self._divergences.weights
+        weights = [(id(v), v.dtype) for v in base.weights] if base.built else None
+        known = self._divergences
         is_same = all(a is b for a, b in zip(made_for, known.made_for, strict=True))
-        if not is_same or (
-            weights != kept and weights is not None and kept is not None
-        ):
+        has_others = None not in (weights, known.weights) and weights != known.weights
+        if not is_same or has_others:
             self.train_function = self.test_function = self.predict_function = None
             known.made_for, known.resolved = made_for, None
         known.weights = weights
@@ -425,8 +485,17 @@ class NRSModel(BackendTrainer, TrainingStep, keras.Model):  # type: ignore[misc]
         """As `keras.Model.save()`, by the first process alone if there are several.
 
         The file is replaced as a whole: it is never half-written.
+
+        Raises:
+            ValueError: if `filepath` is of Keras's legacy HDF5 format.
         """
-        self._write(super().save, (".keras", ".h5"), filepath, overwrite, **kwargs)
+        if str(filepath).endswith((".h5", ".hdf5")):
+            raise ValueError(
+                "`filepath` must end in '.keras'. Received: "
+                f"filepath={os.fspath(filepath)!r}, a legacy format that cannot hold a "
+                "wrapped model. keras_nrs.unwrap(model).save(...) writes yours in it."
+            )
+        self._write(super().save, (".keras",), filepath, overwrite, **kwargs)
 
     def save_weights(
         self, filepath: Any, overwrite: bool = True, **kwargs: Any
@@ -498,8 +567,8 @@ class NRSModel(BackendTrainer, TrainingStep, keras.Model):  # type: ignore[misc]
         given = self._divergences.given
         return {
             "base_model": base_model,
-            "eps": float(ops.convert_to_numpy(self.eps)),
-            "alpha": float(ops.convert_to_numpy(self.alpha)),
+            "eps": self._targets.eps,
+            "alpha": self._targets.alpha,
             "beta": self.beta,
             "scheme": self.scheme,
             "perturbation": keras.saving.serialize_keras_object(self.perturbation),
@@ -551,6 +620,18 @@ def _coefficient(value: float, name: str) -> keras.Variable:
     )
 
 
+def _check_calibration(
+    calibrated_for: Any, perturbation: perturbations.Perturbation
+) -> None:
+    if calibrated_for is not None and type(calibrated_for) is not type(perturbation):
+        names = type(calibrated_for).__name__, type(perturbation).__name__
+        raise ValueError(
+            f"`eps` must be of the perturbation. Received: an eps that calibrate_eps() "
+            f"found for a {names[0]}, and perturbation={names[1]}. Pass the same "
+            "perturbation to both, or float(eps) if you mean it."
+        )
+
+
 def _check_model(model: Any) -> None:
     if not isinstance(model, keras.Model):
         raise TypeError(
@@ -566,7 +647,7 @@ def _check_model(model: Any) -> None:
     if type(model).train_step is not keras.Model.train_step:
         raise ValueError(
             f"`model` must not override train_step(), which wrap() replaces. Received: "
-            f"a {name}. Compute the loss of your own step with "
+            f"a model of class {name}. Compute the loss of your own step with "
             "keras_nrs.nrs_objective instead."
         )
     overrides_fit = type(model).fit is not keras.Model.fit

@@ -2,6 +2,7 @@ import warnings
 from typing import Any
 
 import keras
+import numpy as np
 import pytest
 
 import keras_nrs
@@ -44,6 +45,43 @@ def test_no_warning(arguments: dict[str, Any]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         fit(**arguments)
+
+
+def test_an_inert_eps_is_reported_though_the_loss_vanishes() -> None:
+    """Compared with the loss of the first epoch."""
+    x, y = np.tile(np.eye(4, dtype="float32"), (16, 1)), np.arange(64) % 2
+    model = keras.Sequential([keras.Input((4,))])
+    model.add(keras.layers.Dense(2, kernel_initializer="zeros"))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.1), loss)
+    nrs = keras_nrs.wrap(model, eps=0.04, seed=0)
+    with pytest.warns(UserWarning, match=r"eps=0\.04 has no effect") as record:
+        history = nrs.fit(x, y, epochs=20, batch_size=2, verbose=0).history
+    (warning,) = (w for w in record if w.category is UserWarning)
+    # Where `fit()` was called.
+    assert warning.filename == __file__
+    # Compared with the loss of its own epoch, it would not have been said.
+    shares = np.divide(history["model_divergence"], history["loss"])
+    assert shares.max() > 1.3e-4
+
+
+def test_an_eps_that_takes_effect_later_is_not_reported() -> None:
+    """The kernel, and with it delta, grows from next to nothing."""
+    x, y = models.image_data()
+    model = keras.Sequential([keras.Input((6, 6, 1)), keras.layers.Flatten()])
+    model.add(keras.layers.Dense(3, kernel_initializer=keras.initializers.Constant(0)))
+    models.compile_classifier(model, optimizer=keras.optimizers.SGD(0.03))
+    nrs = keras_nrs.wrap(model, eps=0.5, perturbation="relative", seed=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        history = nrs.fit(x, y, batch_size=32, epochs=9, verbose=0).history
+    assert history["model_divergence"][0] < 1e-4 * history["loss"][0]
+
+
+@pytest.mark.parametrize("perturbation", ["relative", "layerwise"])
+def test_an_eps_longer_than_the_weights_is_reported(perturbation: str) -> None:
+    with pytest.warns(UserWarning, match="delta may be longer than the weights"):
+        fit(eps=1.5, perturbation=perturbation)
 
 
 def test_no_warning_for_a_scheduled_eps() -> None:
@@ -142,6 +180,29 @@ def test_a_schedule_and_a_backup(tmp_path: Any) -> None:
         nrs().fit(x, y, epochs=3, verbose=0, callbacks=[*callbacks(), Interrupt()])
     history = nrs().fit(x, y, epochs=3, verbose=0, callbacks=callbacks()).history
     assert history["eps"] == pytest.approx([0, 0.2])
+
+
+def test_a_schedule_goes_on_in_a_loaded_model(tmp_path: Any) -> None:
+    """Which was saved when eps was on its way."""
+    x, y = models.image_data()
+    path = tmp_path / "model.keras"
+    nrs = keras_nrs.wrap(models.cnn(), eps=0.1, perturbation="relative")
+    nrs.eps = 0.4
+
+    def callbacks() -> list[Any]:
+        schedule = keras_nrs.callbacks.NRSSchedule(start_epoch=1, warmup_epochs=4)
+        return [schedule, keras.callbacks.ModelCheckpoint(path)]
+
+    nrs.fit(x, y, epochs=3, verbose=0, callbacks=callbacks())
+    assert float(nrs.eps) == pytest.approx(0.4)
+    loaded = keras.saving.load_model(path)
+    assert float(loaded.eps) == pytest.approx(0.2)
+    history = loaded.fit(
+        x, y, epochs=6, initial_epoch=3, verbose=0, callbacks=callbacks()
+    ).history
+    assert history["eps"] == pytest.approx([0.3, 0.4, 0.4])
+    assert history["alpha"] == pytest.approx([0.75, 1, 1])
+    assert (float(loaded.eps), float(loaded.alpha)) == pytest.approx((0.4, 1.0))
 
 
 def test_bad_schedules() -> None:

@@ -421,6 +421,50 @@ def test_bad_models() -> None:
         keras_nrs.unwrap(models.cnn())
 
 
+def test_options_cannot_be_assigned() -> None:
+    nrs = keras_nrs.wrap(models.cnn())
+    for name in ("beta", "scheme", "perturbation", "interval", "memory_efficient"):
+        with pytest.raises(AttributeError, match=f"`{name}` is set by wrap"):
+            setattr(nrs, name, None)
+
+
+def test_a_wrapped_model_in_another_one_says_that_it_is_not_regularized() -> None:
+    x, y = models.image_data(16)
+    outer = keras.Sequential([keras.Input((6, 6, 1)), keras_nrs.wrap(models.cnn())])
+    models.compile_classifier(outer)
+    with pytest.warns(UserWarning, match="is not regularized there"):
+        outer.fit(x, y, verbose=0)
+
+
+def test_summary_and_layers_are_the_base_models(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    nrs = keras_nrs.wrap(models.cnn())
+    nrs.summary()
+    wrapped = capsys.readouterr().out
+    nrs.base_model.summary()
+    assert capsys.readouterr().out == wrapped
+    assert nrs.get_layer(index=0) is nrs.base_model.layers[0]
+
+
+def test_an_eps_of_another_perturbation() -> None:
+    x, _ = models.image_data(16)
+    model = models.cnn()
+    eps = keras_nrs.calibrate_eps(
+        model, x, target_divergence=0.1, perturbation="relative", num_samples=2
+    )
+    with pytest.raises(ValueError, match=r"found for a RelativeBall, .*Ball"):
+        keras_nrs.wrap(model, eps=eps)
+    keras_nrs.wrap(model, eps=eps, perturbation="relative")
+    keras_nrs.wrap(model, eps=float(eps))
+
+
+def test_the_legacy_format_is_refused(tmp_path: Any) -> None:
+    with pytest.raises(ValueError, match="unwrap"):
+        keras_nrs.wrap(models.cnn()).save(tmp_path / "model.h5")
+    assert not list(tmp_path.iterdir())
+
+
 def test_frozen_model_trains_as_in_keras() -> None:
     """That is, with a warning where Keras warns."""
     x, y = models.image_data()

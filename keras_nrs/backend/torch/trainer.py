@@ -51,8 +51,7 @@ class BackendTrainer:
         if self.scheme == "baseline":
             return base.train_step(data)
         key = self.seed_generator.next()
-        on_schedule = self.interval == 1 or int(key[1]) % self.interval == 0
-        if not on_schedule or not self._perturbed_pass_matters():
+        if not self._is_due(key) or not self._perturbed_pass_matters():
             return base.train_step(data) | self._tracker_logs()
         # The first call draws random numbers, and a resumed training makes it later.
         with self._random_numbers_put_back():
@@ -79,13 +78,19 @@ class BackendTrainer:
     def _symbolic_build_of_base(self: Any, data: Any) -> None:
         super()._symbolic_build_of_base(data)  # type: ignore[misc]
 
-    # Two more have generators of random numbers, which no graph can have.
+    # Or a program would be compiled for each step.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _is_due(self: Any, key: Tensor) -> bool:
+        """Whether `interval` has a perturbed pass at this step."""
+        return self.interval == 1 or int(key[1]) % self.interval == 0
 
+    # No graph can have a generator of random numbers.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _perturbed(self: Any, *args: Any) -> list[Tensor]:
         perturbed: list[Tensor] = super()._perturbed(*args)  # type: ignore[misc]
         return perturbed
 
+    # Nor here.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _random_order(self: Any, inputs: StepInputs) -> Tensor:
         return super()._random_order(inputs)  # type: ignore[misc]

@@ -17,6 +17,21 @@ from keras_nrs.objective import nrs_objective as nrs_objective
 
 __version__ = "0.1.0"
 
+__all__ = [
+    "CalibratedEps",
+    "NRSModel",
+    "calibrate_eps",
+    "callbacks",
+    "data",
+    "divergences",
+    "flatness",
+    "models",
+    "nrs_objective",
+    "perturbations",
+    "unwrap",
+    "wrap",
+]
+
 if TYPE_CHECKING:
     from keras_nrs import data as data
     from keras_nrs import flatness as flatness
@@ -27,3 +42,7 @@ def __getattr__(name: str) -> Any:
     if name in ("data", "flatness"):
         return importlib.import_module(f"keras_nrs.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -125,6 +125,11 @@ def naming_labels(y: Any, outputs: Any, sample_weight: Any = None) -> Iterator[N
     try:
         yield
     except Exception as error:
+        if y is None and outputs is not None:
+            raise ValueError(
+                "`y` must be labels, which the compiled loss compares with the model's "
+                f"outputs of shape {_shapes(outputs)}. Received: y=None."
+            ) from error
         text = (
             "`y` must be labels that the loss can compare with the model's outputs: "
             "of the same shape or, if they are indices of classes, without its last "

@@ -216,7 +216,7 @@ FITTING = [
         X,
         np.ones((8, 2, 2)),
     ),
-    row("no labels", ValueError, LABELS + "None", fit, linear(), X, None),
+    row("no labels", ValueError, "`y` must be labels.*y=None", fit, linear(), X, None),
     row("labels of one output", ValueError, LABELS, fit, branches(), X, {"a": Y}),
     row("other names", ValueError, LABELS, fit, branches(), X, {"a": Y, "z": Y}),
     row(
@@ -392,7 +392,7 @@ FLATNESS = [
     row(
         "no labels",
         ValueError,
-        LABELS + "None",
+        "`y` must be labels.*y=None",
         lambda: flatness.hessian_operator(linear(), X).to_dense(),
     ),
     row(

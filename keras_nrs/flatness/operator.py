@@ -63,7 +63,7 @@ class HessianOperator(LinearOperator):  # type: ignore[misc]
 
     Attributes:
         model: The model, unwrapped.
-        variables: The selected `keras.Variable`s. The elements of a vector are
+        variables: The selected variables of the model. The elements of a vector are
             theirs, each raveled, in this order.
         num_products: Number of products computed so far. Each takes two gradients over
             the data set.

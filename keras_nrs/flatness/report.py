@@ -166,7 +166,7 @@ class Report:
 
     def _measure(self, name: str, model: keras.Model) -> None:
         settings = self.settings
-        folder = self.output / self._digest(model)
+        folder = self.output / f"measured-{self._digest(model)}"
         folder.mkdir(parents=True, exist_ok=True)
         data = self._x, self._y
         shared: Any = {"batch_size": settings.batch_size, "verbose": 1}

@@ -22,7 +22,7 @@ def select(model: Any, variables: Selection) -> list[keras.Variable]:
         TypeError, ValueError: if `variables` is not as described, or selects nothing.
     """
     trainable = model.trainable_variables
-    if callable(variables):
+    if callable(variables) and not isinstance(variables, keras.Layer):
         chosen = [v for v in trainable if variables(v)]
     elif variables == "all":
         chosen = list(trainable)
@@ -30,9 +30,10 @@ def select(model: Any, variables: Selection) -> list[keras.Variable]:
         ids = {id(v) for layer in last_layers(model) for v in layer.trainable_variables}
         chosen = [v for v in trainable if id(v) in ids]
     else:
+        received = repr(variables) if isinstance(variables, str) else "a value"
         raise ValueError(
             "`variables` must be 'last_layer', 'all' or a function of a variable. "
-            f"Received: variables={variables!r}. For example: "
+            f"Received: {received} of type {type(variables).__name__}. For example: "
             "variables=lambda v: 'kernel' in v.path"
         )
     chosen = [v for v in chosen if keras.backend.is_float_dtype(v.dtype)]

@@ -177,15 +177,17 @@ def _scaled(runs: pd.DataFrame, measure: str) -> pd.Series:
 
 
 def _mean_and_spread(values: pd.Series, digits: int) -> str:
-    """With so many digits after the point, or more if the mean has no two of them."""
+    """With so many digits after the point, or up to 6 for two that are not 0."""
     values = values.dropna()
     if values.empty:
         return NOTHING
     mean = values.mean()
-    if 0 < abs(mean) < 1:
-        digits = max(digits, 1 - math.floor(math.log10(abs(mean))))
-    spread = f" ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{mean:.{digits}f}{spread}"
+    spread = values.std(ddof=1) if len(values) > 1 else 0.0
+    largest = max(abs(mean), spread)
+    if 0 < largest < 1:
+        digits = max(digits, min(6, 1 - math.floor(math.log10(largest))))
+    text = f"{mean:.{digits}f}"
+    return f"{text} ± {spread:.{digits}f}" if len(values) > 1 else text
 
 
 def _beside(

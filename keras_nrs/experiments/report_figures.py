@@ -48,7 +48,8 @@ def _panels(
     columns = min(_COLUMNS, len(cells))
     rows = -(-len(cells) // columns)
     figure = Figure(
-        figsize=(3.4 * columns + 1.6, height * rows + 0.6),
+        # One panel is as wide as the text below all of them.
+        figsize=(max(6.6, 3.4 * columns + 1.6), height * rows + 0.6),
         dpi=110,
         layout="constrained",
     )
@@ -99,7 +100,7 @@ def _curves(runs: pd.DataFrame) -> Figure | None:
 
     figure, panels = _panels(pd.concat(histories), 2.8, draw_panel)
     for axes in panels[:, 0]:
-        axes.set_ylabel("accuracy on held-out images (%)", fontsize=_FONT_SIZE)
+        axes.set_ylabel("accuracy on held-out samples (%)", fontsize=_FONT_SIZE)
     return figure
 
 

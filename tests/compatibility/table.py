@@ -98,9 +98,12 @@ def examine(check: Check) -> Found:
     if found.works and not found.reason:
         return found
     plain = _run(check, Way(wrapped=False))
-    if plain.works and not plain.reason:
-        return found
-    return Found(found.works, f"without keras_nrs too: {plain.reason}")
+    if plain == found:
+        return Found(found.works, f"without keras_nrs too: {plain.reason}")
+    if plain.reason:
+        reason = f"{found.reason}; without keras_nrs: {plain.reason}"
+        return Found(found.works, reason)
+    return found
 
 
 def _run(check: Check, way: Way) -> Found:

@@ -70,7 +70,7 @@ def run(
     client = NotebookClient(
         notebook,
         kernel_name="python3",
-        timeout=None,
+        timeout=1800,
         resources={"metadata": {"path": str(folder)}},
         record_timing=False,
         coalesce_streams=True,

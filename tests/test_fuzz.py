@@ -454,10 +454,10 @@ def check_terms(case: Case, bare: Any, nrs: Any, batch: Any, eps: float) -> None
         regularizers = options.alpha * divergence + options.beta * perturbed
         factor = 1 + options.beta if options.normalize else 1
         if case.clean_pass_is_bare:
-            expected = (clean + penalty + regularizers) / factor
+            expected = penalty + (clean + regularizers) / factor
             assert total == pytest.approx(expected, abs=bound)
         # What is left of the total is L(theta), in whatever groups.
-        clean = factor * total - penalty - regularizers
+        clean = factor * (total - penalty) - regularizers
     if eps == 0 and is_perturbed:
         check_nothing_perturbed(case, divergence, perturbed, clean, bound)
 

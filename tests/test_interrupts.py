@@ -5,6 +5,7 @@ The suite kills a few processes. For more:
     KERAS_NRS_KILLS=100 python -m pytest -m slow -s tests/test_interrupts.py
 """
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -22,7 +23,6 @@ import pytest
 import keras_nrs
 from keras_nrs import cli
 from keras_nrs.experiments import recipes
-from keras_nrs.experiments import training
 from tests import models
 
 # A process that has imported everything, of which the others are copies.
@@ -167,9 +167,12 @@ def start(run: Callable[..., None], folder: Path) -> Any:
     """A process, once it has begun."""
     folder.mkdir(exist_ok=True)
     begun = PROCESSES.Event()
-    process = PROCESSES.Process(target=run_quietly, args=(run, folder, begun))
+    # A daemon does not outlive a test that fails.
+    process = PROCESSES.Process(
+        target=run_quietly, args=(run, folder, begun), daemon=True
+    )
     process.start()
-    assert begun.wait(120)
+    assert begun.wait(120), (folder.parent / "output.log").read_text()[-4000:]
     return process
 
 
@@ -192,10 +195,8 @@ def prepare(run: Callable[..., None], tmp_path: Path) -> None:
             for seed in range(3):
                 folder = tmp_path / "runs" / name / f"seed-{seed}"
                 folder.mkdir(parents=True)
-                training.write_text(
-                    folder / "recipe.json",
-                    json.dumps(training.dataclasses.asdict(settings[name])),
-                )
+                recipe = dataclasses.asdict(settings[name])
+                (folder / "recipe.json").write_text(json.dumps(recipe))
                 found = {"seed": seed, "test_accuracy": 0.9 + seed / 100}
                 found |= {"test_cross_entropy": 0.3, "seconds_per_step": 0.1}
                 (folder / "summary.json").write_text(json.dumps(found))

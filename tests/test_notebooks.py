@@ -106,7 +106,8 @@ def test_outputs_are_those_of_one_whole_run(path: Path) -> None:
 def test_outputs_are_of_no_machine(path: Path) -> None:
     outputs = str([cell.outputs for cell in code_cells(path)])
     for part in (str(ROOT), str(Path.home()), tempfile.gettempdir(), "site-packages"):
-        assert part not in outputs
+        # Somebody's home may be "/".
+        assert part == "/" or part not in outputs
     metadata = [dict(cell.metadata) for cell in execute.read(path).cells]
     assert [m for m in metadata if m] == [{"tags": ["parameters"]}]
 

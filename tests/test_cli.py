@@ -174,6 +174,8 @@ def _train(*arguments: str) -> Any:
     return CliRunner().invoke(cli.build_app(), ["train", *arguments])
 
 
+# What it runs is tested on each backend; here it takes the least time.
+@pytest.mark.only_torch
 def test_train_runs_each_seed_and_repeats_none(tmp_path: Path) -> None:
     arguments = ["digits-wide_resnet_10_1-none-baseline", "--output", str(tmp_path)]
     changes = ("seeds=0,1", "epochs=1", "steps_per_epoch=2", "flatness=False")

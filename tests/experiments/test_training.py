@@ -115,22 +115,34 @@ def digits_recipe(**changes: Any) -> Recipe:
     )
 
 
-def test_a_folder_of_another_training_is_refused(tmp_path: Path, data_dir: str) -> None:
-    Training(digits_recipe(flatness=False), 0, tmp_path, data_dir).run(verbose=0)
-    with pytest.raises(ValueError, match=r"another training: eps=0.4 there, 0.7 here"):
-        Training(digits_recipe(flatness=False, eps=0.7), 0, tmp_path, data_dir)
+@pytest.fixture
+def linear(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a network that compiles soon."""
 
-
-def test_a_training_until_an_epoch_is_a_part_of_the_whole_one(
-    tmp_path: Path, data_dir: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def linear(shape: tuple[int, ...], classes: int) -> keras.Model:
+    def network(shape: tuple[int, ...], classes: int) -> keras.Model:
         head = [keras.layers.Flatten(), keras.layers.Dense(classes)]
         return keras.Sequential([keras.Input(shape), *head])
 
-    monkeypatch.setitem(recipes.NETWORKS, "linear", linear)
+    monkeypatch.setitem(recipes.NETWORKS, "linear", network)
+    return "linear"
+
+
+def test_a_folder_of_another_training_is_refused(
+    tmp_path: Path, data_dir: str, linear: str
+) -> None:
+    recipe = digits_recipe(network=linear, flatness=False)
+    Training(recipe, 0, tmp_path, data_dir).run(verbose=0)
+    other = dataclasses.replace(recipe, eps=0.7)
+    with pytest.raises(ValueError, match=r"another training: eps=0.4 there, 0.7 here"):
+        Training(other, 0, tmp_path, data_dir)
+
+
+@pytest.mark.only_torch  # Which compiles nothing. A kill is tried on each backend.
+def test_a_training_until_an_epoch_is_a_part_of_the_whole_one(
+    tmp_path: Path, data_dir: str, linear: str
+) -> None:
     recipe = digits_recipe(
-        network="linear", epochs=3, steps_per_epoch=2, validation_percent=10
+        network=linear, epochs=3, steps_per_epoch=2, validation_percent=10
     )
 
     def training(name: str) -> Training:
@@ -172,9 +184,9 @@ def test_summary_has_the_last_layers_eigenvalues(tmp_path: Path, data_dir: str) 
 
 
 def test_a_training_that_diverges_is_not_finished(
-    tmp_path: Path, data_dir: str
+    tmp_path: Path, data_dir: str, linear: str
 ) -> None:
-    recipe = digits_recipe(learning_rate=1e30, epochs=3, clip_norm=None)
+    recipe = digits_recipe(network=linear, learning_rate=1e30, epochs=3, clip_norm=None)
     for _ in range(2):
         with pytest.raises(FloatingPointError, match=r"epoch .* lower learning_rate"):
             Training(recipe, 0, tmp_path, data_dir).run(verbose=0)

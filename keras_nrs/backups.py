@@ -19,8 +19,16 @@ class WholeBackup(keras.callbacks.BackupAndRestore):  # type: ignore[misc]
     Keras writes weights and epoch one after the other, into the files of the last
     backup. Of a run that is killed in between, the weights are of one epoch and the
     number is of another, or there is no number that can be read. Here weights have a
-    file of their own, which counts once the file with the epoch names it.
+    file of their own, which counts once the file with the epoch names it. And an epoch
+    is backed up once all callbacks have seen its end (`EndOfEpoch`), or those after
+    this one, which may write files as well, would miss it.
     """
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Left to `EndOfEpoch`."""
+
+    def back_up_epoch(self, epoch: int, logs: Any) -> None:
+        super().on_epoch_end(epoch, logs)
 
     @property
     def _folder(self) -> Path:
@@ -69,6 +77,17 @@ class WholeBackup(keras.callbacks.BackupAndRestore):  # type: ignore[misc]
         super().on_train_end(logs)
 
 
+class EndOfEpoch(keras.callbacks.Callback):  # type: ignore[misc]
+    """Backs up an epoch. Behind all other callbacks."""
+
+    def __init__(self, backup: WholeBackup) -> None:
+        super().__init__()
+        self._backup = backup
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self._backup.back_up_epoch(epoch, logs)
+
+
 def with_whole_backups(callbacks: list[Any], *, is_first_process: bool) -> list[Any]:
     """The callbacks, with copies of those of `BackupAndRestore` that back up safely.
 
@@ -90,4 +109,5 @@ def with_whole_backups(callbacks: list[Any], *, is_first_process: bool) -> list[
             )
             backup.delete_checkpoint = False
         found.append(backup)
-    return found
+    ends = [EndOfEpoch(backup) for backup in found if isinstance(backup, WholeBackup)]
+    return [*found, *ends]

@@ -184,3 +184,23 @@ def test_backups_within_an_epoch(tmp_path: Path) -> None:
     models.assert_equal(first, stopped)
     first, _ = interrupted(tmp_path, epoch=1, batch=1)
     models.assert_equal(first, stopped_again)
+
+
+def test_stopped_after_its_epoch_in_a_later_callback(tmp_path: Path) -> None:
+    """Which sees the epoch again, as its file may be of the one before."""
+    seen = []
+
+    class Later(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            seen.append(epoch)
+            if len(seen) == EPOCHS:
+                raise Killed
+
+    def callbacks() -> list[Any]:
+        return [keras.callbacks.BackupAndRestore(tmp_path), Later()]
+
+    x, y = models.image_data(32)
+    with pytest.raises(Killed):
+        wrapped().fit(x, y, epochs=EPOCHS, verbose=0, callbacks=callbacks())
+    wrapped().fit(x, y, epochs=EPOCHS, verbose=0, callbacks=callbacks())
+    assert seen == [*range(EPOCHS), EPOCHS - 1]

@@ -22,6 +22,7 @@ import pytest
 
 import keras_nrs
 from keras_nrs import cli
+from keras_nrs.data import ImageData
 from keras_nrs.experiments import recipes
 from tests import models
 
@@ -129,8 +130,11 @@ def check_files(folder: Path) -> None:
 
 
 def weights_at_the_end(folder: Path) -> Any:
-    nrs = keras.saving.load_model(folder / "end.keras")
-    return models.numpy_values(nrs.variables + nrs.optimizer.variables)
+    paths = sorted(folder.glob("*.keras"))
+    loaded = [keras.saving.load_model(path) for path in paths]
+    return models.numpy_values(
+        [v for nrs in loaded for v in nrs.variables + nrs.optimizer.variables]
+    )
 
 
 def trained_weights(folder: Path) -> Any:
@@ -185,9 +189,9 @@ def run_quietly(run: Callable[..., None], folder: Path, begun: Any) -> None:
 
 def prepare(run: Callable[..., None], tmp_path: Path) -> None:
     if run in (train, sweep):
-        import tensorflow_datasets as tfds
-
-        tfds.load("digits", data_dir=str(tmp_path / "data"))
+        # Where both processes look for it.
+        data = ImageData(name="digits", data_dir=str(tmp_path / "data"))
+        assert data.num_train
     if run is report:
         settings = recipes.recipes()
         for scheme in ("baseline", "nrs"):

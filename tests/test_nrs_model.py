@@ -421,6 +421,28 @@ def test_bad_models() -> None:
         keras_nrs.unwrap(models.cnn())
 
 
+@pytest.mark.only_jax  # Elsewhere tensors can be read at any time.
+def test_a_loss_that_reads_what_a_pass_kept() -> None:
+    class Keeps(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dense = keras.layers.Dense(3)
+
+        def call(self, inputs: Any) -> Any:
+            self.kept = self.dense(keras.ops.reshape(inputs, (-1, 36)))
+            return self.kept
+
+        def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+            return super().compute_loss(*args, **kwargs) + keras.ops.mean(self.kept)
+
+    x, y = models.image_data(16)
+    model = Keeps()
+    models.compile_classifier(model)
+    nrs = keras_nrs.wrap(model, eps=0.3, perturbation="relative")
+    with pytest.raises(ValueError, match="must not read a tensor after the pass"):
+        nrs.fit(x, y, verbose=0)
+
+
 def test_options_cannot_be_assigned() -> None:
     nrs = keras_nrs.wrap(models.cnn())
     for name in ("beta", "scheme", "perturbation", "interval", "memory_efficient"):

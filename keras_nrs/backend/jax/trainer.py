@@ -190,11 +190,21 @@ class BackendTrainer:
             def planned_train_function(state: Any, batches: Iterator[Any]) -> Any:
                 try:
                     return train_function(state, self._plan_steps(batches))
-                except Exception:
+                except Exception as error:
                     self._put_back(state)
+                    if isinstance(error, jax.errors.UnexpectedTracerError):
+                        raise ValueError(self._of_leaks()) from error
                     raise
 
             self.train_function = planned_train_function
+
+    def _of_leaks(self: Any) -> str:
+        return (
+            "`model` must not read a tensor after the pass that computed it, as where "
+            "compute_loss() reads what call() kept in an attribute. Received: a model "
+            f"named {self.base_model.name!r}. Return that tensor as an output, or call "
+            "self.add_loss() in call()."
+        )
 
     def _put_back(self: Any, state: Any) -> None:
         """Give the variables their values again, which Keras moved into the state.

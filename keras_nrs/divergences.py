@@ -7,8 +7,8 @@ from typing import NamedTuple
 import keras
 import numpy as np
 from keras import ops
-from keras.src.backend import get_keras_mask
-from keras.src.backend import set_keras_mask
+from keras.src.backend.common.masking import get_keras_mask
+from keras.src.backend.common.masking import set_keras_mask
 
 from keras_nrs._checks import check_bool
 from keras_nrs._checks import check_int

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies
 from keras import ops
-from keras.src.backend import set_keras_mask
+from keras.src.backend.common.masking import set_keras_mask
 
 from keras_nrs import divergences
 from keras_nrs.divergences import BernoulliKL

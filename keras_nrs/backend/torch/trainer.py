@@ -39,7 +39,7 @@ class BackendTrainer:
         self.base_model._post_build()
         is_new = force or self.train_function is None
         super().make_train_function(force)  # type: ignore[misc]
-        if is_new and self._should_torch_compile():
+        if is_new and self.jit_compile and not self.run_eagerly:
             # Keras leaves it open which shapes are dynamic. PyTorch 2.13 takes layers
             # that are called twice for dynamic, and fails to compile them.
             self.train_function = torch.compile(

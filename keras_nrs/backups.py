@@ -54,7 +54,7 @@ class WholeBackup(keras.callbacks.BackupAndRestore):  # type: ignore[misc]
     def _load_model(self) -> None:
         states = self._states()
         if not states or not self.model.built:
-            # Of an older version or Keras itself, or none, or an error of Keras's.
+            # There is none, or Keras wrote it, or Keras says what the model lacks.
             super()._load_model()
             return
         optimizer = self.model.optimizer

@@ -90,7 +90,7 @@ class BackendTrainer:
         perturbed: list[Tensor] = super()._perturbed(*args)  # type: ignore[misc]
         return perturbed
 
-    # Nor here.
+    # As above.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _random_order(self: Any, inputs: StepInputs) -> Tensor:
         return super()._random_order(inputs)  # type: ignore[misc]

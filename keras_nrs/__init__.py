@@ -13,7 +13,7 @@ from keras_nrs.calibration import calibrate_eps as calibrate_eps
 from keras_nrs.nrs_model import NRSModel as NRSModel
 from keras_nrs.nrs_model import unwrap as unwrap
 from keras_nrs.nrs_model import wrap as wrap
-from keras_nrs.objective import nrs_objective as nrs_objective
+from keras_nrs.step.objective import nrs_objective as nrs_objective
 
 __version__ = "0.1.0"
 

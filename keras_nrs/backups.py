@@ -13,7 +13,7 @@ _FILE = "keras_nrs.json"
 _WEIGHTS = "epoch-*-batch-*.weights.h5"
 
 
-class WholeBackup(keras.callbacks.BackupAndRestore):  # type: ignore[misc]
+class AtomicBackup(keras.callbacks.BackupAndRestore):  # type: ignore[misc]
     """A backup that is the last one or the new one, whenever the process is killed.
 
     Keras writes weights and epoch one after the other, into the files of the last
@@ -80,7 +80,7 @@ class WholeBackup(keras.callbacks.BackupAndRestore):  # type: ignore[misc]
 class EndOfEpoch(keras.callbacks.Callback):  # type: ignore[misc]
     """Backs up an epoch. Behind all other callbacks."""
 
-    def __init__(self, backup: WholeBackup) -> None:
+    def __init__(self, backup: AtomicBackup) -> None:
         super().__init__()
         self._backup = backup
 
@@ -88,7 +88,7 @@ class EndOfEpoch(keras.callbacks.Callback):  # type: ignore[misc]
         self._backup.back_up_epoch(epoch, logs)
 
 
-def with_whole_backups(callbacks: list[Any], *, is_first_process: bool) -> list[Any]:
+def with_atomic_backups(callbacks: list[Any], *, is_first_process: bool) -> list[Any]:
     """The callbacks, with copies of those of `BackupAndRestore` that back up safely.
 
     Those of subclasses, and for folders that are not on this machine, stay as they
@@ -100,7 +100,7 @@ def with_whole_backups(callbacks: list[Any], *, is_first_process: bool) -> list[
         backup = callback
         if type(callback) is kind and "://" not in str(callback.backup_dir):
             backup = copy.copy(callback)
-            backup.__class__ = WholeBackup
+            backup.__class__ = AtomicBackup
         if isinstance(backup, kind) and not is_first_process:
             backup = copy.copy(backup)
             backup._save_model = lambda backup=backup: (
@@ -109,5 +109,5 @@ def with_whole_backups(callbacks: list[Any], *, is_first_process: bool) -> list[
             )
             backup.delete_checkpoint = False
         found.append(backup)
-    ends = [EndOfEpoch(backup) for backup in found if isinstance(backup, WholeBackup)]
+    ends = [EndOfEpoch(backup) for backup in found if isinstance(backup, AtomicBackup)]
     return [*found, *ends]

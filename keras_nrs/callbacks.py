@@ -1,174 +1,17 @@
 """Callbacks for `fit()`."""
 
 import inspect
-import math
-import os
-import sys
-import warnings
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import keras
-import numpy as np
 
-from keras_nrs import perturbations
 from keras_nrs._checks import check_int
 from keras_nrs._checks import check_nonnegative
 from keras_nrs.batches import check_data
-
-# Below this share of the loss the divergence has no measurable effect on training.
-_INERT_SHARE = 1e-4
-# Whose eps is a share of the weights' norm.
-_RELATIVE = (perturbations.RelativeBall, perturbations.LayerwiseBall)
-# The terms of the objective that are in the logs.
-_TERMS = ("loss", "perturbed_loss", "model_divergence")
-# The length of delta is random. One step alone may have drawn a short one.
-_FEWEST_STEPS = 2
-# The outputs of a new model are uniform, and change little until it has learned.
-_ENOUGH_STEPS = 100
-
-
-class EpsWarnings(keras.callbacks.Callback):  # type: ignore[misc]
-    """Warns if eps is so small that the divergence cannot matter, or too large.
-
-    Added by `NRSModel.fit()`. It compares alpha times the mean divergence of each
-    epoch with the loss of the first one (later losses may be next to nothing), until
-    that is large enough, and speaks if it never was: after 100 steps and the end of
-    their epoch, or at the end of a shorter training. It is silent if `eps` or `alpha`
-    is 0, or if one of them was assigned since training began. When training begins it
-    speaks of a relative eps above 1, with which delta may be longer than the weights.
-
-    After each epoch it looks for terms of the objective that are not finite in the
-    logs, which are there without waiting for any step, and says so once.
-    """
-
-    def on_train_begin(self, logs: Any = None) -> None:
-        model = self.model
-        self._are_finite = True
-        self._first_step = self._last_step = self._step()
-        values = _values(model)
-        # Kept for the next `fit()`, which may go on from this one.
-        if model._eps_record is None or model._eps_record.values != values:
-            matters = model.scheme == "nrs" and 0 not in values
-            model._eps_record = SimpleNamespace(
-                values=values,
-                is_open=matters,
-                steps=0.0,
-                num_epochs=0,
-                divergence=0.0,
-                loss=math.nan,
-            )
-        eps, _ = values
-        kind = type(model.perturbation)
-        if kind in _RELATIVE and eps > 1 and model.scheme != "baseline":
-            _warn(
-                f"eps={eps:.3g} is more than perturbation {kind.__name__} can do with: "
-                "delta may be longer than the weights. Above 0.5 training can diverge; "
-                "start with 0.15 to 0.5."
-            )
-
-    def _step(self) -> int:
-        state = keras.ops.convert_to_numpy(self.model.seed_generator.state)
-        return int(state[1])
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        logs = logs or {}
-        faults = {name: float(logs[name]) for name in _TERMS if name in logs}
-        faults = {name: v for name, v in faults.items() if not math.isfinite(v)}
-        if faults and self._are_finite:
-            self._warn_of_faults(epoch, faults)
-        self._are_finite = self._are_finite and not faults
-        steps = (self._step() - self._last_step) / self.model.interval
-        self._last_step = self._step()
-        record = self.model._eps_record
-        # An epoch of a warm-up says nothing of the values that it leads to.
-        if not record.is_open or _values(self.model) != record.values:
-            return
-        if record.num_epochs == 0:
-            record.loss = float(logs.get("loss", math.nan))
-        record.num_epochs += 1
-        record.steps += steps
-        divergence = float(logs.get("model_divergence", math.nan))
-        record.divergence = max(record.divergence, divergence)
-        _, alpha = record.values
-        record.is_open = alpha * record.divergence < _INERT_SHARE * record.loss
-        if record.is_open and record.steps >= _ENOUGH_STEPS:
-            self._warn_of_inert_eps()
-
-    def on_train_end(self, logs: Any = None) -> None:
-        record = self.model._eps_record
-        if record.is_open and record.steps >= _FEWEST_STEPS:
-            self._warn_of_inert_eps()
-
-    def _warn_of_faults(self, epoch: int, faults: dict[str, float]) -> None:
-        weights = map(keras.ops.convert_to_numpy, self.model.trainable_variables)
-        are_finite = all(np.isfinite(w.astype("float32")).all() for w in weights)
-        steps = ""
-        if self.model.scheme != "baseline":
-            steps = f", up to step {self._step() - self._first_step} of fit()"
-        eps, alpha = _values(self.model)
-        advice = "Look for NaN in the data, and lower the learning rate."
-        if set(faults) != {"loss"}:
-            advice = (
-                f"If it is the perturbed pass, eps={eps:.3g} is too large: with "
-                "perturbation='relative' take 0.3 or less, or see "
-                "keras_nrs.calibrate_eps; if it is not, look for NaN in the data, and "
-                "lower the learning rate."
-            )
-        state = "still finite" if are_finite else "not finite either: start again"
-        _warn(
-            f"In epoch {epoch + 1}{steps}, the mean "
-            f"{' and '.join(f'{name} is {value}' for name, value in faults.items())} "
-            f"(eps={eps:.3g}, alpha={alpha:.3g}). The weights are {state}. {advice} "
-            "keras.callbacks.TerminateOnNaN() stops at the first such step, and this "
-            "warning then names its terms alone."
-        )
-
-    def _warn_of_inert_eps(self) -> None:
-        record = self.model._eps_record
-        record.is_open = False
-        if not self.model.trainable_variables:
-            return
-        eps, alpha = record.values
-        weights = [w.value for w in self.model.trainable_variables]
-        norm = float(keras.ops.convert_to_numpy(perturbations.norm(weights)))
-        calibrate = (
-            "find an eps with keras_nrs.calibrate_eps(model, x, target_divergence=0.02)"
-        )
-        advice = (
-            "Use wrap(model, eps=0.3, perturbation='relative'), whose radius grows "
-            f"with that norm, or {calibrate}."
-        )
-        if isinstance(self.model.perturbation, _RELATIVE):
-            advice = (
-                "A new model's outputs may be too uniform to change: look at "
-                f"model_divergence again later, and if it is as small, {calibrate}."
-            )
-        if record.divergence >= _INERT_SHARE * record.loss:
-            advice = f"alpha={alpha:.3g} is too small: start with 1."
-        num = record.num_epochs
-        _warn(
-            f"eps={eps:.3g} has no effect with perturbation "
-            f"{type(self.model.perturbation).__name__}: after "
-            f"{f'{num} epochs' if num > 1 else 'an epoch'} the largest mean model "
-            f"divergence was {record.divergence:.2g}, and alpha * divergence "
-            f"{alpha * record.divergence / record.loss:.1g} of the first epoch's loss. "
-            f"The norm of the weights is {norm:.3g}. {advice}"
-        )
-
-
-def _warn(text: str) -> None:
-    """Warn with the place of the user's `fit()`, which is far up from a callback."""
-    packages = tuple(
-        os.path.dirname(file) + os.sep for file in (keras.__file__, __file__)
-    )
-    frame, level = sys._getframe(1), 2
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(packages):
-        frame, level = frame.f_back, level + 1
-    warnings.warn(text, stacklevel=level)
+from keras_nrs.fit_checks import eps_and_alpha
 
 
 class NRSSchedule(keras.callbacks.Callback):  # type: ignore[misc]
@@ -243,7 +86,7 @@ class NRSSchedule(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         if logs is not None:
-            logs["eps"], logs["alpha"] = _values(self.model)
+            logs["eps"], logs["alpha"] = eps_and_alpha(self.model)
 
 
 class FlatnessMonitor(keras.callbacks.Callback):  # type: ignore[misc]
@@ -355,7 +198,7 @@ class FlatnessMonitor(keras.callbacks.Callback):  # type: ignore[misc]
         x, y = self._data
         eps = self.eps
         if eps is None and hasattr(self.model, "base_model"):
-            eps, _ = _values(self.model)
+            eps, _ = eps_and_alpha(self.model)
         if eps is not None:
             divergence = self._flatness.model_divergence(
                 self.model, x, y, **{"eps": eps} | self._divergence_options
@@ -382,33 +225,3 @@ def _options(name: str, given: Any, known: Iterable[str]) -> dict[str, Any]:
             f"{name}={given!r}."
         )
     return options
-
-
-class ProcessesAgree(keras.callbacks.Callback):  # type: ignore[misc]
-    """Raises before training if the processes of a run would wait for each other.
-
-    Added by `NRSModel.fit()`. Every step needs all processes, so they must have the
-    same number of batches and start at the same epoch.
-    """
-
-    def on_train_begin(self, logs: Any = None) -> None:
-        steps = (self.params or {}).get("steps") or 0
-        epoch = self.model._initial_epoch or 0
-        processes = self.model.values_of_processes([steps, epoch])
-        if all(values == processes[0] for values in processes):
-            return
-        raise ValueError(
-            "All processes must have the same number of batches in an epoch and the "
-            "same initial epoch. Received: (batches, initial epoch) = "
-            f"{[tuple(values) for values in processes]}, by process. Use "
-            "dataset.batch(batch_size, drop_remainder=True), and keep the checkpoints "
-            "of keras.callbacks.BackupAndRestore where all processes can read them."
-        )
-
-
-def _values(model: Any) -> tuple[float, float]:
-    """eps and alpha."""
-    eps, alpha = (
-        float(keras.ops.convert_to_numpy(v)) for v in (model.eps, model.alpha)
-    )
-    return eps, alpha

@@ -12,7 +12,6 @@ from typing import Any
 
 import keras
 
-from keras_nrs import divergences
 from keras_nrs import perturbations
 from keras_nrs import stateless
 from keras_nrs._checks import check_bool
@@ -21,16 +20,17 @@ from keras_nrs._checks import check_fraction
 from keras_nrs._checks import check_int
 from keras_nrs._checks import check_nonnegative
 from keras_nrs._checks import check_seed
-from keras_nrs._checks import naming_labels
-from keras_nrs._files import whole_file
-from keras_nrs.backend import BackendTrainer
-from keras_nrs.backups import with_whole_backups
+from keras_nrs._files import atomic_write
+from keras_nrs.backups import with_atomic_backups
 from keras_nrs.batches import check_not_empty
-from keras_nrs.callbacks import EpsWarnings
-from keras_nrs.callbacks import ProcessesAgree
-from keras_nrs.objective import SCHEMES
+from keras_nrs.fit_checks import EpsWarnings
+from keras_nrs.fit_checks import ProcessesAgree
+from keras_nrs.labels import naming_labels
 from keras_nrs.preprocessing import with_preprocessing
-from keras_nrs.training_step import TrainingStep
+from keras_nrs.step.batch_objective import TrainingStep
+from keras_nrs.step.objective import SCHEMES
+from keras_nrs.step.output_divergences import check_divergence
+from keras_nrs.trainers import BackendTrainer
 
 Tensor = Any
 
@@ -309,7 +309,7 @@ class NRSModel(BackendTrainer, TrainingStep, keras.Model):  # type: ignore[misc]
         )
         self.beta = check_nonnegative("beta", beta)
         self.scheme = check_choice("scheme", scheme, SCHEMES)
-        self.perturbation = perturbations.get(perturbation)
+        self.perturbation = perturbations.get_perturbation(perturbation)
         _check_calibration(calibrated_for, self.perturbation)
         self.interval = check_int("interval", interval, minimum=1)
         self.normalize = check_bool("normalize", normalize)
@@ -326,7 +326,7 @@ class NRSModel(BackendTrainer, TrainingStep, keras.Model):  # type: ignore[misc]
         self._seed = seed
         # In namespaces, so that Keras counts neither as weights nor as layers.
         self._divergences = SimpleNamespace(
-            given=divergences.check(divergence),
+            given=check_divergence(divergence),
             resolved=None,
             made_for=(None, None),
             weights=None,
@@ -427,12 +427,12 @@ class NRSModel(BackendTrainer, TrainingStep, keras.Model):  # type: ignore[misc]
             for callback in own:
                 callback.set_model(self)
             callbacks.callbacks[:] = [
-                *with_whole_backups(callbacks.callbacks, is_first_process=is_first),
+                *with_atomic_backups(callbacks.callbacks, is_first_process=is_first),
                 *own,
             ]
         else:
             given = keras.tree.flatten(callbacks or [])
-            callbacks = [*with_whole_backups(given, is_first_process=is_first), *own]
+            callbacks = [*with_atomic_backups(given, is_first_process=is_first), *own]
         return self._fit(**(arguments | {"callbacks": callbacks}))
 
     fit.__doc__ = keras.Model.fit.__doc__
@@ -522,7 +522,7 @@ class NRSModel(BackendTrainer, TrainingStep, keras.Model):  # type: ignore[misc]
         if not is_one_local_file or (path.exists() and not overwrite):
             save(filepath, overwrite=overwrite, **kwargs)
             return
-        with whole_file(path) as unfinished:
+        with atomic_write(path) as unfinished:
             save(unfinished, overwrite=True, **kwargs)
 
     def quantize(self, *args: Any, **kwargs: Any) -> None:

@@ -369,7 +369,7 @@ _NAMES: dict[str, type[Perturbation]] = {
 }
 
 
-def get(identifier: str | Perturbation) -> Perturbation:
+def get_perturbation(identifier: str | Perturbation) -> Perturbation:
     """The perturbation with a name, or `identifier` itself if it is one already."""
     if isinstance(identifier, Perturbation):
         return identifier

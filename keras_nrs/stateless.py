@@ -62,7 +62,7 @@ def layer_losses(model: Any, losses: Sequence[Tensor]) -> Iterator[None]:
         model._losses_override = []
 
 
-def kept_with_model(model: Any, key: Hashable, make: Callable[[], Any]) -> Any:
+def cached_on_model(model: Any, key: Hashable, make: Callable[[], Any]) -> Any:
     """What `make()` gives, made once for a model and a key.
 
     For functions that are compiled: measured again at every epoch, they would be

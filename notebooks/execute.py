@@ -14,7 +14,7 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell
 
-from keras_nrs._files import whole_file
+from keras_nrs._files import atomic_write
 
 FOLDER = Path(__file__).parent
 NOTEBOOKS = sorted(FOLDER.glob("[0-9]_*.ipynb"))
@@ -86,7 +86,7 @@ def write(notebook: NotebookNode, path: Path) -> None:
     for cell in notebook.cells:
         tags = cell.metadata.get("tags")
         cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
-    with whole_file(path) as unfinished:
+    with atomic_write(path) as unfinished:
         nbformat.write(notebook, unfinished)
 
 

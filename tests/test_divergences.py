@@ -13,11 +13,11 @@ from hypothesis import strategies
 from keras import ops
 from keras.src.backend.common.masking import set_keras_mask
 
-from keras_nrs import divergences
 from keras_nrs.divergences import BernoulliKL
 from keras_nrs.divergences import CategoricalKL
 from keras_nrs.divergences import Divergence
 from keras_nrs.divergences import GaussianKL
+from keras_nrs.step import output_divergences
 from tests.models import value_and_gradients
 
 BACKEND = keras.config.backend()
@@ -441,7 +441,7 @@ INSTANCES = [
 
 @pytest.mark.parametrize(("name", "expected"), CHOICES.items())
 def test_choice_for_a_function(name: str, expected: type[Divergence]) -> None:
-    chosen = divergences.for_loss(keras.losses.get(name), LOGITS)
+    chosen = output_divergences.for_loss(keras.losses.get(name), LOGITS)
     assert type(chosen) is expected
     assert not getattr(chosen, "from_logits", False)
     assert chosen.reduction == "sum_over_batch_size"
@@ -452,7 +452,7 @@ def test_choice_for_a_function(name: str, expected: type[Divergence]) -> None:
 def test_choice_for_an_instance(
     loss: type[keras.losses.Loss], expected: type[Divergence], reduction: str
 ) -> None:
-    chosen = divergences.for_loss(loss(reduction=reduction), LOGITS)
+    chosen = output_divergences.for_loss(loss(reduction=reduction), LOGITS)
     assert type(chosen) is expected
     assert not getattr(chosen, "from_logits", False)
     assert chosen.reduction == reduction
@@ -469,7 +469,7 @@ def test_choice_for_an_instance(
     ],
 )
 def test_choice_follows_from_logits_and_axis(loss: type[keras.losses.Loss]) -> None:
-    chosen: Any = divergences.for_loss(loss(from_logits=True, axis=1), LOGITS)
+    chosen: Any = output_divergences.for_loss(loss(from_logits=True, axis=1), LOGITS)
     assert chosen.from_logits
     assert chosen.axis == 1
 
@@ -478,7 +478,7 @@ def test_choice_for_a_subclass_of_a_loss() -> None:
     class Smooth(keras.losses.CategoricalCrossentropy):
         pass
 
-    chosen: Any = divergences.for_loss(Smooth(from_logits=True), LOGITS)
+    chosen: Any = output_divergences.for_loss(Smooth(from_logits=True), LOGITS)
     assert type(chosen) is CategoricalKL
     assert chosen.from_logits
 
@@ -498,7 +498,7 @@ class MyLoss(keras.losses.Loss):
 )
 def test_unknown_loss_is_named(loss: Any, name: str) -> None:
     with pytest.raises(ValueError, match=f"loss '{name}'.*GaussianKL"):
-        divergences.for_loss(loss, LOGITS)
+        output_divergences.for_loss(loss, LOGITS)
 
 
 def output_of(*layers: keras.layers.Layer) -> Any:
@@ -518,7 +518,7 @@ def output_of(*layers: keras.layers.Layer) -> Any:
 def test_choice_by_activation(
     loss: Any, layers: list[keras.layers.Layer], expected: type[Divergence]
 ) -> None:
-    chosen: Any = divergences.for_loss(loss, output_of(*layers))
+    chosen: Any = output_divergences.for_loss(loss, output_of(*layers))
     assert type(chosen) is expected
     assert not chosen.from_logits
     assert chosen.reduction == getattr(loss, "reduction", "sum_over_batch_size")
@@ -527,7 +527,7 @@ def test_choice_by_activation(
 @pytest.mark.parametrize("shape", [(4,), (4, 1)])
 def test_choice_by_integer_labels(shape: tuple[int, ...]) -> None:
     labels = np.zeros(shape, "int32")
-    chosen: Any = divergences.for_loss(
+    chosen: Any = output_divergences.for_loss(
         my_loss, output_of(keras.layers.Dense(3)), labels
     )
     assert type(chosen) is CategoricalKL
@@ -548,14 +548,14 @@ def test_other_labels_decide_nothing(
 ) -> None:
     output = output_of(keras.layers.Dense(units, activation=activation))
     with pytest.raises(ValueError, match="loss 'my_loss'"):
-        divergences.for_loss(my_loss, output, labels)
+        output_divergences.for_loss(my_loss, output, labels)
 
 
 def test_probabilities_from_an_operation_are_not_taken_for_logits() -> None:
     inputs = keras.Input((5,))
     output = ops.softmax(keras.layers.Dense(3)(inputs))
     try:
-        chosen: Any = divergences.for_loss(my_loss, output, np.zeros(4, "int32"))
+        chosen: Any = output_divergences.for_loss(my_loss, output, np.zeros(4, "int32"))
     except ValueError:
         return
     assert not chosen.from_logits
@@ -575,7 +575,7 @@ def two_outputs(as_dict: bool = False) -> keras.Model:
     return keras.Model(inputs, outputs)
 
 
-def summary(chosen: list[divergences.OutputDivergence]) -> dict[Any, Any]:
+def summary(chosen: list[output_divergences.OutputDivergence]) -> dict[Any, Any]:
     return {c.paths[0]: (type(c.divergence), c.weight) for c in chosen}
 
 
@@ -587,9 +587,11 @@ def test_one_output() -> None:
     model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(3)])
     model.compile(loss=CROSSENTROPY)
     outputs, perturbed = model(X), tensor(logits(1, (4, 3)))
-    chosen = divergences.for_model(model, "auto", outputs, DIGITS)
+    chosen = output_divergences.for_model(model, "auto", outputs, DIGITS)
     assert summary(chosen) == {(): (CategoricalKL, None)}
-    value = divergences.total_divergence(chosen, DIGITS, outputs, perturbed, None)
+    value = output_divergences.total_divergence(
+        chosen, DIGITS, outputs, perturbed, None
+    )
     expected = CategoricalKL(True)(outputs, perturbed)
     np.testing.assert_array_equal(to_numpy(value), to_numpy(expected))
 
@@ -601,7 +603,7 @@ def test_list_of_outputs(targets: Any, trained: bool) -> None:
     model.compile(loss=[CROSSENTROPY, "mse"], loss_weights=[2.0, 0.5])
     if trained:
         model.evaluate(X, [DIGITS, ANGLES], verbose=0)
-    chosen = divergences.for_model(model, "auto", model(X), targets)
+    chosen = output_divergences.for_model(model, "auto", model(X), targets)
     assert summary(chosen) == {(0,): (CategoricalKL, 2.0), (1,): (GaussianKL, 0.5)}
 
 
@@ -613,7 +615,7 @@ def test_dict_of_losses(as_dict: bool) -> None:
         loss_weights={"angle": 0.5, "digit": 2.0},
     )
     outputs = model(X)
-    chosen = divergences.for_model(model, "auto", outputs)
+    chosen = output_divergences.for_model(model, "auto", outputs)
     digit, angle = (("digit",), ("angle",)) if as_dict else ((0,), (1,))
     assert summary(chosen) == {digit: (CategoricalKL, 2.0), angle: (GaussianKL, 0.5)}
 
@@ -621,7 +623,9 @@ def test_dict_of_losses(as_dict: bool) -> None:
     weights = {"digit": np.array([1.0, 0.0, 0.0, 2.0]), "angle": np.ones(4)}
     if not as_dict:
         weights = [weights["digit"], weights["angle"]]
-    value = divergences.total_divergence(chosen, None, outputs, perturbed, weights)
+    value = output_divergences.total_divergence(
+        chosen, None, outputs, perturbed, weights
+    )
     parts = [
         CategoricalKL(True)(
             outputs[digit[0]],
@@ -640,7 +644,7 @@ def test_dict_of_targets_for_a_list_of_outputs() -> None:
     targets = {"angle": ANGLES, "digit": DIGITS}
     assert model.evaluate(X, targets, verbose=0)  # Keras takes them.
     model.compile(loss={"angle": "mse", "digit": CROSSENTROPY})
-    chosen = divergences.for_model(model, "auto", model(X), targets)
+    chosen = output_divergences.for_model(model, "auto", model(X), targets)
     assert summary(chosen) == {(0,): (CategoricalKL, None), (1,): (GaussianKL, None)}
 
 
@@ -648,7 +652,7 @@ def test_dict_of_targets_for_a_list_of_outputs() -> None:
 def test_an_output_without_a_loss_does_not_count(as_dict: bool) -> None:
     model = two_outputs(as_dict)
     model.compile(loss={"digit": CROSSENTROPY} if as_dict else [CROSSENTROPY, None])
-    chosen = divergences.for_model(model, "auto", model(X))
+    chosen = output_divergences.for_model(model, "auto", model(X))
     path = ("digit",) if as_dict else (0,)
     assert summary(chosen) == {path: (CategoricalKL, None)}
 
@@ -661,7 +665,7 @@ def test_activations_are_found_through_the_model() -> None:
     }
     model = keras.Model(inputs, outputs)
     model.compile(loss={"a": my_loss, "b": my_loss})
-    chosen = divergences.for_model(model, "auto", model(X))
+    chosen = output_divergences.for_model(model, "auto", model(X))
     assert summary(chosen) == {
         ("a",): (BernoulliKL, None),
         ("b",): (CategoricalKL, None),
@@ -672,23 +676,23 @@ def test_one_divergence_for_all_outputs() -> None:
     model = two_outputs()
     model.compile(loss=[CROSSENTROPY, "mse"])
     mine = GaussianKL(3.0)
-    chosen = divergences.for_model(model, mine, model(X))
+    chosen = output_divergences.for_model(model, mine, model(X))
     assert [c.divergence for c in chosen] == [mine, mine]
 
 
 def test_a_model_without_a_loss() -> None:
     model = two_outputs()
     mine = GaussianKL(3.0)
-    chosen = divergences.for_model(model, mine, model(X))
+    chosen = output_divergences.for_model(model, mine, model(X))
     assert [(c.paths[0], c.divergence) for c in chosen] == [((0,), mine), ((1,), mine)]
     with pytest.raises(ValueError, match=r"compiled with a loss.*compile\(loss="):
-        divergences.for_model(model, "auto", model(X))
+        output_divergences.for_model(model, "auto", model(X))
 
 
 def test_list_of_divergences() -> None:
     model = two_outputs()
     model.compile(loss=["mse", "mse"])
-    chosen = divergences.for_model(model, [CategoricalKL(True), None], model(X))
+    chosen = output_divergences.for_model(model, [CategoricalKL(True), None], model(X))
     assert summary(chosen) == {(0,): (CategoricalKL, None)}
 
 
@@ -696,9 +700,9 @@ def test_dict_of_divergences() -> None:
     model = two_outputs(as_dict=True)
     model.compile(loss={"angle": "mse", "digit": CROSSENTROPY})
     given = {"digit": CategoricalKL(True), "angle": GaussianKL(2.0)}
-    chosen = divergences.for_model(model, given, model(X))
+    chosen = output_divergences.for_model(model, given, model(X))
     assert {c.paths[0][0]: c.divergence for c in chosen} == given
-    chosen = divergences.for_model(model, {"digit": given["digit"]}, model(X))
+    chosen = output_divergences.for_model(model, {"digit": given["digit"]}, model(X))
     assert {c.paths[0][0]: c.divergence for c in chosen} == {"digit": given["digit"]}
 
 
@@ -707,7 +711,7 @@ def test_dict_of_divergences_for_a_list_of_outputs() -> None:
     model = two_outputs()
     model.compile(loss={"angle": "mse", "digit": CROSSENTROPY})
     given = {"digit": CategoricalKL(True), "angle": GaussianKL(2.0)}
-    chosen = divergences.for_model(model, given, model(X))
+    chosen = output_divergences.for_model(model, given, model(X))
     assert summary(chosen) == {(0,): (CategoricalKL, None), (1,): (GaussianKL, None)}
 
 
@@ -715,14 +719,14 @@ def test_a_divergence_for_an_unknown_output() -> None:
     model = two_outputs(as_dict=True)
     model.compile(loss={"angle": "mse", "digit": CROSSENTROPY})
     with pytest.raises(ValueError, match=r"digits"):
-        divergences.for_model(model, {"digits": CategoricalKL(True)}, model(X))
+        output_divergences.for_model(model, {"digits": CategoricalKL(True)}, model(X))
 
 
 def test_wrong_number_of_divergences() -> None:
     model = two_outputs()
     model.compile(loss=["mse", "mse"])
     with pytest.raises(ValueError, match=r"model's 2 outputs. Received: divergence="):
-        divergences.for_model(model, [GaussianKL()] * 3, model(X))
+        output_divergences.for_model(model, [GaussianKL()] * 3, model(X))
 
 
 @pytest.mark.parametrize(
@@ -730,14 +734,14 @@ def test_wrong_number_of_divergences() -> None:
 )
 def test_what_cannot_be_a_divergence(divergence: Any) -> None:
     with pytest.raises(ValueError, match=r"must be 'auto'.*Received: divergence="):
-        divergences.check(divergence)
+        output_divergences.check_divergence(divergence)
 
 
 @pytest.mark.parametrize(
     "divergence", ["auto", GaussianKL(), [GaussianKL(), None], {"a": GaussianKL()}]
 )
 def test_what_can_be_a_divergence(divergence: Any) -> None:
-    assert divergences.check(divergence) is divergence
+    assert output_divergences.check_divergence(divergence) is divergence
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -764,9 +768,11 @@ def test_ignored_classes_do_not_count(
         mask = ops.convert_to_tensor(rng.uniform(size=positions) > 0.3)
         set_keras_mask(perturbed, mask)
         set_keras_mask(equal, mask)
-    chosen = divergences.for_model(model, "auto", tensor(p), labels)
+    chosen = output_divergences.for_model(model, "auto", tensor(p), labels)
     value = float(
-        divergences.total_divergence(chosen, labels, tensor(p), perturbed, weights)
+        output_divergences.total_divergence(
+            chosen, labels, tensor(p), perturbed, weights
+        )
     )
     counted = float(loss(labels, equal, weights)) / math.log(3)
     expected = counted * float(categorical(log_softmax(p), log_softmax(q)).flat[0])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from keras_nrs import _files
-from keras_nrs._files import whole_file
+from keras_nrs._files import atomic_write
 from keras_nrs._files import write_text
 
 pytestmark = pytest.mark.only_torch  # Nothing here depends on the backend.
@@ -20,7 +20,7 @@ def names(folder: Path) -> list[str]:
 def test_a_file_is_the_old_or_the_new_one(tmp_path: Path) -> None:
     path = tmp_path / "new folder" / "a [file]"
     write_text(path, "old")
-    with pytest.raises(KeyboardInterrupt), whole_file(path) as unfinished:
+    with pytest.raises(KeyboardInterrupt), atomic_write(path) as unfinished:
         unfinished.write_text("new")
         raise KeyboardInterrupt
     assert path.read_text() == "old"

@@ -9,8 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from keras import ops
 
-from keras_nrs.groups import Group
-from keras_nrs.groups import split_into_groups
+from keras_nrs.step.groups import Group
+from keras_nrs.step.groups import split_into_groups
 
 SIZES = st.integers(1, 40)
 DELTAS = st.integers(1, 6)

@@ -16,8 +16,8 @@ from keras.src.backend.common.masking import set_keras_mask
 import keras_nrs
 from keras_nrs.divergences import CategoricalKL
 from keras_nrs.divergences import GaussianKL
-from keras_nrs.objective import combine
-from keras_nrs.objective import nrs_objective
+from keras_nrs.step.objective import combine
+from keras_nrs.step.objective import nrs_objective
 from tests.models import value_and_gradients
 
 BACKEND = keras.config.backend()

@@ -515,15 +515,15 @@ def test_no_gradient_flows_through_the_scale() -> None:
     ],
 )
 def test_get_by_name(name: str, cls: type[Perturbation]) -> None:
-    assert type(perturbations.get(name)) is cls
+    assert type(perturbations.get_perturbation(name)) is cls
     perturbation = cls()
-    assert perturbations.get(perturbation) is perturbation
+    assert perturbations.get_perturbation(perturbation) is perturbation
 
 
 @pytest.mark.parametrize("identifier", ["bal", None, 3, Ball])
 def test_unknown_name(identifier: Any) -> None:
     with pytest.raises(ValueError, match=r"'ball', 'relative'.*Received: perturb"):
-        perturbations.get(identifier)
+        perturbations.get_perturbation(identifier)
 
 
 @pytest.mark.parametrize("cls", CLASSES)

@@ -12,7 +12,7 @@ from keras import ops
 
 import keras_nrs
 from keras_nrs.backend import RandomStream
-from keras_nrs.training_step import _SEED_STRIDE
+from keras_nrs.step.batch_objective import _SEED_STRIDE
 from tests import models
 from tests.models import FixedPerturbation
 
@@ -635,7 +635,6 @@ def test_layouts_stay_and_no_device_gathers_the_weights(
     import re
 
     import jax
-
     from keras_nrs.backend.jax.trainer import PerturbedStep
 
     x = rng.normal(size=(16, 16)).astype("float32")

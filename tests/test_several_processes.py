@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import keras_nrs
-from keras_nrs.callbacks import ProcessesAgree
+from keras_nrs.fit_checks import ProcessesAgree
 
 ROUNDING = float(np.finfo("float32").eps)
 

@@ -15,7 +15,6 @@ if keras.config.backend() not in _BACKENDS:
     )
 
 if TYPE_CHECKING:
-    from keras_nrs.backend.jax import BackendTrainer
     from keras_nrs.backend.jax import RandomStream
     from keras_nrs.backend.jax import compile_function
     from keras_nrs.backend.jax import data_parallel_scope
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from keras_nrs.backend.jax import hessian_at
 else:
     _backend = importlib.import_module(f"keras_nrs.backend.{keras.config.backend()}")
-    BackendTrainer = _backend.BackendTrainer
     RandomStream = _backend.RandomStream
     compile_function = _backend.compile_function
     data_parallel_scope = _backend.data_parallel_scope
@@ -31,7 +29,6 @@ else:
     hessian_at = _backend.hessian_at
 
 __all__ = [
-    "BackendTrainer",
     "RandomStream",
     "compile_function",
     "data_parallel_scope",

@@ -12,7 +12,7 @@ from matplotlib.ticker import StrMethodFormatter
 from rich.table import Table
 from scipy.stats import t as student_t
 
-from keras_nrs._files import whole_file
+from keras_nrs._files import atomic_write
 from keras_nrs.experiments.demo import ARMS
 from keras_nrs.experiments.demo import BASELINE
 from keras_nrs.experiments.demo import Array
@@ -133,5 +133,5 @@ def draw_results(runs: Sequence[Run], path: Path) -> None:
         "a dot for each seed, a bar for the mean",
         fontsize=14,
     )
-    with whole_file(path) as unfinished:
+    with atomic_write(path) as unfinished:
         figure.savefig(unfinished, format="png")

@@ -24,7 +24,7 @@ from keras_nrs._checks import check_int
 from keras_nrs._checks import check_nonnegative
 from keras_nrs._checks import check_positive
 from keras_nrs._checks import check_seed
-from keras_nrs.objective import SCHEMES
+from keras_nrs.step.objective import SCHEMES
 
 NETWORKS: dict[str, Callable[..., keras.Model]] = {
     "vgg16": models.vgg16,

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from keras_nrs._files import whole_file
+from keras_nrs._files import atomic_write
 from keras_nrs.experiments.report import BASELINE
 from keras_nrs.experiments.report import paired_differences
 from keras_nrs.experiments.results import CELL
@@ -32,7 +32,7 @@ def draw(runs: pd.DataFrame, folder: Path) -> list[str]:
     figures = {"curves.png": _curves(runs), "differences.png": _all_differences(runs)}
     drawn = {name: figure for name, figure in figures.items() if figure is not None}
     for name, figure in drawn.items():
-        with whole_file(folder / name) as unfinished:
+        with atomic_write(folder / name) as unfinished:
             figure.savefig(unfinished, format="png")
     return list(drawn)
 

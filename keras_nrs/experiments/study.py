@@ -39,7 +39,7 @@ from scipy.special import log_softmax
 
 import keras_nrs
 from keras_nrs import flatness
-from keras_nrs._files import whole_file
+from keras_nrs._files import atomic_write
 from keras_nrs.experiments import demo
 from keras_nrs.experiments.report import write_report
 from keras_nrs.experiments.results import read_runs
@@ -189,7 +189,7 @@ class RunFile:
 
     def _write(self) -> None:
         names = dict.fromkeys(name for row in self.rows for name in row)
-        with whole_file(self.path) as unfinished, unfinished.open("w") as file:
+        with atomic_write(self.path) as unfinished, unfinished.open("w") as file:
             writer = csv.DictWriter(file, list(names), lineterminator="\n")
             writer.writeheader()
             writer.writerows(self.rows)

@@ -17,7 +17,7 @@ import numpy as np
 
 import keras_nrs
 from keras_nrs._checks import check_int
-from keras_nrs._files import whole_file
+from keras_nrs._files import atomic_write
 from keras_nrs._files import write_text
 from keras_nrs.backend import data_parallel_scope
 from keras_nrs.data import ImageData
@@ -194,7 +194,7 @@ class Training:
                 self._fit(model, range(epoch, until), history, verbose)
             if until < epochs:
                 return self._summary_so_far(history)
-            with whole_file(self.folder / "model.keras") as unfinished:
+            with atomic_write(self.folder / "model.keras") as unfinished:
                 keras_nrs.unwrap(model).save(unfinished)
         summary = self._summary(history)
         write_text(self.folder / "summary.json", _json(summary))
@@ -357,7 +357,7 @@ def _remove_checkpoints(folder: Path, before: int) -> None:
 
 
 def _write_history(path: Path, history: list[Row]) -> None:
-    with whole_file(path) as unfinished, unfinished.open("w", newline="") as file:
+    with atomic_write(path) as unfinished, unfinished.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(history[0]))
         writer.writeheader()
         writer.writerows(history)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from keras_nrs._files import whole_file
+from keras_nrs._files import atomic_write
 from keras_nrs.experiments.space import Values
 
 
@@ -84,7 +84,7 @@ def to_table(title: str, results: Sequence[Result]) -> Table:
 
 def write_csv(path: Path, results: Sequence[Result], seeds: Sequence[int]) -> None:
     """Write a row for each of the results."""
-    with whole_file(path) as unfinished, unfinished.open("w", newline="") as file:
+    with atomic_write(path) as unfinished, unfinished.open("w", newline="") as file:
         writer = csv.writer(file)
         keys = results[0].values if results else ()
         names = [f"seed-{seed}" for seed in seeds]

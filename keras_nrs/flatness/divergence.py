@@ -12,8 +12,8 @@ from keras_nrs import perturbations
 from keras_nrs._checks import check_int
 from keras_nrs._checks import check_nonnegative
 from keras_nrs.batches import Batches
-from keras_nrs.calibration import divergence_meter
-from keras_nrs.calibration import keys_of_samples
+from keras_nrs.divergence_meter import divergence_meter
+from keras_nrs.divergence_meter import keys_of_samples
 from keras_nrs.flatness.progress import Progress
 
 Array = NDArray[Any]

@@ -15,9 +15,9 @@ from scipy.special import softmax
 from keras_nrs._checks import check_choice
 from keras_nrs.backend import gradient
 from keras_nrs.batches import Batches
-from keras_nrs.divergences import flat_losses
 from keras_nrs.flatness.loss import base_model
 from keras_nrs.flatness.loss import full_precision
+from keras_nrs.step.output_divergences import flat_losses
 
 Array = NDArray[Any]
 Tensor = Any

@@ -18,7 +18,7 @@ from keras_nrs import stateless
 from keras_nrs._checks import check_bool
 from keras_nrs._checks import check_int
 from keras_nrs._checks import check_seed
-from keras_nrs._files import whole_file
+from keras_nrs._files import atomic_write
 from keras_nrs.backend import compile_function
 from keras_nrs.batches import Batches
 from keras_nrs.flatness import plots
@@ -54,7 +54,7 @@ class Landscape:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write an `.npz` file, as a whole or not at all."""
         arrays: Any = {f"coordinates_{i}": c for i, c in enumerate(self.coordinates)}
-        with whole_file(path) as unfinished, unfinished.open("wb") as file:
+        with atomic_write(path) as unfinished, unfinished.open("wb") as file:
             np.savez(file, losses=self.losses, **arrays)
 
     @classmethod

@@ -9,11 +9,13 @@ from typing import NamedTuple
 import keras
 from keras import ops
 
-from keras_nrs import divergences
 from keras_nrs import stateless
-from keras_nrs._checks import naming_labels
 from keras_nrs.batches import Batch
+from keras_nrs.labels import naming_labels
 from keras_nrs.nrs_model import NRSModel
+from keras_nrs.step.output_divergences import copied
+from keras_nrs.step.output_divergences import for_model
+from keras_nrs.step.output_divergences import total_divergence
 
 Tensor = Any
 
@@ -137,7 +139,7 @@ class BatchLoss:
                     batch.x,
                     batch.y,
                     y_pred,
-                    divergences.copied(batch.sample_weight),
+                    copied(batch.sample_weight),
                     training=False,
                 )
 
@@ -161,7 +163,7 @@ class BatchDivergence(BatchLoss):
         if self._resolved is not None:
             return
         inputs = Inputs(first_batch, *stateless.current_values(self.model))
-        self._resolved = divergences.for_model(
+        self._resolved = for_model(
             self.model, given, self._outputs(inputs.weights, inputs), first_batch.y
         )
 
@@ -178,7 +180,7 @@ class BatchDivergence(BatchLoss):
         clean = keras.tree.map_structure(
             ops.stop_gradient, self._outputs(inputs.weights, inputs)
         )
-        return divergences.total_divergence(
+        return total_divergence(
             self._resolved,
             inputs.batch.y,
             clean,

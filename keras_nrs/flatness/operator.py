@@ -307,5 +307,5 @@ def _operator(  # noqa: PLR0913
         return loss, hessian_at(loss)
 
     key = curvature, regularizers, str(divergence), *(id(v) for v in selected)
-    loss, compiled = stateless.kept_with_model(model, key, make)
+    loss, compiled = stateless.cached_on_model(model, key, make)
     return HessianOperator(batches, loss, compiled, checkpoint=checkpoint)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from keras_nrs._checks import check_positive
-from keras_nrs._files import whole_file
+from keras_nrs._files import atomic_write
 
 if TYPE_CHECKING:
     from keras_nrs.flatness.density import SpectralDensity
@@ -46,7 +46,7 @@ def _style(axes: Any, *, columns: int = 1) -> None:
 def _written(figure: Any, path: str | os.PathLike[str] | None) -> Any:
     """The figure, after it was written as a whole or not at all."""
     if path is not None:
-        with whole_file(path) as unfinished:
+        with atomic_write(path) as unfinished:
             figure.savefig(unfinished, format=unfinished.suffix.lstrip(".") or "png")
     return figure
 

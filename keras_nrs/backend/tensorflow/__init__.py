@@ -5,4 +5,3 @@ from keras_nrs.backend.tensorflow.functions import compile_function as compile_f
 from keras_nrs.backend.tensorflow.functions import gradient as gradient
 from keras_nrs.backend.tensorflow.functions import hessian_at as hessian_at
 from keras_nrs.backend.tensorflow.random import RandomStream as RandomStream
-from keras_nrs.backend.tensorflow.trainer import BackendTrainer as BackendTrainer

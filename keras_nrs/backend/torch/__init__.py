@@ -3,4 +3,3 @@ from keras_nrs.backend.torch.functions import compile_function as compile_functi
 from keras_nrs.backend.torch.functions import gradient as gradient
 from keras_nrs.backend.torch.functions import hessian_at as hessian_at
 from keras_nrs.backend.torch.random import RandomStream as RandomStream
-from keras_nrs.backend.torch.trainer import BackendTrainer as BackendTrainer

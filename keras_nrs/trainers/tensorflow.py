@@ -8,8 +8,8 @@ from typing import Any
 import tensorflow as tf
 from keras.src.backend.tensorflow import trainer as keras_trainer
 
-from keras_nrs.groups import Outcome
-from keras_nrs.groups import StepInputs
+from keras_nrs.step.groups import Outcome
+from keras_nrs.step.groups import StepInputs
 
 Tensor = Any
 

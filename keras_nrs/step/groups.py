@@ -10,7 +10,7 @@ from keras import ops
 from keras import tree
 from keras.src.backend.common.masking import set_keras_mask
 
-from keras_nrs.objective import Terms
+from keras_nrs.step.objective import Terms
 
 Tensor = Any
 

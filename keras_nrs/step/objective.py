@@ -8,13 +8,13 @@ from keras.src.losses.losses import LossFunctionWrapper
 
 from keras_nrs._checks import check_nonnegative
 from keras_nrs._checks import check_scalar
-from keras_nrs._checks import naming_labels
 from keras_nrs.divergences import Divergence
-from keras_nrs.divergences import OutputDivergence
-from keras_nrs.divergences import copied
-from keras_nrs.divergences import for_loss
-from keras_nrs.divergences import ignored_class
-from keras_nrs.divergences import total_divergence
+from keras_nrs.labels import naming_labels
+from keras_nrs.step.output_divergences import OutputDivergence
+from keras_nrs.step.output_divergences import copied
+from keras_nrs.step.output_divergences import for_loss
+from keras_nrs.step.output_divergences import ignored_class
+from keras_nrs.step.output_divergences import total_divergence
 
 Tensor = Any
 

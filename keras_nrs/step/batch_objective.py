@@ -13,22 +13,22 @@ from keras import ops
 from keras import tree
 from keras.src.backend.common.masking import get_keras_mask
 
-from keras_nrs import divergences
 from keras_nrs import perturbations
 from keras_nrs import stateless
-from keras_nrs._checks import naming_labels
 from keras_nrs.backend import RandomStream
-from keras_nrs.groups import Outcome
-from keras_nrs.groups import Part
-from keras_nrs.groups import StepInputs
-from keras_nrs.groups import mean_outcome
-from keras_nrs.groups import num_samples
-from keras_nrs.groups import reordered
-from keras_nrs.groups import samples
-from keras_nrs.groups import split_into_groups
-from keras_nrs.groups import with_masks
-from keras_nrs.objective import Terms
-from keras_nrs.objective import combine
+from keras_nrs.labels import naming_labels
+from keras_nrs.step import output_divergences
+from keras_nrs.step.groups import Outcome
+from keras_nrs.step.groups import Part
+from keras_nrs.step.groups import StepInputs
+from keras_nrs.step.groups import mean_outcome
+from keras_nrs.step.groups import num_samples
+from keras_nrs.step.groups import reordered
+from keras_nrs.step.groups import samples
+from keras_nrs.step.groups import split_into_groups
+from keras_nrs.step.groups import with_masks
+from keras_nrs.step.objective import Terms
+from keras_nrs.step.objective import combine
 
 Tensor = Any
 
@@ -218,10 +218,12 @@ class TrainingStep:
             )
         ]
         masks = tree.map_structure(get_keras_mask, y_pred)
-        compiled = [loss.loss for loss in divergences.flat_losses(base, y_pred) or []]
+        compiled = [
+            loss.loss for loss in output_divergences.flat_losses(base, y_pred) or []
+        ]
         factor = inputs.num_replicas * part.group.scale
         # Copied for each use: on PyTorch, Keras multiplies masks into it in place.
-        weight = divergences.copied(sample_weight)
+        weight = output_divergences.copied(sample_weight)
         self._check_has_loss(layer_losses)
         with (
             naming_labels(y, y_pred, sample_weight),
@@ -261,9 +263,11 @@ class TrainingStep:
         base = self.base_model
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(part.perturbed_data)
         weight, weight_of_divergence = (
-            divergences.copied(sample_weight) for _ in range(2)
+            output_divergences.copied(sample_weight) for _ in range(2)
         )
-        compiled = [loss.loss for loss in divergences.flat_losses(base, y_pred) or []]
+        compiled = [
+            loss.loss for loss in output_divergences.flat_losses(base, y_pred) or []
+        ]
         resolved = self._resolved_divergences(y_pred, y)
         sums = compiled + [output.divergence for output in resolved]
         with (
@@ -272,7 +276,7 @@ class TrainingStep:
             _sums_times(inputs.num_replicas * part.group.perturbed_scale, sums),
         ):
             perturbed_loss = base._compute_loss(x, y, perturbed, weight, training=True)
-            divergence = divergences.total_divergence(
+            divergence = output_divergences.total_divergence(
                 resolved, y, y_pred, perturbed, weight_of_divergence
             )
         return divergence, perturbed_loss
@@ -316,9 +320,9 @@ class TrainingStep:
 
     def _resolved_divergences(
         self: Any, outputs: Any, y: Any
-    ) -> list[divergences.OutputDivergence]:
+    ) -> list[output_divergences.OutputDivergence]:
         if self._divergences.resolved is None:
-            self._divergences.resolved = divergences.for_model(
+            self._divergences.resolved = output_divergences.for_model(
                 self.base_model, self._divergences.given, outputs, y
             )
         return self._divergences.resolved
@@ -370,7 +374,7 @@ class TrainingStep:
         terms = Terms(*map(unscaled, outcome.terms))
         y_pred = with_masks(outcome.y_pred, outcome.masks)
         if self._loss_updates_metrics():
-            weight_of_loss = divergences.copied(sample_weight)
+            weight_of_loss = output_divergences.copied(sample_weight)
             base._compute_loss(x, y, y_pred, weight_of_loss, training=True)
         base._loss_tracker.update_state(terms.total, sample_weight=num_samples(x))
         self._update_trackers(terms, data, weight=weight)

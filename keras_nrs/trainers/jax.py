@@ -14,10 +14,10 @@ import keras
 from jax.sharding import PartitionSpec as P
 from keras.src.backend.jax import trainer as keras_trainer
 
-from keras_nrs.groups import Outcome
-from keras_nrs.groups import StepInputs
-from keras_nrs.groups import num_samples
-from keras_nrs.groups import with_masks
+from keras_nrs.step.groups import Outcome
+from keras_nrs.step.groups import StepInputs
+from keras_nrs.step.groups import num_samples
+from keras_nrs.step.groups import with_masks
 
 Tensor = Any
 

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 import torch.utils.checkpoint
 
-from keras_nrs.groups import Part
-from keras_nrs.groups import StepInputs
+from keras_nrs.step.groups import Part
+from keras_nrs.step.groups import StepInputs
 
 Tensor = Any
 

@@ -1,0 +1,136 @@
+"""The model divergence of a batch, in inference mode."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_nrs import perturbations
+from keras_nrs import stateless
+from keras_nrs._checks import check_int
+from keras_nrs.backend import RandomStream
+from keras_nrs.backend import compile_function
+from keras_nrs.batches import Batch
+from keras_nrs.nrs_model import NRSModel
+from keras_nrs.step.output_divergences import check_divergence
+from keras_nrs.step.output_divergences import for_model
+from keras_nrs.step.output_divergences import total_divergence
+
+
+def keys_of_samples(seed: int, num_samples: int) -> list[Any]:
+    """A key for each perturbation."""
+    seed = check_int("seed", seed, minimum=0, maximum=2**31 - 1 - num_samples)
+    return [keras.random.SeedGenerator(seed + i).next() for i in range(num_samples)]
+
+
+def divergence_meter(
+    model: Any,
+    *,
+    perturbation: str | perturbations.Perturbation | None,
+    divergence: Any,
+) -> "DivergenceMeter":
+    """A meter for a model: the same one, if the arguments are the same.
+
+    Args:
+        model: A built model, wrapped or not.
+        perturbation: As in `keras_nrs.wrap`. Defaults to that of a wrapped model,
+            and to `"ball"` for others.
+        divergence: As in `keras_nrs.wrap`. Defaults to that of a wrapped model, and
+            to `"auto"` for others.
+    """
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            f"`model` must be a keras.Model. Received: model={model!r} of type "
+            f"{type(model).__name__}."
+        )
+    resolved = None
+    if isinstance(model, NRSModel):
+        if perturbation is None:
+            perturbation = model.perturbation
+        if divergence is None:
+            divergence, resolved = model.divergence_in_use()
+        model = model.base_model
+    if perturbation is None:
+        perturbation = "ball"
+    divergence = check_divergence("auto" if divergence is None else divergence)
+
+    def make() -> DivergenceMeter:
+        return DivergenceMeter(
+            model, perturbations.get_perturbation(perturbation), divergence, resolved
+        )
+
+    if isinstance(divergence, list | tuple | dict):
+        return make()
+    key = DivergenceMeter, perturbation, divergence
+    meter: DivergenceMeter = stateless.cached_on_model(model, key, make)
+    return meter
+
+
+class DivergenceMeter:
+    """d(theta, theta + delta) of a model, in inference mode.
+
+    Args:
+        model: A built model, which must not be wrapped.
+        perturbation: How delta is drawn.
+        divergence: `"auto"`, or what the user gave.
+        resolved: What that came to for each output, if it is known.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        perturbation: perturbations.Perturbation,
+        divergence: Any,
+        resolved: Any,
+    ) -> None:
+        self.model = model
+        self.perturbation = perturbation
+        self._given = divergence
+        self._resolved = resolved
+        self._compiled = compile_function(self._of_batch)
+
+    def outputs(self, batch: Batch) -> Any:
+        """f(x; theta)."""
+        kwargs = stateless.call_kwargs(self.model, training=False)
+        outputs = self.model(batch.x, **kwargs)
+        if self._resolved is None:
+            self._resolved = for_model(self.model, self._given, outputs, batch.y)
+        # Masks come with the perturbed outputs.
+        return keras.tree.map_structure(ops.stop_gradient, outputs)
+
+    def divergence(self, batch: Batch, clean: Any, eps: float, key: Any) -> float:
+        """The divergence of a batch under the delta that belongs to a key.
+
+        `clean` is f(x; theta).
+        """
+        weights, state = stateless.current_values(self.model)
+        eps = ops.convert_to_tensor(eps, "float32")
+        value = self._compiled(weights, state, batch, clean, eps, key)
+        return float(ops.convert_to_numpy(value))
+
+    def _of_batch(
+        self,
+        weights: list[Any],
+        state: list[Any],
+        batch: Batch,
+        clean: Any,
+        eps: Any,
+        key: Any,
+    ) -> Any:
+        model = self.model
+        deltas = perturbations.sample_deltas(
+            self.perturbation,
+            model.trainable_variables,
+            weights,
+            eps,
+            RandomStream(key),
+        )
+        perturbed, _ = model.stateless_call(
+            perturbations.add_deltas(weights, deltas),
+            state,
+            batch.x,
+            **stateless.call_kwargs(model, training=False),
+        )
+        return total_divergence(
+            self._resolved or [], batch.y, clean, perturbed, batch.sample_weight
+        )

@@ -1,0 +1,76 @@
+"""Errors of losses that name the labels they were given."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+
+
+@contextmanager
+def naming_labels(y: Any, outputs: Any, sample_weight: Any = None) -> Iterator[None]:
+    """A context in which an error of a loss says what labels the loss was given.
+
+    Where they cannot belong to the outputs the error is a `ValueError`, on all
+    backends.
+
+    Args:
+        y: Labels.
+        outputs: Of the model, or `None` if they are not known.
+        sample_weight: Weights of the samples, if there are any.
+    """
+    try:
+        yield
+    except Exception as error:
+        if y is None and outputs is not None:
+            raise ValueError(
+                "`y` must be labels, which the compiled loss compares with the model's "
+                f"outputs of shape {_shapes(outputs)}. Received: y=None."
+            ) from error
+        text = (
+            "`y` must be labels that the loss can compare with the model's outputs: "
+            "of the same shape or, if they are indices of classes, without its last "
+            "axis; and `sample_weight` must have the first axes of that shape. "
+            f"Received: y of shape {_shapes(y)} for outputs of shape "
+            f"{_shapes(outputs)}, with sample_weight of shape {_shapes(sample_weight)}."
+        )
+        if outputs is None or _labels_fit(y, outputs, sample_weight):
+            error.add_note(text)
+            raise
+        raise ValueError(f"{text} The loss could not be computed: {error}") from error
+
+
+def _shapes(structure: Any) -> Any:
+    return keras.tree.map_structure(
+        lambda t: None if t is None else tuple(getattr(t, "shape", ())), structure
+    )
+
+
+def _labels_fit(y: Any, outputs: Any, sample_weight: Any) -> bool:
+    """Whether there are labels for all outputs, whose shapes a loss may take."""
+    if isinstance(y, dict) and isinstance(outputs, dict) and set(y) != set(outputs):
+        return False
+    labels, tensors = keras.tree.flatten(y), keras.tree.flatten(outputs)
+    weights = keras.tree.flatten(sample_weight)
+    if len(labels) != len(tensors) or any(label is None for label in labels):
+        return False
+    return all(
+        _is_one_of(label, shape, shape[:-1], (*shape[:-1], 1))
+        for label, shape in zip(labels, _shapes(tensors), strict=True)
+    ) and all(
+        w is None
+        or _is_one_of(w, shape[: len(w.shape)], (*shape[: len(w.shape) - 1], 1))
+        for w, shape in zip(weights, _shapes(tensors), strict=False)
+    )
+
+
+def _is_one_of(tensor: Any, *shapes: tuple[int | None, ...]) -> bool:
+    """Whether a tensor has one of some shapes, of which not all may be known."""
+    own = tuple(getattr(tensor, "shape", ()))
+    return any(
+        len(own) == len(shape)
+        and all(
+            None in pair or pair[0] == pair[1] for pair in zip(own, shape, strict=True)
+        )
+        for shape in shapes
+    )

@@ -1,0 +1,1 @@
+"""One training step: Equation 3 on a batch."""

@@ -1,0 +1,271 @@
+"""Every private name of Keras that this package uses, each with why.
+
+No other module imports `keras.src` or reads an underscored attribute of Keras's
+objects. A function that works on one backend has the backend's name in its own.
+
+Tried with Keras 3.15.0 and 3.15.1. `tests/test_keras_internals.py` fails by name when
+a later version lacks one.
+"""
+
+import contextvars
+import threading
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+
+# Layers make masks and losses read them; nothing public does either on a tensor.
+from keras.src.backend.common.masking import get_keras_mask as get_keras_mask
+from keras.src.backend.common.masking import set_keras_mask as set_keras_mask
+
+# A loss function as compile() wraps it; keras.losses.get() leaves it bare.
+from keras.src.losses.losses import LossFunctionWrapper as LossFunctionWrapper
+
+# The class of functional models: keras.Model is also that of subclassed ones.
+from keras.src.models.functional import Functional as Functional
+
+# How fit() reads all kinds of data; only whole methods of keras.Model do so publicly.
+from keras.src.trainers.data_adapters import get_data_adapter as get_data_adapter
+
+Tensor = Any
+# From the data of a batch, its layouts, and Keras's own function of these two.
+PlaceBatch = Callable[[Any, Any, Callable[[Any, Any], Any]], Any]
+
+
+def compiled_loss(model: Any) -> Any:
+    """The `CompileLoss` of a model, `None` without a loss.
+
+    `model.loss` is what the user passed: it has no weights, metrics or `built`.
+    """
+    return model._compile_loss
+
+
+def flat_losses(model: Any, outputs: Any) -> list[Any] | None:
+    """A (path, loss, weight, name) for each loss of a model, `None` without a loss.
+
+    `compile()` takes losses in many structures; only `CompileLoss` resolves them.
+
+    Args:
+        model: A compiled model, which must not be wrapped.
+        outputs: Its outputs, tensors or `KerasTensor`s.
+    """
+    compiled = model._compile_loss
+    if compiled is None:
+        return None
+    if not compiled.built:
+        compiled = type(compiled)(
+            compiled._user_loss,
+            compiled._user_loss_weights,
+            output_names=getattr(model, "output_names", None),
+        )
+        # Labels matter by their structure alone, which is the outputs'.
+        compiled.build(outputs, outputs)
+    flat: list[Any] = compiled._flat_losses
+    return flat
+
+
+def compute_loss(
+    model: Any, x: Any, y: Any, y_pred: Any, sample_weight: Any, *, training: bool
+) -> Tensor:
+    """The compiled loss. A model's own `compute_loss()` may not take `training`."""
+    return model._compute_loss(x, y, y_pred, sample_weight, training=training)
+
+
+def additional_loss(model: Any, loss: Tensor) -> Tensor:
+    """A layer's loss as `compute_loss()` adds it: summed, and scaled on TensorFlow."""
+    return model._aggregate_additional_loss(loss)
+
+
+def override_layer_losses(model: Any, losses: Sequence[Tensor]) -> None:
+    """Let `model.losses` be these until they are `[]`; the property has no setter."""
+    model._losses_override = list(losses)
+
+
+def loss_tracker(model: Any) -> Any:
+    """The metric that averages the loss; a model's own `metrics` may not hold it."""
+    return model._loss_tracker
+
+
+def last_compilation(model: Any) -> Any:
+    """An object for each call of `compile()`; `get_compile_config()` always copies."""
+    return getattr(model, "_compile_config", None)
+
+
+def build_for_batch(model: Any, batch: Any) -> None:
+    """Build a model, its loss and its metrics; `model.build()` builds layers alone."""
+    model._symbolic_build(data_batch=batch)
+
+
+def initial_epoch(model: Any) -> int:
+    """The epoch at which a restored run goes on: `fit()` has no argument for it."""
+    return int(model._initial_epoch or 0)
+
+
+def set_initial_epoch(model: Any, epoch: int) -> None:
+    """Let `fit()` go on at an epoch, as callbacks that restore a run do."""
+    model._initial_epoch = epoch
+
+
+def sublayers(layer: Any, *, recursive: bool = False) -> list[keras.Layer]:
+    """The layers inside of a layer or model; only models have the public `layers`."""
+    found: list[keras.Layer] = layer._flatten_layers(
+        include_self=False, recursive=recursive
+    )
+    return found
+
+
+def producer(tensor: Any) -> Any:
+    """The layer or operation that made a symbolic tensor, `None` if not known."""
+    return getattr(getattr(tensor, "_keras_history", None), "operation", None)
+
+
+def producer_inputs(tensor: Any) -> list[Any]:
+    """The inputs that a symbolic tensor was made of; `layer.input` is the first call's.
+
+    `tensor` must have a `producer()`.
+    """
+    operation, node_index, _ = tensor._keras_history
+    inputs: list[Any] = operation._inbound_nodes[node_index].input_tensors
+    return inputs
+
+
+class OverridableBackup(keras.callbacks.BackupAndRestore):  # type: ignore[misc]
+    """`BackupAndRestore` whose files are its subclasses' choice: public in no way."""
+
+    def write_state(self) -> None:
+        """Write weights, epoch and batch."""
+        super()._save_model()
+
+    def restore_state(self) -> None:
+        """Read what `write_state()` wrote, if there is anything."""
+        super()._load_model()
+
+    def _save_model(self) -> None:
+        self.write_state()
+
+    def _load_model(self) -> None:
+        self.restore_state()
+
+    @property
+    def epoch(self) -> int:
+        """Number of epochs that ended."""
+        return int(self._current_epoch)
+
+    @epoch.setter
+    def epoch(self, value: int) -> None:
+        self._current_epoch = value
+
+    @property
+    def batch(self) -> int:
+        """The last batch seen of the epoch after these."""
+        return int(self._last_batch_seen)
+
+
+def back_up_weights_alone(backup: Any) -> None:
+    """Let a `BackupAndRestore` save weights without the epoch: one method does both."""
+    backup._save_model = lambda: backup.model.save_weights(backup._weights_path)
+
+
+def register_torch_parameters(model: Any) -> None:
+    """Register the parameters that `zero_grad()` clears, which `fit()` does unasked."""
+    model._post_build()
+
+
+def tensorflow_strategy(model: Any) -> Any:
+    """The strategy that a model was made under; the public one is never `None`."""
+    return model._distribute_strategy
+
+
+def reduces_logs_of_tensorflow_workers(strategy: Any) -> bool:
+    """Whether Keras averages logs over workers, as only it can tell."""
+    from keras.src.backend.tensorflow import trainer
+
+    return bool(trainer._collective_all_reduce_multi_worker(strategy))
+
+
+def update_jax_metrics(
+    model: Any,
+    metrics: list[Tensor],
+    loss: Tensor,
+    *,
+    x: Any,
+    y: Any,
+    y_pred: Any,
+    sample_weight: Any,
+) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """The logs and the new values of the metrics, as Keras's own step has them."""
+    logs, updated = model._update_metrics_variables(
+        metrics, loss, x, y, y_pred, sample_weight
+    )
+    return logs, updated
+
+
+def restore_jax_state(model: Any, state: Sequence[list[Tensor]]) -> None:
+    """Give the variables their values again, which `fit()` moved into the state.
+
+    Without this an error in the first step would leave a model without weights. Only
+    Keras knows whether it has them somewhere else.
+    """
+    values = [value for part in state for value in part]
+    if getattr(model, "_jax_state", None) or any(v.is_deleted() for v in values):
+        return
+    names = ("trainable", "non_trainable", "optimizer", "metrics")
+    model._jax_state = {
+        f"{name}_variables": part for name, part in zip(names, state, strict=True)
+    }
+    model._jax_state_synced = False
+    model.jax_state_sync()
+    model._jax_state = None
+
+
+_place_batch: contextvars.ContextVar[PlaceBatch | None] = contextvars.ContextVar(
+    "place_batch", default=None
+)
+_placing = threading.Lock()
+_num_placing = 0
+_place_in_keras: Any = None
+
+
+@contextmanager
+def placing_jax_batches(place: PlaceBatch) -> Iterator[None]:
+    """A context in which `place` puts batches on devices, in this thread alone.
+
+    Keras refuses batches that do not divide among the devices. It has no public hook,
+    so its function is replaced while any thread is in such a context.
+
+    Args:
+        place: A function `place(data, layouts, place_in_keras)` that returns the
+            placed data; `place_in_keras(data, layouts)` is Keras's own function.
+    """
+    global _num_placing, _place_in_keras
+    from keras.src.backend.jax import trainer
+
+    with _placing:
+        if _num_placing == 0:
+            _place_in_keras = trainer._distribute_data
+            trainer._distribute_data = _dispatch(_place_in_keras)
+        _num_placing += 1
+    token = _place_batch.set(place)
+    try:
+        yield
+    finally:
+        _place_batch.reset(token)
+        with _placing:
+            _num_placing -= 1
+            if _num_placing == 0:
+                trainer._distribute_data = _place_in_keras
+
+
+def _dispatch(place_in_keras: Callable[[Any, Any], Any]) -> Callable[..., Any]:
+    """Keras's function, but for threads in `placing_jax_batches()`."""
+
+    def distribute_data(data: Any, layouts: Any = None) -> Any:
+        place = _place_batch.get()
+        if place is None:
+            return place_in_keras(data, layouts)
+        return place(data, layouts, place_in_keras)
+
+    return distribute_data

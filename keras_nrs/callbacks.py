@@ -74,15 +74,15 @@ class NRSSchedule(keras.callbacks.Callback):  # type: ignore[misc]
         since_start = epoch - self.start_epoch
         factor = min(1.0, (since_start + 1) / max(1, self.warmup_epochs))
         for name, given in self._given.items():
-            value = getattr(self.model._targets, name) if given is None else given
+            value = self.model.given_coefficients()[name] if given is None else given
             value = check_nonnegative(name, value(epoch) if callable(value) else value)
             value = value * factor if since_start >= 0 else 0.0
             getattr(self.model, name).assign(value)
 
     def on_train_end(self, logs: Any = None) -> None:
-        for name, given in self._given.items():
-            if given is None:
-                getattr(self.model, name).assign(getattr(self.model._targets, name))
+        for name, value in self.model.given_coefficients().items():
+            if self._given[name] is None:
+                getattr(self.model, name).assign(value)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         if logs is not None:

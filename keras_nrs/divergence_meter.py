@@ -12,8 +12,8 @@ from keras_nrs.backend import RandomStream
 from keras_nrs.backend import compile_function
 from keras_nrs.batches import Batch
 from keras_nrs.nrs_model import NRSModel
+from keras_nrs.step.output_divergences import ChosenDivergences
 from keras_nrs.step.output_divergences import check_divergence
-from keras_nrs.step.output_divergences import for_model
 from keras_nrs.step.output_divergences import total_divergence
 
 
@@ -29,39 +29,39 @@ def divergence_meter(
     perturbation: str | perturbations.Perturbation | None,
     divergence: Any,
 ) -> "DivergenceMeter":
-    """A meter for a model: the same one, if the arguments are the same.
+    """A meter for a model: equal arguments give the same one.
 
     Args:
         model: A built model, wrapped or not.
-        perturbation: As in `keras_nrs.wrap`. Defaults to that of a wrapped model,
-            and to `"ball"` for others.
-        divergence: As in `keras_nrs.wrap`. Defaults to that of a wrapped model, and
-            to `"auto"` for others.
+        perturbation: As in `keras_nrs.wrap`. Defaults to the perturbation of a wrapped
+            model, and to `"ball"` for others.
+        divergence: As in `keras_nrs.wrap`. Defaults to the divergence of a wrapped
+            model, and to `"auto"` for others.
     """
     if not isinstance(model, keras.Model):
         raise TypeError(
             f"`model` must be a keras.Model. Received: model={model!r} of type "
             f"{type(model).__name__}."
         )
-    resolved = None
+    chosen = ChosenDivergences("auto" if divergence is None else divergence)
     if isinstance(model, NRSModel):
         if perturbation is None:
             perturbation = model.perturbation
         if divergence is None:
-            divergence, resolved = model.divergence_in_use()
+            chosen = model.divergence_in_use()
         model = model.base_model
     if perturbation is None:
         perturbation = "ball"
-    divergence = check_divergence("auto" if divergence is None else divergence)
+    given = check_divergence(chosen.given)
 
     def make() -> DivergenceMeter:
         return DivergenceMeter(
-            model, perturbations.get_perturbation(perturbation), divergence, resolved
+            model, perturbations.get_perturbation(perturbation), chosen
         )
 
-    if isinstance(divergence, list | tuple | dict):
+    if isinstance(given, list | tuple | dict):
         return make()
-    key = DivergenceMeter, perturbation, divergence
+    key = DivergenceMeter, perturbation, given
     meter: DivergenceMeter = stateless.cached_on_model(model, key, make)
     return meter
 
@@ -72,43 +72,39 @@ class DivergenceMeter:
     Args:
         model: A built model, which must not be wrapped.
         perturbation: How delta is drawn.
-        divergence: `"auto"`, or what the user gave.
-        resolved: What that came to for each output, if it is known.
+        divergences: The divergence of each output.
     """
 
     def __init__(
         self,
         model: Any,
         perturbation: perturbations.Perturbation,
-        divergence: Any,
-        resolved: Any,
+        divergences: ChosenDivergences,
     ) -> None:
         self.model = model
         self.perturbation = perturbation
-        self._given = divergence
-        self._resolved = resolved
-        self._compiled = compile_function(self._of_batch)
+        self._divergences = divergences
+        self._compiled = compile_function(self._batch_divergence)
 
     def outputs(self, batch: Batch) -> Any:
         """f(x; theta)."""
         kwargs = stateless.call_kwargs(self.model, training=False)
         outputs = self.model(batch.x, **kwargs)
-        if self._resolved is None:
-            self._resolved = for_model(self.model, self._given, outputs, batch.y)
+        self._divergences.of(self.model, outputs, batch.y)
         # Masks come with the perturbed outputs.
         return keras.tree.map_structure(ops.stop_gradient, outputs)
 
     def divergence(self, batch: Batch, clean: Any, eps: float, key: Any) -> float:
         """The divergence of a batch under the delta that belongs to a key.
 
-        `clean` is f(x; theta).
+        `clean` is f(x; theta), which `outputs()` gives.
         """
         weights, state = stateless.current_values(self.model)
         eps = ops.convert_to_tensor(eps, "float32")
         value = self._compiled(weights, state, batch, clean, eps, key)
         return float(ops.convert_to_numpy(value))
 
-    def _of_batch(
+    def _batch_divergence(
         self,
         weights: list[Any],
         state: list[Any],
@@ -132,5 +128,9 @@ class DivergenceMeter:
             **stateless.call_kwargs(model, training=False),
         )
         return total_divergence(
-            self._resolved or [], batch.y, clean, perturbed, batch.sample_weight
+            self._divergences.resolved or [],
+            batch.y,
+            clean,
+            perturbed,
+            batch.sample_weight,
         )

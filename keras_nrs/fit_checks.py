@@ -4,17 +4,19 @@ import math
 import os
 import sys
 import warnings
-from types import SimpleNamespace
+from dataclasses import dataclass
 from typing import Any
 
 import keras
 import numpy as np
 
 from keras_nrs import perturbations
+from keras_nrs.backend import values_of_processes
+from keras_nrs.keras_internals import initial_epoch
 
 # Below this share of the loss the divergence has no measurable effect on training.
 _INERT_SHARE = 1e-4
-# Whose eps is a share of the weights' norm.
+# Perturbations whose eps is a share of the weights' norm.
 _RELATIVE = (perturbations.RelativeBall, perturbations.LayerwiseBall)
 # The terms of the objective that are in the logs.
 _TERMS = ("loss", "perturbed_loss", "model_divergence")
@@ -24,41 +26,59 @@ _FEWEST_STEPS = 2
 _ENOUGH_STEPS = 100
 
 
-class EpsWarnings(keras.callbacks.Callback):  # type: ignore[misc]
-    """Warns if eps is so small that the divergence cannot matter, or too large.
+@dataclass
+class _EpsRecord:
+    """What the epochs with one pair of eps and alpha have shown.
 
-    Added by `NRSModel.fit()`. It compares alpha times the mean divergence of each
-    epoch with the loss of the first one (later losses may be next to nothing), until
-    that is large enough, and speaks if it never was: after 100 steps and the end of
-    their epoch, or at the end of a shorter training. It is silent if `eps` or `alpha`
-    is 0, or if one of them was assigned since training began. When training begins it
-    speaks of a relative eps above 1, with which delta may be longer than the weights.
-
-    After each epoch it looks for terms of the objective that are not finite in the
-    logs, which are there without waiting for any step, and says so once.
+    Attributes:
+        values: eps and alpha.
+        is_open: Whether the divergence was never large enough to matter.
+        steps: Number of steps with a perturbed pass.
+        num_epochs: Number of epochs.
+        divergence: Largest mean divergence of an epoch.
+        loss: Mean loss of the first epoch.
     """
+
+    values: tuple[float, float]
+    is_open: bool
+    steps: float = 0.0
+    num_epochs: int = 0
+    divergence: float = 0.0
+    loss: float = math.nan
+
+
+class EpsWarnings(keras.callbacks.Callback):  # type: ignore[misc]
+    """Warns if eps is too small for the divergence to matter, or too large.
+
+    An `NRSModel` has one for all calls of `fit()`, so that a later call goes on from
+    an earlier one. It compares alpha times the mean divergence of each epoch with the
+    loss of the first epoch, since later losses may be next to nothing. It warns if the
+    product never was large enough: after 100 steps and the end of their epoch, or at
+    the end of a shorter training. It is silent if `eps` or `alpha` is 0, or if one of
+    them was assigned since training began. When training begins it warns of a relative
+    eps above 1, with which delta may be longer than the weights.
+
+    After each epoch it warns once of terms in the logs that are not finite. The logs
+    are at hand without waiting for a step.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._record = _EpsRecord(values=(0.0, 0.0), is_open=False)
 
     def on_train_begin(self, logs: Any = None) -> None:
         model = self.model
         self._are_finite = True
         self._first_step = self._last_step = self._step()
         values = eps_and_alpha(model)
-        # Kept for the next `fit()`, which may go on from this one.
-        if model._eps_record is None or model._eps_record.values != values:
+        if self._record.values != values:
             matters = model.scheme == "nrs" and 0 not in values
-            model._eps_record = SimpleNamespace(
-                values=values,
-                is_open=matters,
-                steps=0.0,
-                num_epochs=0,
-                divergence=0.0,
-                loss=math.nan,
-            )
+            self._record = _EpsRecord(values=values, is_open=matters)
         eps, _ = values
         kind = type(model.perturbation)
         if kind in _RELATIVE and eps > 1 and model.scheme != "baseline":
             _warn(
-                f"eps={eps:.3g} is more than perturbation {kind.__name__} can do with: "
+                f"eps={eps:.3g} is too large for perturbation {kind.__name__}: "
                 "delta may be longer than the weights. Above 0.5 training can diverge; "
                 "start with 0.15 to 0.5."
             )
@@ -76,8 +96,8 @@ class EpsWarnings(keras.callbacks.Callback):  # type: ignore[misc]
         self._are_finite = self._are_finite and not faults
         steps = (self._step() - self._last_step) / self.model.interval
         self._last_step = self._step()
-        record = self.model._eps_record
-        # An epoch of a warm-up says nothing of the values that it leads to.
+        record = self._record
+        # An epoch of a warm-up says nothing about the values that it leads to.
         if not record.is_open or eps_and_alpha(self.model) != record.values:
             return
         if record.num_epochs == 0:
@@ -92,7 +112,7 @@ class EpsWarnings(keras.callbacks.Callback):  # type: ignore[misc]
             self._warn_of_inert_eps()
 
     def on_train_end(self, logs: Any = None) -> None:
-        record = self.model._eps_record
+        record = self._record
         if record.is_open and record.steps >= _FEWEST_STEPS:
             self._warn_of_inert_eps()
 
@@ -106,9 +126,9 @@ class EpsWarnings(keras.callbacks.Callback):  # type: ignore[misc]
         advice = "Look for NaN in the data, and lower the learning rate."
         if set(faults) != {"loss"}:
             advice = (
-                f"If it is the perturbed pass, eps={eps:.3g} is too large: with "
+                f"If the perturbed pass is the cause, eps={eps:.3g} is too large: with "
                 "perturbation='relative' take 0.3 or less, or see "
-                "keras_nrs.calibrate_eps; if it is not, look for NaN in the data, and "
+                "keras_nrs.calibrate_eps; otherwise look for NaN in the data, and "
                 "lower the learning rate."
             )
         state = "still finite" if are_finite else "not finite either: start again"
@@ -121,7 +141,7 @@ class EpsWarnings(keras.callbacks.Callback):  # type: ignore[misc]
         )
 
     def _warn_of_inert_eps(self) -> None:
-        record = self.model._eps_record
+        record = self._record
         record.is_open = False
         if not self.model.trainable_variables:
             return
@@ -154,7 +174,7 @@ class EpsWarnings(keras.callbacks.Callback):  # type: ignore[misc]
 
 
 def _warn(text: str) -> None:
-    """Warn with the place of the user's `fit()`, which is far up from a callback."""
+    """Warn at the line of the user's `fit()`, which is far up from a callback."""
     packages = tuple(
         os.path.dirname(file) + os.sep for file in (keras.__file__, __file__)
     )
@@ -167,14 +187,13 @@ def _warn(text: str) -> None:
 class ProcessesAgree(keras.callbacks.Callback):  # type: ignore[misc]
     """Raises before training if the processes of a run would wait for each other.
 
-    Added by `NRSModel.fit()`. Every step needs all processes, so they must have the
-    same number of batches and start at the same epoch.
+    Every step needs all processes, so they must have the same number of batches and
+    start at the same epoch.
     """
 
     def on_train_begin(self, logs: Any = None) -> None:
         steps = (self.params or {}).get("steps") or 0
-        epoch = self.model._initial_epoch or 0
-        processes = self.model.values_of_processes([steps, epoch])
+        processes = values_of_processes([steps, initial_epoch(self.model)])
         if all(values == processes[0] for values in processes):
             return
         raise ValueError(
@@ -187,7 +206,7 @@ class ProcessesAgree(keras.callbacks.Callback):  # type: ignore[misc]
 
 
 def eps_and_alpha(model: Any) -> tuple[float, float]:
-    """eps and alpha."""
+    """The current eps and alpha of an `NRSModel`."""
     eps, alpha = (
         float(keras.ops.convert_to_numpy(v)) for v in (model.eps, model.alpha)
     )

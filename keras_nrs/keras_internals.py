@@ -67,6 +67,12 @@ def flat_losses(model: Any, outputs: Any) -> list[Any] | None:
     return flat
 
 
+def loss_arguments(loss: Any) -> dict[str, Any]:
+    """The arguments of a loss's function; no config has the axis of sparse labels."""
+    arguments: dict[str, Any] = getattr(loss, "_fn_kwargs", {})
+    return arguments
+
+
 def compute_loss(
     model: Any, x: Any, y: Any, y_pred: Any, sample_weight: Any, *, training: bool
 ) -> Tensor:

@@ -1,65 +1,60 @@
 """`NRSModel`, `wrap` and `unwrap`: what Keras sees."""
 
+import dataclasses
 import functools
 import inspect
-import os
-import pathlib
-import tempfile
 import warnings
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
+from typing import Unpack
 
 import keras
 
-from keras_nrs import perturbations
+from keras_nrs import keras_internals
+from keras_nrs import saving
 from keras_nrs import stateless
-from keras_nrs._checks import check_bool
-from keras_nrs._checks import check_choice
-from keras_nrs._checks import check_fraction
-from keras_nrs._checks import check_int
 from keras_nrs._checks import check_nonnegative
 from keras_nrs._checks import check_seed
-from keras_nrs._files import atomic_write
+from keras_nrs.backend import loop_over_batches
+from keras_nrs.backend import process_index
+from keras_nrs.backend import scope_of
 from keras_nrs.backups import with_atomic_backups
 from keras_nrs.batches import check_not_empty
 from keras_nrs.fit_checks import EpsWarnings
 from keras_nrs.fit_checks import ProcessesAgree
 from keras_nrs.labels import naming_labels
+from keras_nrs.perturbations import Perturbation
 from keras_nrs.preprocessing import with_preprocessing
-from keras_nrs.step.batch_objective import TrainingStep
-from keras_nrs.step.objective import SCHEMES
+from keras_nrs.step.batch_objective import BatchObjective
+from keras_nrs.step.options import OPTION_NAMES
+from keras_nrs.step.options import StepArguments
+from keras_nrs.step.options import StepOptions
+from keras_nrs.step.options import with_spelled_options
+from keras_nrs.step.output_divergences import ChosenDivergences
 from keras_nrs.step.output_divergences import check_divergence
 from keras_nrs.trainers import BackendTrainer
 
 Tensor = Any
 
 
-def wrap(  # noqa: PLR0913
+@with_spelled_options
+def wrap(
     model: keras.Model,
     eps: float = 0.1,
     alpha: float = 1.0,
     *,
-    beta: float = 1.0,
-    scheme: str = "nrs",
-    perturbation: str | perturbations.Perturbation = "ball",
     divergence: Any = "auto",
-    interval: int = 1,
-    normalize: bool = False,
-    perturbations_per_replica: int = 1,
-    sync_perturbation: bool = False,
-    perturbed_fraction: float = 1.0,
-    memory_efficient: bool = False,
     seed: int | None = None,
+    **options: Unpack[StepArguments],
 ) -> "NRSModel":
     """Regularize a Keras model with NRS.
 
     Returns an `NRSModel` that shares the weights, the optimizer and the compiled
     state of `model`. A compiled model stays compiled: call `fit()` next.
 
-    **eps decides everything.** The defaults are the paper's, and with them delta is so
-    small that nothing but a doubled loss was ever measured; training then warns.
-    `perturbation="relative"` with eps of 0.15 to 0.5 is a better start.
+    **eps decides everything.** The defaults are the paper's. Their delta is so small
+    that nothing but a doubled loss was ever measured; training then warns. A better
+    start is `perturbation="relative"` with eps from 0.15 to 0.5.
 
     Args:
         model: Any `keras.Model` that does not override `train_step()`.
@@ -71,27 +66,26 @@ def wrap(  # noqa: PLR0913
             L(theta + delta); `"baseline"` minimizes L(theta).
         perturbation: `"ball"`, `"relative"`, `"layerwise"`, `"released"`, or an
             instance of `keras_nrs.perturbations.Perturbation`.
-        divergence: `"auto"` for the one that belongs to the compiled loss, or a
+        divergence: `"auto"` for the divergence that belongs to the compiled loss, or a
             `keras_nrs.divergences.Divergence`, or a list or dict of them, one (or
             `None`) for each output.
         interval: The perturbed pass runs at every `interval`-th step only; the
             other steps minimize L(theta), at the cost of a plain step.
-        normalize: Whether to divide Equation 3, but for weight penalties and other
-            losses of layers, by `1 + beta`, so that a learning rate and penalties
-            tuned without NRS carry over.
-        perturbations_per_replica: The batch of each device is split into so many
-            groups, each with a delta of its own, at the cost of smaller batches
-            for the hardware. Dropout masks are independent, and BatchNorm's batch
-            moments are those of a group. With 1 each device draws one delta, as in
-            the paper.
+        normalize: Whether to divide Equation 3, except for weight penalties and other
+            losses of layers, by `1 + beta`. A learning rate and penalties that were
+            tuned without NRS then keep their meaning.
+        perturbations_per_replica: Number of groups into which the batch of each device
+            is split. Each has a delta of its own, at the cost of smaller batches for
+            the hardware, with independent dropout masks and its own batch moments in
+            BatchNorm. With 1 each device draws one delta, as in the paper.
         sync_perturbation: Whether all devices draw the same delta.
-        perturbed_fraction: The perturbed pass and the divergence take this share of
-            each batch, > 0 and <= 1, chosen at random at each step: an unbiased
-            estimate of their means over the batch, for less time. Dropout masks and
-            BatchNorm's batch moments are those of the share and of the rest.
-        memory_efficient: Whether the perturbed pass is run a second time for its
-            gradient, so that the activations of only one pass are kept. The
-            gradients are the same.
+        perturbed_fraction: Share of each batch, > 0 and <= 1, that the perturbed pass
+            and the divergence take. It is chosen at random at each step: an unbiased
+            estimate of their means over the batch, for less time. The share and the
+            rest have dropout masks and batch moments of their own.
+        memory_efficient: Whether the perturbed pass runs a second time for its
+            gradient, so that only the activations of one pass are kept. The gradients
+            are the same.
         seed: Seed of the perturbations, from 0 to 2**31 - 1. By default drawn from
             Python's generator, so `keras.utils.set_random_seed()` makes a run
             repeatable.
@@ -117,20 +111,7 @@ def wrap(  # noqa: PLR0913
     ['loss', 'model_divergence', 'perturbed_loss']
     """
     return NRSModel(
-        model,
-        eps=eps,
-        alpha=alpha,
-        beta=beta,
-        scheme=scheme,
-        perturbation=perturbation,
-        divergence=divergence,
-        interval=interval,
-        normalize=normalize,
-        perturbations_per_replica=perturbations_per_replica,
-        sync_perturbation=sync_perturbation,
-        perturbed_fraction=perturbed_fraction,
-        memory_efficient=memory_efficient,
-        seed=seed,
+        model, eps=eps, alpha=alpha, divergence=divergence, seed=seed, **options
     )
 
 
@@ -155,8 +136,8 @@ def unwrap(model: "NRSModel") -> keras.Model:
     return model.base_model
 
 
-class _OfBaseModel:
-    """An attribute that is the base model's, for reading and writing."""
+class _Forwarded:
+    """An attribute of the base model, for reading and writing."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
@@ -167,33 +148,81 @@ class _OfBaseModel:
         return getattr(instance.base_model, self._name)
 
     def __set__(self, instance: Any, value: Any) -> None:
-        # `keras.Model.__init__()` resets the state of `compile()`. That of the base
-        # model stays as it is.
+        # `keras.Model.__init__()` resets the state of `compile()`. The base model keeps
+        # its own.
         if hasattr(instance, "base_model"):
             setattr(instance.base_model, self._name, value)
 
 
-class _Option:
-    """An argument of `wrap()`, which is part of what was compiled: for reading."""
+class _ReadOnlyOption:
+    """An option of `wrap()`. Compiled steps depend on it, so it cannot be assigned."""
 
-    def __set_name__(self, owner: type, name: str) -> None:
+    def __init__(self, name: str) -> None:
         self._name = name
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         if instance is None:
             return self
-        if self._name not in vars(instance):
-            raise AttributeError(f"`{self._name}` is not set yet.")
-        return vars(instance)[self._name]
+        return getattr(instance.step_options, self._name)
 
     def __set__(self, instance: Any, value: Any) -> None:
-        if self._name in vars(instance):
-            raise AttributeError(
-                f"`{self._name}` is set by wrap() and cannot be assigned. Received: "
-                f"{self._name}={value!r}. Use keras_nrs.wrap(keras_nrs.unwrap(model), "
-                f"{self._name}=...). Only `eps` and `alpha` can be assigned."
-            )
-        vars(instance)[self._name] = value
+        raise AttributeError(
+            f"`{self._name}` is set by wrap() and cannot be assigned. Received: "
+            f"{self._name}={value!r}. Use keras_nrs.wrap(keras_nrs.unwrap(model), "
+            f"{self._name}=...). Only `eps` and `alpha` can be assigned."
+        )
+
+
+@dataclasses.dataclass
+class _Coefficient:
+    """eps or alpha. In a dataclass, Keras does not count the variable as a weight.
+
+    Attributes:
+        variable: The value in use.
+        given: The value that was given to `wrap()` or assigned last. A schedule sets
+            `variable` to other values.
+    """
+
+    variable: keras.Variable
+    given: float
+
+    @classmethod
+    def make(cls, name: str, value: float) -> "_Coefficient":
+        dtype = "float64" if keras.config.floatx() == "float64" else "float32"
+        variable = keras.Variable(
+            value, dtype=dtype, trainable=False, autocast=False, name=name
+        )
+        return cls(variable, value)
+
+    def assign(self, name: str, value: Any) -> None:
+        self.given = check_nonnegative(name, value)
+        self.variable.assign(self.given)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Origin:
+    """The base model that functions and divergences were made for.
+
+    Attributes:
+        compilation: An object for each call of its `compile()`.
+        distribution: The distribution in use.
+        weights: Identity and dtype of its weights, `None` before it is built.
+    """
+
+    compilation: Any = None
+    distribution: Any = None
+    weights: list[tuple[int, str]] | None = None
+
+    def is_other_than(self, earlier: "_Origin") -> bool:
+        # A model built inside fit() has no earlier weights to compare with.
+        has_other_weights = None not in (self.weights, earlier.weights) and (
+            self.weights != earlier.weights
+        )
+        return (
+            self.compilation is not earlier.compilation
+            or self.distribution is not earlier.distribution
+            or has_other_weights
+        )
 
 
 def _preprocessed(name: str) -> Callable[..., Any]:
@@ -201,9 +230,9 @@ def _preprocessed(name: str) -> Callable[..., Any]:
     method = getattr(keras.Model, name)
 
     @functools.wraps(method)
-    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def run(self: "NRSModel", *args: Any, **kwargs: Any) -> Any:
         preprocessing = with_preprocessing(self)
-        with self._loop_over_batches():
+        with loop_over_batches():
             if preprocessing is None:
                 return method(self, *args, **kwargs)
             return getattr(preprocessing, name)(*args, **kwargs)
@@ -212,7 +241,7 @@ def _preprocessed(name: str) -> Callable[..., Any]:
 
 
 @keras.saving.register_keras_serializable(package="keras_nrs")
-class NRSModel(BackendTrainer, TrainingStep, keras.Model):  # type: ignore[misc]
+class NRSModel(keras.Model):  # type: ignore[misc]
     """A model that trains `base_model` with Neighborhood Region Smoothing.
 
     Each training step draws a random perturbation delta of the weights theta and
@@ -258,114 +287,135 @@ class NRSModel(BackendTrainer, TrainingStep, keras.Model):  # type: ignore[misc]
     test_function: Any
     predict_function: Any
 
-    beta = _Option()
-    scheme = _Option()
-    perturbation = _Option()
-    interval = _Option()
-    normalize = _Option()
-    perturbations_per_replica = _Option()
-    sync_perturbation = _Option()
-    perturbed_fraction = _Option()
-    memory_efficient = _Option()
+    optimizer = _Forwarded()
+    loss = _Forwarded()
+    compiled = _Forwarded()
+    run_eagerly = _Forwarded()
+    jit_compile = _Forwarded()
+    steps_per_execution = _Forwarded()
+    _compile_loss = _Forwarded()
+    _compile_metrics = _Forwarded()
+    _loss_tracker = _Forwarded()
+    _distribute_strategy = _Forwarded()
 
-    optimizer = _OfBaseModel()
-    loss = _OfBaseModel()
-    compiled = _OfBaseModel()
-    run_eagerly = _OfBaseModel()
-    jit_compile = _OfBaseModel()
-    steps_per_execution = _OfBaseModel()
-    _compile_loss = _OfBaseModel()
-    _compile_metrics = _OfBaseModel()
-    _loss_tracker = _OfBaseModel()
-    _distribute_strategy = _OfBaseModel()
-
-    def __init__(  # noqa: PLR0913
+    @with_spelled_options
+    def __init__(
         self,
         base_model: keras.Model,
         eps: float = 0.1,
         alpha: float = 1.0,
         *,
-        beta: float = 1.0,
-        scheme: str = "nrs",
-        perturbation: str | perturbations.Perturbation = "ball",
         divergence: Any = "auto",
-        interval: int = 1,
-        normalize: bool = False,
-        perturbations_per_replica: int = 1,
-        sync_perturbation: bool = False,
-        perturbed_fraction: float = 1.0,
-        memory_efficient: bool = False,
         seed: int | None = None,
         name: str | None = None,
+        **options: Unpack[StepArguments],
     ) -> None:
         _check_model(base_model)
         calibrated_for = getattr(eps, "perturbation", None)
         eps = check_nonnegative("eps", eps)
         alpha = check_nonnegative("alpha", alpha)
+        step_options = StepOptions.from_arguments(options)
+        _check_calibration(calibrated_for, step_options.perturbation)
+        if seed is not None:
+            seed = check_seed("seed", seed)
+        divergences = ChosenDivergences(check_divergence(divergence))
         super().__init__(
             name=name or f"nrs_{base_model.name}",
             dtype=base_model.dtype_policy,
             autocast=False,
         )
-        self.beta = check_nonnegative("beta", beta)
-        self.scheme = check_choice("scheme", scheme, SCHEMES)
-        self.perturbation = perturbations.get_perturbation(perturbation)
-        _check_calibration(calibrated_for, self.perturbation)
-        self.interval = check_int("interval", interval, minimum=1)
-        self.normalize = check_bool("normalize", normalize)
-        self.perturbations_per_replica = check_int(
-            "perturbations_per_replica", perturbations_per_replica, minimum=1
-        )
-        self.sync_perturbation = check_bool("sync_perturbation", sync_perturbation)
-        self.perturbed_fraction = check_fraction(
-            "perturbed_fraction", perturbed_fraction
-        )
-        self.memory_efficient = check_bool("memory_efficient", memory_efficient)
-        if seed is not None:
-            seed = check_seed("seed", seed)
+        self.step_options = step_options
+        self._divergences = divergences
         self._seed = seed
-        # In namespaces, so that Keras counts neither as weights nor as layers.
-        self._divergences = SimpleNamespace(
-            given=check_divergence(divergence),
-            resolved=None,
-            made_for=(None, None),
-            weights=None,
-        )
-        with self._scope_of(base_model):
-            self._coefficients = SimpleNamespace(
-                eps=_coefficient(eps, "eps"), alpha=_coefficient(alpha, "alpha")
-            )
-            # What was given or assigned: a schedule goes there from other values.
-            self._targets = SimpleNamespace(eps=eps, alpha=alpha)
+        with scope_of(base_model):
+            self._eps = _Coefficient.make("eps", eps)
+            self._alpha = _Coefficient.make("alpha", alpha)
             self.seed_generator = keras.random.SeedGenerator(seed)
             self._trackers: list[keras.metrics.Metric] = []
-            if scheme != "baseline":
+            if step_options.scheme != "baseline":
                 self._trackers = [
                     keras.metrics.Mean(name="model_divergence"),
                     keras.metrics.Mean(name="perturbed_loss"),
                 ]
-        # What `EpsWarnings` has seen.
-        self._eps_record: Any = None
         self.base_model = base_model
         self.built = base_model.built
+        self._origin = _Origin()
+        self._eps_warnings = EpsWarnings()
+        objective = BatchObjective(base_model, step_options, self._divergences)
+        self._trainer = BackendTrainer(self, objective, self._trackers)
 
     @property
     def eps(self) -> keras.Variable:
-        return self._coefficients.eps
+        return self._eps.variable
 
     @eps.setter
     def eps(self, value: Any) -> None:
-        self._targets.eps = check_nonnegative("eps", value)
-        self._coefficients.eps.assign(self._targets.eps)
+        self._eps.assign("eps", value)
 
     @property
     def alpha(self) -> keras.Variable:
-        return self._coefficients.alpha
+        return self._alpha.variable
 
     @alpha.setter
     def alpha(self, value: Any) -> None:
-        self._targets.alpha = check_nonnegative("alpha", value)
-        self._coefficients.alpha.assign(self._targets.alpha)
+        self._alpha.assign("alpha", value)
+
+    def given_coefficients(self) -> dict[str, float]:
+        """eps and alpha as they were given to `wrap()` or assigned last."""
+        return {"eps": self._eps.given, "alpha": self._alpha.given}
+
+    def divergence_in_use(self) -> ChosenDivergences:
+        """A copy of `divergence` as given and, if known yet, of what it came to."""
+        self._follow_base_model()
+        return dataclasses.replace(self._divergences)
+
+    # The steps are the trainer's.
+
+    def train_step(self, *args: Any) -> Any:
+        return self._trainer.train_step(*args)
+
+    def test_step(self, *args: Any) -> Any:
+        return self._trainer.test_step(*args)
+
+    def predict_step(self, *args: Any) -> Any:
+        return self._trainer.predict_step(*args)
+
+    def make_train_function(self, force: bool = False) -> None:
+        self._follow_base_model()
+        self._trainer.make_train_function(super().make_train_function, force)
+
+    def make_test_function(self, force: bool = False) -> None:
+        self._follow_base_model()
+        super().make_test_function(force)
+
+    def make_predict_function(self, force: bool = False) -> None:
+        self._follow_base_model()
+        super().make_predict_function(force)
+
+    def _maybe_symbolic_build(
+        self, iterator: Any = None, data_batch: Any = None
+    ) -> None:
+        # Keras has it on TensorFlow alone.
+        batch = self._trainer.first_batch(iterator, data_batch)
+        super()._maybe_symbolic_build(data_batch=batch)
+
+    def _follow_base_model(self) -> None:
+        """Forget what was made for the base model as it was before.
+
+        It may have been compiled or moved since then, or have other weights, after
+        `quantize()` or `enable_lora()`.
+        """
+        base = self.base_model
+        self.built = base.built
+        origin = _Origin(
+            keras_internals.last_compilation(base),
+            keras.distribution.distribution(),
+            [(id(v), v.dtype) for v in base.weights] if base.built else None,
+        )
+        if origin.is_other_than(self._origin):
+            self.train_function = self.test_function = self.predict_function = None
+            self._divergences.resolved = None
+        self._origin = origin
 
     # What Keras sees of the base model.
 
@@ -403,7 +453,9 @@ class NRSModel(BackendTrainer, TrainingStep, keras.Model):  # type: ignore[misc]
         training: bool = True,
     ) -> Tensor:
         with naming_labels(y, y_pred, sample_weight):
-            return self.base_model._compute_loss(x, y, y_pred, sample_weight, training)
+            return keras_internals.compute_loss(
+                self.base_model, x, y, y_pred, sample_weight, training=training
+            )
 
     def compute_metrics(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         logs: dict[str, Tensor] = self.base_model.compute_metrics(*args, **kwargs)
@@ -421,8 +473,8 @@ class NRSModel(BackendTrainer, TrainingStep, keras.Model):  # type: ignore[misc]
         del arguments["self"]
         check_not_empty(arguments.get("x"))
         callbacks = arguments.get("callbacks")
-        own: list[Any] = [ProcessesAgree(), EpsWarnings()]
-        is_first = self.process_index() == 0
+        own: list[Any] = [ProcessesAgree(), self._eps_warnings]
+        is_first = process_index(self) == 0
         if isinstance(callbacks, keras.callbacks.CallbackList):
             for callback in own:
                 callback.set_model(self)
@@ -445,40 +497,6 @@ class NRSModel(BackendTrainer, TrainingStep, keras.Model):  # type: ignore[misc]
     test_on_batch = _preprocessed("test_on_batch")
     predict_on_batch = _preprocessed("predict_on_batch")
 
-    def make_train_function(self, force: bool = False) -> None:
-        self._follow_base_model()
-        super().make_train_function(force)
-
-    def make_test_function(self, force: bool = False) -> None:
-        self._follow_base_model()
-        super().make_test_function(force)
-
-    def make_predict_function(self, force: bool = False) -> None:
-        self._follow_base_model()
-        super().make_predict_function(force)
-
-    def _follow_base_model(self) -> None:
-        """Forget what was made for the base model as it was before.
-
-        It may have been compiled or moved since then, or have other weights, after
-        `quantize()` or `enable_lora()`.
-        """
-        base = self.base_model
-        self.built = base.built
-        made_for = (
-            getattr(base, "_compile_config", None),
-            keras.distribution.distribution(),
-        )
-        # Of a model that is built while it is fitted, the weights are new to nothing.
-        weights = [(id(v), v.dtype) for v in base.weights] if base.built else None
-        known = self._divergences
-        is_same = all(a is b for a, b in zip(made_for, known.made_for, strict=True))
-        has_others = None not in (weights, known.weights) and weights != known.weights
-        if not is_same or has_others:
-            self.train_function = self.test_function = self.predict_function = None
-            known.made_for, known.resolved = made_for, None
-        known.weights = weights
-
     # Saving.
 
     def save(self, filepath: Any, overwrite: bool = True, **kwargs: Any) -> None:
@@ -489,41 +507,31 @@ class NRSModel(BackendTrainer, TrainingStep, keras.Model):  # type: ignore[misc]
         Raises:
             ValueError: if `filepath` is of Keras's legacy HDF5 format.
         """
-        if str(filepath).endswith((".h5", ".hdf5")):
-            raise ValueError(
-                "`filepath` must end in '.keras'. Received: "
-                f"filepath={os.fspath(filepath)!r}, a legacy format that cannot hold a "
-                "wrapped model. keras_nrs.unwrap(model).save(...) writes yours in it."
-            )
-        self._write(super().save, (".keras",), filepath, overwrite, **kwargs)
+        saving.check_format(filepath)
+        self._write(super().save, ".keras", filepath, overwrite, kwargs)
 
     def save_weights(
         self, filepath: Any, overwrite: bool = True, **kwargs: Any
     ) -> None:
         """As `keras.Model.save_weights()`, written like a file of `save()`."""
-        endings = (".weights.h5",)
-        self._write(super().save_weights, endings, filepath, overwrite, **kwargs)
+        self._write(super().save_weights, ".weights.h5", filepath, overwrite, kwargs)
 
     def _write(
         self,
         save: Callable[..., Any],
-        endings: tuple[str, ...],
+        ending: str,
         filepath: Any,
         overwrite: bool,
-        **kwargs: Any,
+        options: dict[str, Any],
     ) -> None:
-        path = pathlib.Path(filepath)
-        if self.process_index() > 0:
-            # Reading the variables may take all processes: the others read them too.
-            with tempfile.TemporaryDirectory() as unused:
-                save(pathlib.Path(unused) / path.name, overwrite=True, **kwargs)
-            return
-        is_one_local_file = "://" not in str(filepath) and path.name.endswith(endings)
-        if not is_one_local_file or (path.exists() and not overwrite):
-            save(filepath, overwrite=overwrite, **kwargs)
-            return
-        with atomic_write(path) as unfinished:
-            save(unfinished, overwrite=True, **kwargs)
+        saving.write_by_first_process(
+            save,
+            filepath,
+            ending=ending,
+            overwrite=overwrite,
+            process_index=process_index(self),
+            options=options,
+        )
 
     def quantize(self, *args: Any, **kwargs: Any) -> None:
         """Quantize the base model: the arguments are those of its `quantize()`."""
@@ -533,52 +541,21 @@ class NRSModel(BackendTrainer, TrainingStep, keras.Model):  # type: ignore[misc]
         """Export the base model for inference."""
         return self.base_model.export(*args, **kwargs)
 
-    def _saved_state(self) -> list[keras.Variable]:
-        """What is needed to continue a run, but is no weight.
-
-        Keras does not save the states of random generators. They are here, those of
-        the base model included, so that a reloaded model draws the same dropout
-        masks and perturbations as one that was never saved.
-        """
-        weights = set(map(id, self.weights))
-        seeds = [v for v in self.variables if id(v) not in weights]
-        return [self.eps, self.alpha, *seeds]
-
     def save_own_variables(self, store: Any) -> None:
-        for i, variable in enumerate(self._saved_state()):
-            store[f"{i}"] = variable
+        saving.save_state(self, store)
 
     def load_own_variables(self, store: Any) -> None:
-        state = self._saved_state()
-        if len(store.keys()) != len(state):
-            raise ValueError(
-                f"The file holds {len(store.keys())} values of eps, alpha and random "
-                f"states, and the model '{self.name}' has {len(state)}. Load weights "
-                "into an NRSModel around the architecture that they were saved from; "
-                "weights of a model that was not wrapped load into "
-                "keras_nrs.unwrap(model)."
-            )
-        for i, variable in enumerate(state):
-            variable.assign(store[f"{i}"])
+        saving.load_state(self, store)
 
     def get_config(self) -> dict[str, Any]:
         base_model = keras.saving.serialize_keras_object(self.base_model)
         base_model.pop("compile_config", None)
-        given = self._divergences.given
+        divergence = keras.saving.serialize_keras_object(self._divergences.given)
         return {
             "base_model": base_model,
-            "eps": self._targets.eps,
-            "alpha": self._targets.alpha,
-            "beta": self.beta,
-            "scheme": self.scheme,
-            "perturbation": keras.saving.serialize_keras_object(self.perturbation),
-            "divergence": keras.saving.serialize_keras_object(given),
-            "interval": self.interval,
-            "normalize": self.normalize,
-            "perturbations_per_replica": self.perturbations_per_replica,
-            "sync_perturbation": self.sync_perturbation,
-            "perturbed_fraction": self.perturbed_fraction,
-            "memory_efficient": self.memory_efficient,
+            **self.given_coefficients(),
+            **self.step_options.config(),
+            "divergence": divergence,
             "seed": self._seed,
             "name": self.name,
         }
@@ -587,23 +564,8 @@ class NRSModel(BackendTrainer, TrainingStep, keras.Model):  # type: ignore[misc]
     def from_config(
         cls, config: dict[str, Any], custom_objects: Any = None
     ) -> "NRSModel":
-        try:
-            inspect.signature(cls).bind(**config)
-        except TypeError as error:
-            raise ValueError(
-                "`config` must be what get_config() of this version of keras_nrs or of "
-                f"an older one gave. Received: a config with which {error}. "
-                "Load a file of a newer version with that version; "
-                "keras_nrs.unwrap(model).save(...) makes one that needs none."
-            ) from error
-        members = {
-            name: keras.saving.deserialize_keras_object(
-                config[name], custom_objects=custom_objects
-            )
-            for name in ("base_model", "perturbation", "divergence")
-            if name in config
-        }
-        return cls(**(config | members))
+        signature = inspect.signature(cls)
+        return cls(**saving.arguments_from_config(config, signature, custom_objects))
 
     def get_compile_config(self) -> dict[str, Any]:
         config: dict[str, Any] = self.base_model.get_compile_config()
@@ -613,16 +575,11 @@ class NRSModel(BackendTrainer, TrainingStep, keras.Model):  # type: ignore[misc]
         self.base_model.compile_from_config(config)
 
 
-def _coefficient(value: float, name: str) -> keras.Variable:
-    dtype = "float64" if keras.config.floatx() == "float64" else "float32"
-    return keras.Variable(
-        value, dtype=dtype, trainable=False, autocast=False, name=name
-    )
+for _name in OPTION_NAMES:
+    setattr(NRSModel, _name, _ReadOnlyOption(_name))
 
 
-def _check_calibration(
-    calibrated_for: Any, perturbation: perturbations.Perturbation
-) -> None:
+def _check_calibration(calibrated_for: Any, perturbation: Perturbation) -> None:
     if calibrated_for is not None and type(calibrated_for) is not type(perturbation):
         names = type(calibrated_for).__name__, type(perturbation).__name__
         raise ValueError(

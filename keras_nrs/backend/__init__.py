@@ -1,4 +1,7 @@
-"""The only code that imports a framework; each folder defines the same names."""
+"""Functions of the frameworks: each folder defines the same names.
+
+Only this folder and `trainers/` import a framework.
+"""
 
 import importlib
 from typing import TYPE_CHECKING
@@ -20,6 +23,12 @@ if TYPE_CHECKING:
     from keras_nrs.backend.jax import data_parallel_scope
     from keras_nrs.backend.jax import gradient
     from keras_nrs.backend.jax import hessian_at
+    from keras_nrs.backend.jax import loop_over_batches
+    from keras_nrs.backend.jax import not_in_graphs
+    from keras_nrs.backend.jax import process_index
+    from keras_nrs.backend.jax import restored_random_state
+    from keras_nrs.backend.jax import scope_of
+    from keras_nrs.backend.jax import values_of_processes
 else:
     _backend = importlib.import_module(f"keras_nrs.backend.{keras.config.backend()}")
     RandomStream = _backend.RandomStream
@@ -27,6 +36,12 @@ else:
     data_parallel_scope = _backend.data_parallel_scope
     gradient = _backend.gradient
     hessian_at = _backend.hessian_at
+    loop_over_batches = _backend.loop_over_batches
+    not_in_graphs = _backend.not_in_graphs
+    process_index = _backend.process_index
+    restored_random_state = _backend.restored_random_state
+    scope_of = _backend.scope_of
+    values_of_processes = _backend.values_of_processes
 
 __all__ = [
     "RandomStream",
@@ -34,4 +49,10 @@ __all__ = [
     "data_parallel_scope",
     "gradient",
     "hessian_at",
+    "loop_over_batches",
+    "not_in_graphs",
+    "process_index",
+    "restored_random_state",
+    "scope_of",
+    "values_of_processes",
 ]

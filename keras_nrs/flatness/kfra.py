@@ -17,7 +17,8 @@ from keras_nrs.backend import gradient
 from keras_nrs.batches import Batches
 from keras_nrs.flatness.loss import base_model
 from keras_nrs.flatness.loss import full_precision
-from keras_nrs.step.output_divergences import flat_losses
+from keras_nrs.keras_internals import flat_losses
+from keras_nrs.keras_internals import loss_arguments
 
 Array = NDArray[Any]
 Tensor = Any
@@ -288,9 +289,9 @@ def _output_hessians(model: Any, activations: list[str]) -> Callable[[Array], Ar
     shape `(batch_size, d)`.
     """
     activations = [name for name in activations if name not in ("linear", "identity")]
-    (_, loss, weight, _), *_ = flat_losses(model, model.outputs[0])
+    (_, loss, weight, _), *_ = flat_losses(model, model.outputs[0]) or []
     function = getattr(loss, "fn", loss)
-    from_logits = getattr(loss, "_fn_kwargs", {}).get("from_logits", False)
+    from_logits = loss_arguments(loss).get("from_logits", False)
     factor = 1.0 if weight is None else float(weight)
     if getattr(loss, "reduction", "") == "sum":
         raise ValueError(

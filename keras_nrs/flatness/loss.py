@@ -13,8 +13,8 @@ from keras_nrs import stateless
 from keras_nrs.batches import Batch
 from keras_nrs.labels import naming_labels
 from keras_nrs.nrs_model import NRSModel
-from keras_nrs.step.output_divergences import copied
-from keras_nrs.step.output_divergences import for_model
+from keras_nrs.step.output_divergences import ChosenDivergences
+from keras_nrs.step.output_divergences import copied_weights
 from keras_nrs.step.output_divergences import total_divergence
 
 Tensor = Any
@@ -139,7 +139,7 @@ class BatchLoss:
                     batch.x,
                     batch.y,
                     y_pred,
-                    copied(batch.sample_weight),
+                    copied_weights(batch.sample_weight),
                     training=False,
                 )
 
@@ -156,16 +156,14 @@ class BatchDivergence(BatchLoss):
         variables: Sequence[keras.Variable],
         *,
         first_batch: Batch,
-        divergence: tuple[Any, Any],
+        divergence: ChosenDivergences,
     ) -> None:
         super().__init__(model, variables, regularizers=False, first_batch=first_batch)
-        given, self._resolved = divergence
-        if self._resolved is not None:
-            return
-        inputs = Inputs(first_batch, *stateless.current_values(self.model))
-        self._resolved = for_model(
-            self.model, given, self._outputs(inputs.weights, inputs), first_batch.y
-        )
+        self._divergences = divergence
+        if divergence.resolved is None:
+            inputs = Inputs(first_batch, *stateless.current_values(self.model))
+            outputs = self._outputs(inputs.weights, inputs)
+            divergence.of(self.model, outputs, first_batch.y)
 
     def _build(self, first_batch: Batch) -> None:
         """Nothing: there may be no labels."""
@@ -181,7 +179,7 @@ class BatchDivergence(BatchLoss):
             ops.stop_gradient, self._outputs(inputs.weights, inputs)
         )
         return total_divergence(
-            self._resolved,
+            self._divergences.resolved or [],
             inputs.batch.y,
             clean,
             self._outputs(values, inputs),

@@ -26,6 +26,7 @@ from keras_nrs.flatness.product_log import ProductLog
 from keras_nrs.flatness.variables import Selection
 from keras_nrs.flatness.variables import select
 from keras_nrs.nrs_model import NRSModel
+from keras_nrs.step.output_divergences import ChosenDivergences
 
 try:
     from scipy.sparse.linalg import LinearOperator
@@ -286,7 +287,7 @@ def _operator(  # noqa: PLR0913
 ) -> HessianOperator:
     check_choice("curvature", curvature, CURVATURES)
     check_bool("regularizers", regularizers)
-    divergence: tuple[Any, Any] = "auto", None
+    divergence = ChosenDivergences("auto")
     if isinstance(model, NRSModel):
         divergence = model.divergence_in_use()
     model = base_model(model)

@@ -4,14 +4,14 @@ from typing import Any
 from typing import NamedTuple
 
 import keras
-from keras.src.losses.losses import LossFunctionWrapper
 
 from keras_nrs._checks import check_nonnegative
 from keras_nrs._checks import check_scalar
 from keras_nrs.divergences import Divergence
+from keras_nrs.keras_internals import LossFunctionWrapper
 from keras_nrs.labels import naming_labels
 from keras_nrs.step.output_divergences import OutputDivergence
-from keras_nrs.step.output_divergences import copied
+from keras_nrs.step.output_divergences import copied_weights
 from keras_nrs.step.output_divergences import for_loss
 from keras_nrs.step.output_divergences import ignored_class
 from keras_nrs.step.output_divergences import total_divergence
@@ -193,11 +193,11 @@ def nrs_objective(  # noqa: PLR0913
             f"Received: divergence={divergence!r}."
         )
     # A copy for each: on PyTorch, Keras multiplies masks into the weights in place.
-    loss_weight, perturbed_weight = copied(sample_weight), copied(sample_weight)
+    weight, perturbed_weight = (copied_weights(sample_weight) for _ in range(2))
     output = OutputDivergence(((),), divergence, ignore_class=ignored_class(loss))
     with naming_labels(y_true, y_pred, sample_weight):
         return combine(
-            loss(y_true, y_pred, loss_weight),
+            loss(y_true, y_pred, weight),
             total_divergence([output], y_true, y_pred, y_pred_perturbed, sample_weight),
             loss(y_true, y_pred_perturbed, perturbed_weight),
             alpha=alpha,

@@ -1,18 +1,22 @@
 """Which divergence belongs to which output of a model, and their sum."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 from typing import NamedTuple
 
 import keras
 from keras import ops
-from keras.src.backend.common.masking import get_keras_mask
-from keras.src.backend.common.masking import set_keras_mask
 
 from keras_nrs.divergences import BernoulliKL
 from keras_nrs.divergences import CategoricalKL
 from keras_nrs.divergences import Divergence
 from keras_nrs.divergences import GaussianKL
+from keras_nrs.keras_internals import flat_losses
+from keras_nrs.keras_internals import get_keras_mask
+from keras_nrs.keras_internals import loss_arguments
+from keras_nrs.keras_internals import producer
+from keras_nrs.keras_internals import set_keras_mask
 
 Tensor = Any
 
@@ -39,10 +43,13 @@ _GAUSSIAN = (
 class OutputDivergence(NamedTuple):
     """The divergence of one output of a model.
 
-    The first of `paths` leads to the output in the structure of the outputs; labels
-    and sample weights may be in another structure, where another of `paths` leads to
-    them. `weight` is that of the output's loss. Positions labelled `ignore_class` do
-    not count.
+    Attributes:
+        paths: Ways to the output, to its labels and to its sample weights. The first
+            leads to the output in the structure of the outputs. Labels and sample
+            weights may have another structure, where another way leads to them.
+        divergence: How the output is compared.
+        weight: The weight of the output's loss.
+        ignore_class: The label of positions that do not count.
     """
 
     paths: tuple[tuple[Any, ...], ...]
@@ -54,8 +61,8 @@ class OutputDivergence(NamedTuple):
 def for_loss(loss: Any, output: Any, target: Any = None) -> Divergence:
     """The divergence that belongs to a loss: `divergence="auto"`.
 
-    For a loss that is not Keras's own, the output's activation and the labels'
-    dtype decide.
+    For losses other than Keras's own, the activation of the output and the dtype of
+    the labels decide.
 
     Args:
         loss: The loss of the output.
@@ -67,7 +74,7 @@ def for_loss(loss: Any, output: Any, target: Any = None) -> Divergence:
     """
     reduction = getattr(loss, "reduction", "sum_over_batch_size")
     function = getattr(loss, "fn", loss)
-    kwargs = getattr(loss, "_fn_kwargs", {})
+    kwargs = loss_arguments(loss)
     from_logits, axis = bool(kwargs.get("from_logits")), kwargs.get("axis", -1)
     if function in _CATEGORICAL:
         return CategoricalKL(from_logits, axis, reduction=reduction)
@@ -94,7 +101,7 @@ def for_loss(loss: Any, output: Any, target: Any = None) -> Divergence:
 
 def _activation(output: Any) -> tuple[str | None, int]:
     """Name and axis of the activation that made a symbolic output, if known."""
-    operation = getattr(getattr(output, "_keras_history", None), "operation", None)
+    operation = producer(output)
     if isinstance(operation, keras.layers.Softmax):
         return "softmax", operation.axis
     return getattr(getattr(operation, "activation", None), "__name__", None), -1
@@ -106,6 +113,25 @@ def _are_class_indices(target: Any, output: Any) -> bool:
     rank, classes = len(output.shape), output.shape[-1]
     is_sparse = len(target.shape) < rank or target.shape[-1] == 1
     return rank > 1 and classes is not None and classes > 1 and is_sparse
+
+
+@dataclass
+class ChosenDivergences:
+    """The divergences of a model's outputs, chosen at the first batch.
+
+    Attributes:
+        given: The argument `divergence` of `wrap()`.
+        resolved: The divergence of each output, `None` before the first batch.
+    """
+
+    given: Any
+    resolved: list[OutputDivergence] | None = None
+
+    def of(self, model: Any, outputs: Any, targets: Any) -> list[OutputDivergence]:
+        """The divergence of each output: the arguments are those of `for_model()`."""
+        if self.resolved is None:
+            self.resolved = for_model(model, self.given, outputs, targets)
+        return self.resolved
 
 
 def for_model(
@@ -162,34 +188,19 @@ def _symbolic(model: Any, outputs: Any, position: int) -> Any:
     return (symbolic if len(symbolic) == len(flat_outputs) else flat_outputs)[position]
 
 
-def flat_losses(model: Any, outputs: Any) -> Any:
-    """Keras's own resolution of the compiled losses: path, loss, weight, name."""
-    compiled = model._compile_loss
-    if compiled is None:
-        return None
-    if not compiled.built:
-        compiled = type(compiled)(
-            compiled._user_loss,
-            compiled._user_loss_weights,
-            output_names=getattr(model, "output_names", None),
-        )
-        # Of the labels only their structure matters here, which is the outputs'.
-        compiled.build(outputs, outputs)
-    return compiled._flat_losses
-
-
 def _output_path(
     loss_path: tuple[Any, ...], outputs: Any, names: list[Any]
 ) -> tuple[Any, ...]:
-    """The compiled losses may name outputs that the model returns as a list."""
+    """The way to an output. Compiled losses may name outputs that come as a list."""
     if loss_path and isinstance(loss_path[0], str) and not isinstance(outputs, dict):
         return (names.index(loss_path[0]),) if keras.tree.is_nested(outputs) else ()
     return loss_path
 
 
 def ignored_class(loss: Any) -> int | None:
-    """The label that a loss leaves out, if there is one."""
-    return getattr(loss, "_fn_kwargs", {}).get("ignore_class")
+    """The label that a loss leaves out, `None` without one."""
+    label: int | None = loss_arguments(loss).get("ignore_class")
+    return label
 
 
 def _per_output(
@@ -224,7 +235,7 @@ def _is_auto(divergence: Any) -> bool:
 
 
 def check_divergence(divergence: Any) -> Any:
-    """`divergence` itself, or an error if it cannot be one."""
+    """`divergence` itself, or an error if `wrap()` cannot take it."""
     valid = _is_auto(divergence) or isinstance(divergence, Divergence)
     if isinstance(divergence, list | tuple | dict):
         members = keras.tree.flatten(divergence)
@@ -246,9 +257,9 @@ def total_divergence(
     perturbed_outputs: Any,
     sample_weight: Any,
 ) -> Tensor:
-    """The sum over the outputs, weighted as the losses are.
+    """The sum over the outputs, with the weights of their losses.
 
-    Sample weights and masks apply to each output as they do to its loss.
+    Sample weights and masks act on a divergence as they act on the loss.
     """
     total: Any = 0.0
     for paths, divergence, weight, ignore_class in divergences:
@@ -259,18 +270,19 @@ def total_divergence(
         weights = sample_weight
         if keras.tree.is_nested(sample_weight):
             weights = _member_at(sample_weight, paths)
-        value = divergence(_member_at(outputs, paths), perturbed, copied(weights))
+        weights = copied_weights(weights)
+        value = divergence(_member_at(outputs, paths), perturbed, weights)
         total = total + (value if weight is None else value * weight)
     return total
 
 
-def copied(weights: Any) -> Any:
+def copied_weights(weights: Any) -> Any:
     """A copy of sample weights: on PyTorch, Keras multiplies masks into them."""
     return keras.tree.map_structure(lambda w: None if w is None else 1 * w, weights)
 
 
 def _member_at(structure: Any, paths: Sequence[tuple[Any, ...]]) -> Any:
-    """The member of a structure at the first of some paths that it has, or `None`."""
+    """The member at the first path that the structure has, `None` without one."""
     for path in paths:
         member = structure
         try:

@@ -8,7 +8,7 @@ import keras
 if TYPE_CHECKING:
     from keras_nrs.trainers.jax import BackendTrainer
 else:
-    _trainer = importlib.import_module(f"keras_nrs.trainers.{keras.config.backend()}")
-    BackendTrainer = _trainer.BackendTrainer
+    _backend = importlib.import_module(f"keras_nrs.trainers.{keras.config.backend()}")
+    BackendTrainer = _backend.BackendTrainer
 
 __all__ = ["BackendTrainer"]

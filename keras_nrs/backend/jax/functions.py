@@ -3,10 +3,12 @@
 import functools
 from collections.abc import Callable
 from typing import Any
+from typing import TypeVar
 
 import jax
 
 Tensor = Any
+Function = TypeVar("Function", bound=Callable[..., Any])
 Product = Callable[[list[Tensor]], list[Tensor]]
 
 
@@ -49,3 +51,8 @@ def hessian_at(
     linearize = jax.jit(linear_function)
     apply = jax.jit(lambda linear, vectors: linear(vectors))
     return lambda tensors, inputs: functools.partial(apply, linearize(tensors, inputs))
+
+
+def not_in_graphs(function: Function) -> Function:
+    """The function itself: all of it can be compiled."""
+    return function

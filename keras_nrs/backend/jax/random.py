@@ -1,6 +1,8 @@
 """Random tensors on JAX."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from contextlib import nullcontext
 from typing import Any
 
 import jax
@@ -60,3 +62,8 @@ class RandomStream:
     def uniform(self, shape: tuple[int, ...] = (), dtype: str = "float32") -> Tensor:
         """Uniform numbers in [0, 1)."""
         return jax.random.uniform(self._next_key(), shape, dtype)
+
+
+def restored_random_state(like: Tensor) -> AbstractContextManager[None]:
+    """A context that changes nothing: JAX has no global generator."""
+    return nullcontext()

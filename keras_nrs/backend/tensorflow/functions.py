@@ -3,10 +3,12 @@
 import functools
 from collections.abc import Callable
 from typing import Any
+from typing import TypeVar
 
 import tensorflow as tf
 
 Tensor = Any
+Function = TypeVar("Function", bound=Callable[..., Any])
 Product = Callable[[list[Tensor]], list[Tensor]]
 
 
@@ -54,3 +56,8 @@ def hessian_at(
 
     compiled = compile_function(product)
     return lambda tensors, inputs: functools.partial(compiled, tensors, inputs)
+
+
+def not_in_graphs(function: Function) -> Function:
+    """The function itself: all of it can be compiled."""
+    return function

@@ -1,6 +1,8 @@
 """Random tensors on TensorFlow."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from contextlib import nullcontext
 from typing import Any
 
 import tensorflow as tf
@@ -58,3 +60,8 @@ class RandomStream:
     def uniform(self, shape: tuple[int, ...] = (), dtype: str = "float32") -> Tensor:
         """Uniform numbers in [0, 1)."""
         return tf.random.stateless_uniform(shape, self._next_key(), dtype=dtype)
+
+
+def restored_random_state(like: Tensor) -> AbstractContextManager[None]:
+    """A context that changes nothing: layers of Keras use no global generator here."""
+    return nullcontext()

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from typing import Any
+from typing import TypeVar
 
 import torch
 from torch.nn.attention import SDPBackend
 from torch.nn.attention import sdpa_kernel
 
 Tensor = Any
+Function = TypeVar("Function", bound=Callable[..., Any])
 Product = Callable[[list[Tensor]], list[Tensor]]
 
 
@@ -96,3 +98,13 @@ def _check_differentiable(gradients: list[Tensor]) -> None:
         following = {child for child, _ in node.next_functions if child is not None}
         nodes |= following - seen
         seen |= following
+
+
+def not_in_graphs(function: Function) -> Function:
+    """A function that `torch.compile` leaves out of its graphs.
+
+    No graph can hold a generator of random numbers, and a number that changes at each
+    step would compile each step anew.
+    """
+    disabled: Function = torch.compiler.disable(function)
+    return disabled

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -91,3 +92,13 @@ class RandomStream:
             dtype=getattr(torch, dtype),
             device=self._device,
         )
+
+
+def restored_random_state(like: Tensor) -> AbstractContextManager[None]:
+    """A context that leaves global random generators as they were.
+
+    Keras's unseeded dropout draws from the one of its device, here that of a tensor.
+    """
+    devices = [like.device] if like.device.type == "cuda" else []
+    scope: AbstractContextManager[None] = torch.random.fork_rng(devices=devices)
+    return scope

@@ -1,0 +1,126 @@
+"""The arguments of `wrap()` that shape a training step."""
+
+import dataclasses
+import difflib
+import inspect
+from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from typing import TypedDict
+from typing import TypeVar
+
+import keras
+
+from keras_nrs._checks import check_bool
+from keras_nrs._checks import check_choice
+from keras_nrs._checks import check_fraction
+from keras_nrs._checks import check_int
+from keras_nrs._checks import check_nonnegative
+from keras_nrs.perturbations import Perturbation
+from keras_nrs.perturbations import get_perturbation
+from keras_nrs.step.objective import SCHEMES
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class StepArguments(TypedDict, total=False):
+    """The fields of `StepOptions` as users pass them, for type checkers."""
+
+    beta: float
+    scheme: str
+    perturbation: str | Perturbation
+    interval: int
+    normalize: bool
+    perturbations_per_replica: int
+    sync_perturbation: bool
+    perturbed_fraction: float
+    memory_efficient: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOptions:
+    """What a training step computes: `keras_nrs.wrap()` describes each field.
+
+    Raises:
+        TypeError, ValueError: if a field is not as described there.
+    """
+
+    beta: float = 1.0
+    scheme: str = "nrs"
+    # A name until it is checked.
+    perturbation: Perturbation = "ball"  # type: ignore[assignment]
+    interval: int = 1
+    normalize: bool = False
+    perturbations_per_replica: int = 1
+    sync_perturbation: bool = False
+    perturbed_fraction: float = 1.0
+    memory_efficient: bool = False
+
+    def __post_init__(self) -> None:
+        checked = {
+            "beta": check_nonnegative("beta", self.beta),
+            "scheme": check_choice("scheme", self.scheme, SCHEMES),
+            "perturbation": get_perturbation(self.perturbation),
+            "interval": check_int("interval", self.interval, minimum=1),
+            "normalize": check_bool("normalize", self.normalize),
+            "perturbations_per_replica": check_int(
+                "perturbations_per_replica", self.perturbations_per_replica, minimum=1
+            ),
+            "sync_perturbation": check_bool(
+                "sync_perturbation", self.sync_perturbation
+            ),
+            "perturbed_fraction": check_fraction(
+                "perturbed_fraction", self.perturbed_fraction
+            ),
+            "memory_efficient": check_bool("memory_efficient", self.memory_efficient),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def from_arguments(cls, arguments: Mapping[str, Any]) -> "StepOptions":
+        """Check the keyword arguments of `wrap()`.
+
+        Raises:
+            TypeError: if an argument has no such name.
+        """
+        for name in arguments:
+            if name not in OPTION_NAMES:
+                similar = difflib.get_close_matches(name, OPTION_NAMES, n=1)
+                hint = f" Did you mean `{similar[0]}`?" if similar else ""
+                raise TypeError(
+                    f"wrap() got an unexpected keyword argument '{name}'. Its options "
+                    f"are {list(OPTION_NAMES)}.{hint}"
+                )
+        return cls(**arguments)
+
+    def config(self) -> dict[str, Any]:
+        """The options as Keras saves them, which `wrap()` takes again."""
+        # `asdict()` would copy the perturbation.
+        config = {name: getattr(self, name) for name in OPTION_NAMES}
+        config["perturbation"] = keras.saving.serialize_keras_object(self.perturbation)
+        return config
+
+
+OPTION_NAMES = tuple(field.name for field in dataclasses.fields(StepOptions))
+
+
+def with_spelled_options(function: Function) -> Function:
+    """Let the signature of a function with `**options` name every option.
+
+    `help()`, notebooks and `inspect.signature()` read it.
+    """
+    *parameters, _ = inspect.signature(function).parameters.values()
+    options = [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=field.default,
+            annotation=StepArguments.__annotations__[field.name],
+        )
+        for field in dataclasses.fields(StepOptions)
+    ]
+    signature = inspect.signature(function).replace(parameters=parameters + options)
+    function.__signature__ = signature  # type: ignore[attr-defined]
+    return function

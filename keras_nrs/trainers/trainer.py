@@ -1,0 +1,142 @@
+"""The contract of the trainers, one for each backend."""
+
+import abc
+from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
+from typing import Protocol
+
+import keras
+
+from keras_nrs import keras_internals
+from keras_nrs.step.batch_objective import BatchObjective
+from keras_nrs.step.groups import num_samples
+from keras_nrs.step.objective import Terms
+from keras_nrs.step.outcomes import Outcome
+from keras_nrs.step.outcomes import with_masks
+from keras_nrs.step.output_divergences import copied_weights
+
+Tensor = Any
+Logs = dict[str, Tensor]
+
+
+class TrainedModel(Protocol):
+    """The attributes of an `NRSModel` that trainers use."""
+
+    built: bool
+    train_function: Any
+    run_eagerly: bool
+    jit_compile: Any
+    seed_generator: Any
+
+    @property
+    def eps(self) -> Any: ...
+    @property
+    def alpha(self) -> Any: ...
+    @property
+    def distribute_strategy(self) -> Any: ...
+    @property
+    def non_trainable_variables(self) -> list[Any]: ...
+    @property
+    def metrics_variables(self) -> list[Any]: ...
+
+
+class Trainer(abc.ABC):
+    """The steps of an `NRSModel`, as Keras calls them on one backend.
+
+    Args:
+        model: The `NRSModel`.
+        objective: Equation 3 for its base model.
+        trackers: The epoch's means of divergence and perturbed loss, in this order;
+            empty for the scheme `"baseline"`.
+    """
+
+    def __init__(
+        self,
+        model: TrainedModel,
+        objective: BatchObjective,
+        trackers: Sequence[keras.metrics.Metric],
+    ) -> None:
+        self.model = model
+        self.objective = objective
+        self.options = objective.options
+        self.base_model = objective.base_model
+        self.trackers = trackers
+
+    @abc.abstractmethod
+    def make_train_function(self, make: Callable[[bool], None], force: bool) -> None:
+        """Make `model.train_function`.
+
+        Args:
+            make: Keras's own `make_train_function(force)`.
+            force: Whether to make it anew.
+        """
+
+    @abc.abstractmethod
+    def train_step(self, *args: Any, **kwargs: Any) -> Any:
+        """One step of `fit()`, with the arguments and results of Keras's own."""
+
+    @abc.abstractmethod
+    def test_step(self, *args: Any, **kwargs: Any) -> Any:
+        """One step of `evaluate()`: the base model's."""
+
+    @abc.abstractmethod
+    def predict_step(self, *args: Any, **kwargs: Any) -> Any:
+        """One step of `predict()`: the base model's."""
+
+    def first_batch(self, iterator: Any, data_batch: Any) -> Any:
+        """The batch for which TensorFlow's `fit()` builds a model, `None` elsewhere."""
+        return data_batch
+
+    def needs_perturbed_pass(self) -> bool:
+        """Whether anything of the perturbed pass is minimized now."""
+        return self.objective.needs_perturbed_pass(self.model.alpha)
+
+    def assign_outcome(
+        self,
+        outcome: Outcome,
+        data: Any,
+        *,
+        weight: Any = 1,
+        unscaled: Callable[[Tensor], Tensor] = lambda term: term,
+    ) -> Logs:
+        """Update states and metrics in place.
+
+        Args:
+            outcome: The outcome of the step.
+            data: The batch.
+            weight: 0 for a step without a perturbed pass.
+            unscaled: A function that takes Keras's scaling out of a term.
+
+        Returns:
+            The logs.
+        """
+        base = self.base_model
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        variables = base.non_trainable_variables
+        for variable, value in zip(variables, outcome.state, strict=True):
+            if value is not variable.value:
+                variable.assign(value)
+        terms = Terms(*map(unscaled, outcome.terms))
+        y_pred = with_masks(outcome.y_pred, outcome.masks)
+        if self.objective.loss_updates_metrics:
+            keras_internals.compute_loss(
+                base, x, y, y_pred, copied_weights(sample_weight), training=True
+            )
+        keras_internals.loss_tracker(base).update_state(
+            terms.total, sample_weight=num_samples(x)
+        )
+        self.update_trackers(terms, data, weight=weight)
+        logs: Logs = base.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+        return logs | self.tracker_logs()
+
+    def update_trackers(self, terms: Terms, data: Any, *, weight: Any = 1) -> None:
+        """Count the terms of a batch into the means of the epoch."""
+        samples = num_samples(data) * weight
+        divergence, perturbed_loss = self.trackers
+        divergence.update_state(terms.divergence, sample_weight=samples)
+        perturbed_loss.update_state(terms.perturbed_loss, sample_weight=samples)
+
+    def tracker_logs(self) -> Logs:
+        """The means of the epoch so far."""
+        return {tracker.name: tracker.result() for tracker in self.trackers}

@@ -30,7 +30,8 @@ from keras_nrs.divergences import CategoricalKL
 from keras_nrs.divergences import GaussianKL
 from keras_nrs.perturbations import Ball
 from keras_nrs.perturbations import RelativeBall
-from tests import models
+from tests.support.asserts import assert_equal
+from tests.support.asserts import numpy_values
 
 NAN = float("nan")
 X = np.ones((8, 3), "float32")
@@ -71,11 +72,11 @@ def fit(model: keras.Model, x: Any = X, y: Any = Y, **options: Any) -> None:
     """`fit()` of the wrapped model, which must not have changed if it fails."""
     arguments = {key: options.pop(key) for key in list(options) if key in FIT}
     nrs = keras_nrs.wrap(model, **options)
-    before = models.numpy_values(nrs.weights)
+    before = numpy_values(nrs.weights)
     try:
         nrs.fit(x, y, verbose=0, **arguments)
     except Exception:
-        models.assert_equal(models.numpy_values(nrs.weights), before)
+        assert_equal(numpy_values(nrs.weights), before)
         raise
 
 
@@ -611,7 +612,7 @@ def test_a_batch_of_one_with_batch_norm() -> None:
     nrs = keras_nrs.wrap(model, eps=0.3, perturbation="relative")
     logs = nrs.train_on_batch(X[:1], Y[:1], return_dict=True)
     assert all(np.isfinite(value) for value in logs.values())
-    assert all(np.isfinite(w).all() for w in models.numpy_values(nrs.weights))
+    assert all(np.isfinite(w).all() for w in numpy_values(nrs.weights))
 
 
 @pytest.mark.parametrize("scheme", ["nrs", "rpr", "baseline"])
@@ -667,10 +668,10 @@ def test_a_failed_load_changes_nothing(
     nrs = keras_nrs.wrap(linear())
     nrs.save_weights("of.weights.h5")
     nrs.eps = 0.7
-    before = models.numpy_values(nrs.variables)
+    before = numpy_values(nrs.variables)
     with pytest.raises(OSError, match="truncated file"):
         nrs.load_weights(truncated("of.weights.h5"))
-    models.assert_equal(models.numpy_values(nrs.variables), before)
+    assert_equal(numpy_values(nrs.variables), before)
     assert float(ops.convert_to_numpy(nrs.eps)) == np.float32(0.7)
 
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 import keras_nrs
-from tests import models
 from tests.compatibility import table
 from tests.compatibility.__main__ import PAGE
+from tests.support.asserts import numpy_values
 
 # What no other test has.
 QUICK = [
@@ -74,11 +74,11 @@ def test_more_of_keras_applications(name: str) -> None:
     model = make(weights=None, input_shape=(size, size, 3), classes=5)
     model.compile(keras.optimizers.SGD(1e-3), "sparse_categorical_crossentropy")
     nrs = keras_nrs.wrap(model, eps=0.1, perturbation="relative", seed=0)
-    (before,) = models.numpy_values(model.trainable_variables[:1])
+    (before,) = numpy_values(model.trainable_variables[:1])
     x = np.random.default_rng(0).normal(size=(2, size, size, 3)).astype("float32")
     logs = nrs.train_on_batch(x, np.arange(2), return_dict=True)
     assert np.isfinite(float(logs["loss"]))
     # VGG16's outputs are uniform at first, up to rounding.
     assert float(logs["model_divergence"]) > -1e-6
-    (after,) = models.numpy_values(model.trainable_variables[:1])
+    (after,) = numpy_values(model.trainable_variables[:1])
     assert not np.array_equal(before, after)

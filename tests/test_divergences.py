@@ -18,7 +18,7 @@ from keras_nrs.divergences import CategoricalKL
 from keras_nrs.divergences import Divergence
 from keras_nrs.divergences import GaussianKL
 from keras_nrs.step import output_divergences
-from tests.models import value_and_gradients
+from tests.support.gradients import value_and_gradients
 
 BACKEND = keras.config.backend()
 ULP = 2.0**-24

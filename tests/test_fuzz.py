@@ -26,7 +26,8 @@ from keras import ops
 
 import keras_nrs
 from keras_nrs import perturbations
-from tests import models
+from tests.support.asserts import assert_equal
+from tests.support.asserts import numpy_values
 
 POSITIONS = 4
 CLASSES = 3
@@ -365,7 +366,7 @@ def trained(case: Case, **options: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def values(model: Any) -> list[np.ndarray]:
-    return models.numpy_values(model.variables + model.optimizer.variables)
+    return numpy_values(model.variables + model.optimizer.variables)
 
 
 def check_baseline_is_bare_keras(case: Case, bare: Any, history: Any) -> None:
@@ -373,7 +374,7 @@ def check_baseline_is_bare_keras(case: Case, bare: Any, history: Any) -> None:
     baseline, own_history = trained(
         case, **case.options.arguments() | {"scheme": "baseline"}
     )
-    models.assert_equal(values(baseline.base_model), values(bare))
+    assert_equal(values(baseline.base_model), values(bare))
     assert own_history == history
 
 
@@ -385,7 +386,7 @@ def check_saving(case: Case, nrs: Any, batch: Any) -> None:
         path = Path(folder) / "nrs.keras"
         nrs.save(path)
         loaded = keras.saving.load_model(path)
-    models.assert_equal(values(loaded), values(nrs))
+    assert_equal(values(loaded), values(nrs))
     # As JSON: a file has no tuples.
     configs = [[m.get_config(), m.get_compile_config()] for m in (nrs, loaded)]
     if not keeps_dtype:
@@ -398,7 +399,7 @@ def check_saving(case: Case, nrs: Any, batch: Any) -> None:
         for m in (nrs, loaded)
     ]
     keras.tree.assert_same_structure(*predictions)
-    models.assert_equal(*map(keras.tree.flatten, predictions))
+    assert_equal(*map(keras.tree.flatten, predictions))
 
 
 def penalties_of(model: Any, x: Any) -> float:
@@ -425,7 +426,7 @@ def check_terms(case: Case, bare: Any, nrs: Any, batch: Any, eps: float) -> None
     """Of a perturbed step: the loss is what Equation 3 says, of the terms reported."""
     options = case.options
     nrs.eps = eps
-    seed, _ = models.numpy_values([nrs.seed_generator.state])[0]
+    seed, _ = numpy_values([nrs.seed_generator.state])[0]
     nrs.seed_generator.state.assign([seed, 0])  # A step on `interval`'s schedule.
     penalty = penalties_of(nrs.base_model, batch[0])
     clean = bare_loss(bare, nrs.base_model, batch) - penalty

@@ -24,7 +24,11 @@ import keras_nrs
 from keras_nrs import cli
 from keras_nrs.data import ImageData
 from keras_nrs.experiments import recipes
-from tests import models
+from tests.support.asserts import assert_equal
+from tests.support.asserts import numpy_values
+from tests.support.data import image_data
+from tests.support.networks import cnn
+from tests.support.networks import compile_classifier
 
 # A process that has imported everything, of which the others are copies.
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -35,8 +39,8 @@ RECIPE = "digits-wide_resnet_10_1-none-nrs"
 
 def new_model() -> Any:
     keras.utils.set_random_seed(0)
-    model = models.cnn(dropout=0.5, seed=3, compile=False)
-    models.compile_classifier(model, optimizer=keras.optimizers.Adam(0.01))
+    model = cnn(dropout=0.5, seed=3, compile=False)
+    compile_classifier(model, optimizer=keras.optimizers.Adam(0.01))
     nrs = keras_nrs.wrap(model, eps=0.3, perturbation="relative", seed=0)
     nrs.optimizer.build(nrs.trainable_variables)
     return nrs
@@ -47,7 +51,7 @@ def new_model() -> Any:
 
 def fit(folder: Path, begun: Callable[[], None]) -> None:
     """Keras's callbacks, and a file at the end."""
-    x, y = models.image_data(32)
+    x, y = image_data(32)
     nrs = new_model()
     begun()
     nrs.fit(
@@ -132,7 +136,7 @@ def check_files(folder: Path) -> None:
 def weights_at_the_end(folder: Path) -> Any:
     paths = sorted(folder.glob("*.keras"))
     loaded = [keras.saving.load_model(path) for path in paths]
-    return models.numpy_values(
+    return numpy_values(
         [v for nrs in loaded for v in nrs.variables + nrs.optimizer.variables]
     )
 
@@ -244,7 +248,7 @@ def kill_many_times(run: Callable[..., None], tmp_path: Path, kills: int) -> int
 def check_result(run: Callable[..., None], folder: Path, expected: Any) -> None:
     check_files(folder)
     assert not list(folder.rglob(".unfinished*"))
-    models.assert_equal(RESULTS[run](folder), expected)
+    assert_equal(RESULTS[run](folder), expected)
 
 
 @pytest.mark.only_torch  # Whose processes begin soonest.

@@ -20,7 +20,10 @@ import pytest
 from keras import layers
 
 import keras_nrs
-from tests import models
+from tests.support.asserts import assert_equal
+from tests.support.asserts import numpy_values
+from tests.support.networks import compile_classifier
+from tests.support.perturbations import FixedPerturbation
 
 WRAPPED: dict[str, dict[str, Any]] = {
     "baseline": {"scheme": "baseline"},
@@ -62,7 +65,7 @@ def classifier() -> keras.Model:
             layers.Dense(3),
         ]
     )
-    models.compile_classifier(
+    compile_classifier(
         model,
         optimizer=keras.optimizers.Adam(0.02),
         metrics=["accuracy", LargestLogit()],
@@ -81,7 +84,7 @@ class Trained:
         self.model.train_on_batch(X[:8], Y[:8])
         self.variables = [*self.model.variables, *self.model.optimizer.variables]
         self.start()
-        self.first = models.numpy_values(self.variables)
+        self.first = numpy_values(self.variables)
 
     def start(self) -> keras.Model:
         if hasattr(self, "first"):
@@ -95,7 +98,7 @@ class Trained:
     @property
     def state(self) -> list[np.ndarray]:
         base = getattr(self.model, "base_model", self.model)
-        return models.numpy_values([*base.variables, *base.optimizer.variables])
+        return numpy_values([*base.variables, *base.optimizer.variables])
 
 
 @functools.cache
@@ -324,7 +327,7 @@ def both(make: Callable[[], keras.Model], action: Callable[[Any], Any]) -> None:
         keras.utils.set_random_seed(0)
         model = make()
         result = action(keras_nrs.wrap(model, seed=0, **wrapped) if wrapped else model)
-        return result, models.numpy_values(model.variables + model.optimizer.variables)
+        return result, numpy_values(model.variables + model.optimizer.variables)
 
     expected = outcome()
     for name in ("baseline", "delta of 0"):
@@ -395,12 +398,12 @@ def test_freezing_and_compiling_again() -> None:
         histories = [fit(model, epochs=1)]
         base.layers[0].trainable = False
         frozen = base.layers[0].get_weights()
-        models.compile_classifier(model, optimizer="rmsprop", metrics=[])
+        compile_classifier(model, optimizer="rmsprop", metrics=[])
         histories.append(fit(model, epochs=1))
-        models.assert_equal(base.layers[0].get_weights(), frozen)
+        assert_equal(base.layers[0].get_weights(), frozen)
         assert len(model.trainable_variables) == len(base.trainable_variables) == 4
         base.layers[0].trainable = True
-        models.compile_classifier(model, metrics=["accuracy"])
+        compile_classifier(model, metrics=["accuracy"])
         histories.append(fit(model, epochs=1))
         assert not np.array_equal(base.layers[0].get_weights()[0], frozen[0])
         return histories
@@ -414,7 +417,7 @@ def test_steps_per_execution_and_its_hooks() -> None:
 
     def make() -> keras.Model:
         model = keras.Sequential([keras.Input((4,)), layers.Dense(3)])
-        models.compile_classifier(model, steps_per_execution=2)
+        compile_classifier(model, steps_per_execution=2)
         return model
 
     def train(model: keras.Model) -> Any:
@@ -433,7 +436,7 @@ def test_constraints_hold_after_each_step() -> None:
         model = keras.Sequential(
             [keras.Input((4,)), layers.Dense(3, kernel_constraint="unit_norm")]
         )
-        models.compile_classifier(model)
+        compile_classifier(model)
         return model
 
     def train(model: keras.Model) -> Any:
@@ -456,7 +459,7 @@ def perturbed() -> Any:
 def _perturbed() -> Trained:
     keras.utils.set_random_seed(0)
     model = classifier()
-    return Trained(model, perturbation=models.FixedPerturbation(), eps=0.3)
+    return Trained(model, perturbation=FixedPerturbation(), eps=0.3)
 
 
 def test_metrics_start_anew_at_each_epoch() -> None:
@@ -571,7 +574,7 @@ def checkpoint_of_weights(path: Path, nrs: Any) -> None:
     weights = nrs.get_weights()
     perturbed()
     nrs.load_weights(file)
-    models.assert_equal(nrs.get_weights(), weights)
+    assert_equal(nrs.get_weights(), weights)
 
 
 def checkpoint_of_model(path: Path, nrs: Any) -> None:
@@ -579,7 +582,7 @@ def checkpoint_of_model(path: Path, nrs: Any) -> None:
     fit(nrs, callbacks=[keras.callbacks.ModelCheckpoint(file)])
     (last,) = path.glob("2-*.keras")
     loaded = keras.saving.load_model(last)
-    models.assert_equal(loaded.get_weights(), nrs.get_weights())
+    assert_equal(loaded.get_weights(), nrs.get_weights())
     logs = [m.train_on_batch(X[:8], Y[:8], return_dict=True) for m in (nrs, loaded)]
     assert set(logs[0]) == set(logs[1])
 
@@ -653,7 +656,7 @@ def test_swap_ema_weights() -> None:
     def make() -> keras.Model:
         model = keras.Sequential([keras.Input((4,)), layers.Dense(3)])
         optimizer = keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.5)
-        models.compile_classifier(model, optimizer=optimizer)
+        compile_classifier(model, optimizer=optimizer)
         return model
 
     def train(model: keras.Model) -> Any:

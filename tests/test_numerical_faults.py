@@ -16,7 +16,9 @@ from keras_nrs.divergences import BernoulliKL
 from keras_nrs.divergences import CategoricalKL
 from keras_nrs.divergences import Divergence
 from keras_nrs.perturbations import Perturbation
-from tests import models
+from tests.support.asserts import assert_equal
+from tests.support.asserts import numpy_values
+from tests.support.gradients import value_and_gradients
 from tests.test_divergences import bernoulli
 from tests.test_divergences import categorical
 from tests.test_divergences import log_softmax
@@ -191,10 +193,10 @@ def test_an_overflow_of_the_perturbed_pass_is_skipped(options: dict[str, Any]) -
     optimizer = nrs.optimizer
     assert isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
     x, y = data(8)
-    before = models.numpy_values(model.trainable_variables)
+    before = numpy_values(model.trainable_variables)
     logs = nrs.train_on_batch(x, y, return_dict=True)
     assert not math.isfinite(logs["perturbed_loss"])
-    models.assert_equal(models.numpy_values(model.trainable_variables), before)
+    assert_equal(numpy_values(model.trainable_variables), before)
     scale = float(ops.convert_to_numpy(optimizer.dynamic_scale))
     assert scale == optimizer.initial_scale / 2
     assert int(optimizer.inner_optimizer.iterations) == 0
@@ -205,7 +207,7 @@ def test_an_overflow_of_the_perturbed_pass_is_skipped(options: dict[str, Any]) -
     assert math.isfinite(logs["loss"])
     assert int(optimizer.inner_optimizer.iterations) == 1
     assert float(ops.convert_to_numpy(optimizer.dynamic_scale)) == scale
-    after = models.numpy_values(model.trainable_variables)
+    after = numpy_values(model.trainable_variables)
     assert not any(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
     assert all(np.isfinite(w).all() for w in after)
 
@@ -237,7 +239,7 @@ def test_logits_of_ten_thousand(
     expected = reference(p, q)
     assert expected.max() > 1e3
     np.testing.assert_allclose(value, expected, rtol=0, atol=rounding(p, q, num_terms))
-    _, gradients = models.value_and_gradients(
+    _, gradients = value_and_gradients(
         lambda *outputs: ops.sum(divergence(*outputs)), tensors
     )
     assert all(np.isfinite(g).all() for g in gradients)
@@ -254,7 +256,7 @@ def step_of_linear_model(
     nrs = keras_nrs.wrap(model, eps=1.0, perturbation=only_kernel)
     logs = nrs.train_on_batch(x, y, return_dict=True)
     logs = {name: float(value) for name, value in logs.items()}
-    return logs, models.numpy_values(model.trainable_variables)
+    return logs, numpy_values(model.trainable_variables)
 
 
 def test_a_step_with_logits_of_ten_thousand() -> None:
@@ -327,8 +329,6 @@ def test_zero_classes_in_softmax_outputs() -> None:
         rtol=0,
         atol=2 * rounding(log_p, log_q, 4),
     )
-    _, gradients = models.value_and_gradients(
-        lambda *outputs: ops.sum(kl(*outputs)), tensors
-    )
+    _, gradients = value_and_gradients(lambda *outputs: ops.sum(kl(*outputs)), tensors)
     assert all(np.isfinite(g).all() for g in gradients)
     assert any(np.any(g != 0) for g in gradients)

@@ -18,7 +18,7 @@ from keras_nrs.divergences import CategoricalKL
 from keras_nrs.divergences import GaussianKL
 from keras_nrs.step.objective import combine
 from keras_nrs.step.objective import nrs_objective
-from tests.models import value_and_gradients
+from tests.support.gradients import value_and_gradients
 
 BACKEND = keras.config.backend()
 CROSSENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

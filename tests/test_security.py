@@ -18,12 +18,14 @@ import keras_nrs
 from keras_nrs import cli
 from keras_nrs import flatness
 from keras_nrs.experiments import recipes
-from tests import models
+from tests.support.asserts import assert_equal
+from tests.support.data import image_data
+from tests.support.networks import cnn
 
 # Nothing here depends on the backend, of which this one starts soonest.
 pytestmark = pytest.mark.only_torch
 
-X, Y = models.image_data(16)
+X, Y = image_data(16)
 RECIPE = "digits-wide_resnet_10_1-none-nrs"
 STRANGE = "a folder [of] 'ä 雪' & $HOME; echo"
 
@@ -39,7 +41,7 @@ class Payload:
 
 
 def saved(path: Path, **options: Any) -> Path:
-    keras_nrs.wrap(models.cnn(), eps=0.3, perturbation="relative", **options).save(path)
+    keras_nrs.wrap(cnn(), eps=0.3, perturbation="relative", **options).save(path)
     return path
 
 
@@ -99,7 +101,7 @@ def test_a_pickle_is_not_unpickled(tmp_path: Path, of: str) -> None:
             flatness.Landscape.load(path)
         else:
             flatness.loss_landscape(
-                models.cnn(), X, Y, directions=1, num_points=3, checkpoint=path
+                cnn(), X, Y, directions=1, num_points=3, checkpoint=path
             )
     assert not pwned.exists()
     pickle.loads(pickle.dumps(Payload(pwned)))
@@ -159,7 +161,7 @@ def test_strange_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / STRANGE
     folder.mkdir()
     monkeypatch.chdir(folder)
-    nrs = keras_nrs.wrap(models.cnn(), eps=0.3, perturbation="relative")
+    nrs = keras_nrs.wrap(cnn(), eps=0.3, perturbation="relative")
     backup = keras.callbacks.BackupAndRestore(
         Path("..") / STRANGE / "back [u] p", delete_checkpoint=False
     )
@@ -185,11 +187,11 @@ def test_strange_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     }
     assert {path.name for path in tmp_path.iterdir()} == {STRANGE}
     loaded = keras.saving.load_model("ü 雪.keras")
-    models.assert_equal(loaded.get_weights(), nrs.get_weights())
+    assert_equal(loaded.get_weights(), nrs.get_weights())
 
 
 def test_a_backup_names_no_file_elsewhere(tmp_path: Path) -> None:
-    nrs = keras_nrs.wrap(models.cnn(), eps=0.3, perturbation="relative")
+    nrs = keras_nrs.wrap(cnn(), eps=0.3, perturbation="relative")
     folder = tmp_path / "backup"
     folder.mkdir()
     nrs.save_weights(tmp_path / "elsewhere.weights.h5")

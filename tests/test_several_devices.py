@@ -13,8 +13,13 @@ from keras import ops
 import keras_nrs
 from keras_nrs.backend import RandomStream
 from keras_nrs.step.batch_objective import _SEED_STRIDE
-from tests import models
-from tests.models import FixedPerturbation
+from tests.support.asserts import assert_equal
+from tests.support.asserts import numpy_values
+from tests.support.data import image_data
+from tests.support.gradients import value_and_gradients
+from tests.support.networks import cnn
+from tests.support.networks import compile_classifier
+from tests.support.perturbations import FixedPerturbation
 
 BACKEND = keras.config.backend()
 ROUNDING = float(np.finfo("float32").eps)
@@ -39,14 +44,14 @@ def devices(num: int) -> AbstractContextManager[Any]:
 
 def network(kind: str) -> keras.Model:
     """A compiled CNN whose step of SGD subtracts the gradient from the weights."""
-    model = models.cnn(
+    model = cnn(
         batch_norm=kind == "batch_norm",
         dropout=0.5 if kind == "dropout" else 0.0,
         penalty=1e-2,
         seed=11,
         compile=False,
     )
-    models.compile_classifier(model, optimizer=keras.optimizers.SGD(1.0))
+    compile_classifier(model, optimizer=keras.optimizers.SGD(1.0))
     return model
 
 
@@ -69,7 +74,7 @@ def by_hand(
     """
     perturbation = keras_nrs.perturbations.RelativeBall()
     weights, state = (
-        [ops.convert_to_tensor(value) for value in models.numpy_values(variables)]
+        [ops.convert_to_tensor(value) for value in numpy_values(variables)]
         for variables in (model.trainable_variables, model.non_trainable_variables)
     )
     key = keras.random.SeedGenerator(SEED).next()
@@ -121,7 +126,7 @@ def by_hand(
                 with_found, argnums=argnums, has_aux=True
             )(*weights)
         else:
-            loss, gradients = models.value_and_gradients(objective, weights)
+            loss, gradients = value_and_gradients(objective, weights)
         groups.append(
             {
                 "loss": float(loss),
@@ -160,11 +165,11 @@ def assert_step_is(
 ) -> None:
     """One step of fit() is the mean over the groups, calculated by hand."""
     expected = by_hand(model, x, y, num_groups)
-    before = models.numpy_values(model.trainable_variables)
+    before = numpy_values(model.trainable_variables)
     # On TensorFlow a model's strategy is used wherever it trains.
     with devices(num_devices) if BACKEND == "jax" else nullcontext():
         history = nrs.fit(x, y, batch_size=len(x), verbose=0, shuffle=False).history
-    after = models.numpy_values(model.trainable_variables)
+    after = numpy_values(model.trainable_variables)
     # Sums of fewer than 1,000 terms of order one.
     bound = 1000 * ROUNDING
     for a, b, gradient in zip(before, after, expected["gradients"], strict=True):
@@ -204,7 +209,7 @@ def weights_after(
         history = nrs.fit(
             x, y, batch_size=batch_size, epochs=epochs, shuffle=False, verbose=0
         ).history
-    values = models.numpy_values(model.weights)
+    values = numpy_values(model.weights)
     return [*values, *(np.array(history[name]) for name in sorted(history))]
 
 
@@ -223,21 +228,21 @@ several_devices = pytest.mark.several_devices
 @pytest.mark.parametrize("kind", ["plain", "batch_norm", "dropout"])
 @pytest.mark.parametrize("num_replicas", [2, 4])
 def test_gradient_is_the_mean_over_replicas(num_replicas: int, kind: str) -> None:
-    x, y = models.image_data(16)
+    x, y = image_data(16)
     model, nrs = on_devices(num_replicas, kind)
     assert_step_is(model, nrs, x, y, num_replicas, num_replicas)
 
 
 @pytest.mark.parametrize("kind", ["plain", "batch_norm", "dropout"])
 def test_gradient_is_the_mean_over_the_groups_of_a_replica(kind: str) -> None:
-    x, y = models.image_data(15)
+    x, y = image_data(15)
     model = network(kind)
     assert_step_is(model, wrap(model, perturbations_per_replica=3), x, y, 3, 1)
 
 
 @several_devices
 def test_groups_of_two_replicas_are_numbered_together() -> None:
-    x, y = models.image_data(16)
+    x, y = image_data(16)
     model, nrs = on_devices(2, "dropout", perturbations_per_replica=2)
     assert_step_is(model, nrs, x, y, 4, 2)
 
@@ -245,7 +250,7 @@ def test_groups_of_two_replicas_are_numbered_together() -> None:
 @several_devices
 @pytest.mark.parametrize("kind", ["batch_norm", "dropout"])
 def test_a_replica_with_two_groups_is_two_replicas(kind: str) -> None:
-    x, y = models.image_data(32)
+    x, y = image_data(32)
     assert_close(
         weights_after(x, y, kind=kind, perturbations_per_replica=2),
         weights_after(x, y, kind=kind, num_devices=2),
@@ -255,7 +260,7 @@ def test_a_replica_with_two_groups_is_two_replicas(kind: str) -> None:
 @several_devices
 @pytest.mark.parametrize("perturbation", ["ball", "relative", "layerwise", "released"])
 def test_replicas_with_one_delta_are_one_device(perturbation: str) -> None:
-    x, y = models.image_data(32)
+    x, y = image_data(32)
     kwargs = {"perturbation": perturbation}
     together = weights_after(x, y, num_devices=4, sync_perturbation=True, **kwargs)
     assert_close(together, weights_after(x, y, **kwargs))
@@ -282,7 +287,7 @@ def test_deltas_of_replicas_and_steps_are_uncorrelated() -> None:
 @pytest.mark.parametrize("num_groups", [5, 10])
 def test_groups_cover_a_batch_that_they_do_not_divide(num_groups: int) -> None:
     """Batches of 8 and of 5 samples: also with more groups than samples."""
-    x, y = models.image_data(21)
+    x, y = image_data(21)
     kwargs: dict[str, Any] = {"perturbation": FixedPerturbation(), "eps": 0.05}
     assert_close(
         weights_after(
@@ -294,23 +299,23 @@ def test_groups_cover_a_batch_that_they_do_not_divide(num_groups: int) -> None:
 
 def test_groups_leave_frozen_layers_alone() -> None:
     """Their weights are state that no step changes: it is not even assigned."""
-    x, y = models.image_data(16)
-    model = models.cnn()
+    x, y = image_data(16)
+    model = cnn()
     model.layers[0].trainable = False
-    models.compile_classifier(model)
+    compile_classifier(model)
     nrs = wrap(model, perturbations_per_replica=2)
     frozen = model.layers[0].kernel
-    before = models.numpy_values([frozen])
+    before = numpy_values([frozen])
     if BACKEND != "jax":
         frozen.assign = lambda value: pytest.fail("assigned")
     nrs.fit(x, y, batch_size=16, verbose=0)
-    models.assert_equal(models.numpy_values([frozen]), before)
+    assert_equal(numpy_values([frozen]), before)
 
 
 def test_groups_see_no_divergence_without_a_delta() -> None:
     """Each group compares its own dropout masks and batch moments."""
-    x, y = models.image_data(32)
-    model = models.cnn(dropout=0.5, seed=1)
+    x, y = image_data(32)
+    model = cnn(dropout=0.5, seed=1)
     nrs = wrap(model, eps=0.0, perturbations_per_replica=4)
     history = nrs.fit(x, y, batch_size=16, verbose=0).history
     assert history["model_divergence"] == [0.0]
@@ -323,7 +328,7 @@ def test_groups_see_no_divergence_without_a_delta() -> None:
 def test_a_summed_loss_is_the_sum_over_the_batch(
     num_devices: int, divergence: str
 ) -> None:
-    x, y = models.image_data(16)
+    x, y = image_data(16)
     rng = np.random.default_rng(0)
     values: Any = None
 
@@ -344,7 +349,7 @@ def test_a_summed_loss_is_the_sum_over_the_batch(
         nrs.fit(x, y, batch_size=16, verbose=0)
         value = float(loss(y[:1], np.zeros((1, 3))))
         assert value == pytest.approx(np.log(3), rel=1e-5)
-        return models.numpy_values(model.trainable_variables)
+        return numpy_values(model.trainable_variables)
 
     expected = gradient()
     if num_devices == 1:
@@ -359,7 +364,7 @@ def test_a_summed_loss_is_the_sum_over_the_batch(
 @several_devices
 def test_a_model_is_wrapped_where_it_was_made() -> None:
     """Outside the scope of its devices."""
-    x, y = models.image_data(16)
+    x, y = image_data(16)
     with devices(2):
         model = network("plain")
     nrs = wrap(model)
@@ -368,7 +373,7 @@ def test_a_model_is_wrapped_where_it_was_made() -> None:
 
 @several_devices
 def test_moving_between_devices_makes_the_step_anew() -> None:
-    x, y = models.image_data(16)
+    x, y = image_data(16)
     model = network("plain")
     nrs = wrap(model, perturbation=FixedPerturbation(), eps=0.05)
     if BACKEND == "tensorflow":
@@ -385,7 +390,7 @@ def test_moving_between_devices_makes_the_step_anew() -> None:
 @several_devices
 @pytest.mark.parametrize("kind", ["batch_norm", "dropout"])
 def test_memory_efficient_steps_on_two_devices_are_the_same_steps(kind: str) -> None:
-    x, y = models.image_data(32)
+    x, y = image_data(32)
     kwargs = {"kind": kind, "num_devices": 2, "perturbed_fraction": 0.5}
     assert_close(
         weights_after(x, y, memory_efficient=True, **kwargs),
@@ -396,7 +401,7 @@ def test_memory_efficient_steps_on_two_devices_are_the_same_steps(kind: str) -> 
 @several_devices
 @pytest.mark.parametrize("kind", ["batch_norm", "dropout"])
 def test_shares_on_two_devices_see_no_divergence_without_a_delta(kind: str) -> None:
-    x, y = models.image_data(32)
+    x, y = image_data(32)
     with devices(2):
         nrs = wrap(network(kind), eps=0.0, perturbed_fraction=0.4)
         history = nrs.fit(x, y, batch_size=16, verbose=0).history
@@ -419,7 +424,7 @@ def test_shares_on_two_devices_see_no_divergence_without_a_delta(kind: str) -> N
 )
 def test_options_on_two_devices(kwargs: dict[str, Any]) -> None:
     """With the same delta everywhere, two devices are one."""
-    x, y = models.image_data(32)
+    x, y = image_data(32)
     kwargs = {"perturbation": FixedPerturbation(), "eps": 0.05} | kwargs
     assert_close(
         weights_after(x, y, num_devices=2, **kwargs), weights_after(x, y, **kwargs)
@@ -492,7 +497,7 @@ def test_dicts_and_weights_on_two_devices(
             {"a": a[:4], "b": b[:4]}, keras.tree.map_structure(lambda t: t[:4], target)
         )
         values = [np.array(history[name]) for name in sorted(history)]
-        return models.numpy_values(model.weights) + values
+        return numpy_values(model.weights) + values
 
     alone = run()
     with devices(2):
@@ -509,11 +514,11 @@ def test_dicts_and_weights_on_two_devices(
     ],
 )
 def test_mixed_precision_on_two_devices(policy: str) -> None:
-    x, y = models.image_data(32)
+    x, y = image_data(32)
     keras.config.set_dtype_policy(policy)
     try:
         with devices(2):
-            model = models.cnn(dropout=0.5)
+            model = cnn(dropout=0.5)
             history = wrap(model).fit(x, y, batch_size=8, epochs=3, verbose=0).history
     finally:
         keras.config.set_dtype_policy("float32")
@@ -533,7 +538,7 @@ def test_masks_reach_the_loss_and_the_metrics_on_two_devices(
         model = keras.Sequential(
             [keras.Input((6,)), layers.Embedding(5, 4, mask_zero=True), layers.Dense(3)]
         )
-        models.compile_classifier(model)
+        compile_classifier(model)
         nrs = wrap(model, perturbation=FixedPerturbation(), eps=0.05, **kwargs)
         history = nrs.fit(x, y, batch_size=16, verbose=0).history
         # Keras gives each replica's loss the same weight, whatever its mask leaves.
@@ -552,7 +557,7 @@ def test_masks_reach_the_loss_and_the_metrics_on_two_devices(
 @pytest.mark.parametrize("size", [6, 7, 3])
 def test_a_batch_that_does_not_divide_is_shared_by_fewer_replicas(size: int) -> None:
     """By as many as divide it and the replicas: 2 of 4 take 3 samples each."""
-    x, y = models.image_data(size)
+    x, y = image_data(size)
     model, nrs = on_devices(4, "dropout")
     assert_step_is(model, nrs, x, y, np.gcd(size, 4), 4)
 
@@ -560,12 +565,12 @@ def test_a_batch_that_does_not_divide_is_shared_by_fewer_replicas(size: int) -> 
 @pytest.mark.only_jax
 def test_last_batches_that_do_not_divide() -> None:
     """In fit() with validation, evaluate(), predict() and on single batches."""
-    x, y = models.image_data(29)
+    x, y = image_data(29)
     kwargs: dict[str, Any] = {"perturbation": FixedPerturbation(), "eps": 0.05}
 
     def run() -> list[np.ndarray]:
         keras.utils.set_random_seed(3)
-        model = models.cnn(batch_norm=False)
+        model = cnn(batch_norm=False)
         nrs = wrap(model, **kwargs)
         history = nrs.fit(
             x, y, batch_size=8, validation_data=(x, y), shuffle=False, verbose=0
@@ -575,7 +580,7 @@ def test_last_batches_that_do_not_divide() -> None:
         found += [np.array(nrs.predict(x, batch_size=8, verbose=0))]
         found += [np.array(nrs.train_on_batch(x[:5], y[:5]))]
         found += [np.array(nrs.test_on_batch(x[:5], y[:5]))]
-        return found + models.numpy_values(model.weights)
+        return found + numpy_values(model.weights)
 
     alone = run()
     with devices(4):
@@ -601,7 +606,7 @@ def sharded(kind: str = "mlp") -> tuple[Any, keras.Model]:
                 layers.Dense(3, name="narrow"),
             ]
         )
-        models.compile_classifier(model, optimizer=keras.optimizers.SGD(1.0, 0.0))
+        compile_classifier(model, optimizer=keras.optimizers.SGD(1.0, 0.0))
     return distribution, model
 
 
@@ -616,10 +621,10 @@ def test_a_sharded_model_takes_the_mean_over_its_data_replicas(
     # Drawn by leaf, as the noise of sharded weights is.
     with distribution.scope():
         expected = by_hand(model, x, y, 2)
-        before = models.numpy_values(model.trainable_variables)
+        before = numpy_values(model.trainable_variables)
         nrs = wrap(model, memory_efficient=memory_efficient)
         history = nrs.fit(x, y, batch_size=16, verbose=0, shuffle=False).history
-    after = models.numpy_values(model.trainable_variables)
+    after = numpy_values(model.trainable_variables)
     bound = 1000 * ROUNDING
     for a, b, gradient in zip(before, after, expected["gradients"], strict=True):
         np.testing.assert_allclose(a - b, gradient, rtol=bound, atol=bound)

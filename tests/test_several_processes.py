@@ -55,11 +55,12 @@ import keras
 """
 TRAIN = """
 import keras_nrs
-from tests import models
+from tests.support.data import image_data
+from tests.support.networks import cnn
 keras.utils.set_random_seed(7)
-x, y = models.image_data(64)
+x, y = image_data(64)
 data = tf.data.Dataset.from_tensor_slices((x, y)).batch(16, drop_remainder=True)
-model = models.cnn(dropout=0.5)
+model = cnn(dropout=0.5)
 nrs = keras_nrs.wrap(model, eps=0.3, perturbation="relative")
 
 class Waiting(keras.callbacks.Callback):
@@ -243,9 +244,9 @@ def test_processes_that_would_wait_for_each_other_are_told() -> None:
 def test_only_the_first_process_writes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests import models
+    from tests.support.networks import cnn
 
-    nrs = keras_nrs.wrap(models.cnn())
+    nrs = keras_nrs.wrap(cnn())
     monkeypatch.setattr(type(nrs), "process_index", lambda self: 1)
     nrs.save(tmp_path / "model.keras")
     nrs.save_weights(tmp_path / "model.weights.h5")
@@ -260,9 +261,9 @@ def test_only_the_first_process_writes(
 def test_a_failed_save_leaves_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests import models
+    from tests.support.networks import cnn
 
-    nrs = keras_nrs.wrap(models.cnn())
+    nrs = keras_nrs.wrap(cnn())
     path = tmp_path / "model.weights.h5"
     nrs.save_weights(path)
     old = path.read_bytes()

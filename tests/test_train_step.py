@@ -13,9 +13,14 @@ import pytest
 from keras import layers
 
 import keras_nrs
-from tests import models
 from tests.benchmarks.memory import compiled_step
-from tests.models import FixedPerturbation
+from tests.support.asserts import assert_equal
+from tests.support.asserts import numpy_values
+from tests.support.data import image_data
+from tests.support.networks import Subclassed
+from tests.support.networks import cnn
+from tests.support.networks import compile_classifier
+from tests.support.perturbations import FixedPerturbation
 
 ROUNDING = float(np.finfo("float32").eps)
 
@@ -69,10 +74,10 @@ def closed_form(
 
 def one_step_gradient(x: np.ndarray, y: np.ndarray, **kwargs: Any) -> Any:
     model = linear_softmax(x)
-    before = models.numpy_values(model.trainable_variables)
+    before = numpy_values(model.trainable_variables)
     nrs = keras_nrs.wrap(model, perturbation=FixedPerturbation(), **kwargs)
     nrs.fit(x, y, batch_size=len(x), verbose=0)
-    after = models.numpy_values(model.trainable_variables)
+    after = numpy_values(model.trainable_variables)
     return before, [b - a for a, b in zip(after, before, strict=True)]
 
 
@@ -143,15 +148,17 @@ def run_python(script: str, backend: str | None = None) -> str:
 
 TWENTY_STEPS = """
 import json, keras, numpy as np, keras_nrs
-from tests import models
-x, y = models.image_data(64)
-model = models.cnn()
+from tests.support.data import image_data
+from tests.support.networks import cnn
+from tests.support.perturbations import FixedPerturbation
+x, y = image_data(64)
+model = cnn()
 rng = np.random.default_rng(0)
 model.set_weights([0.3 * rng.normal(size=w.shape) + (w.mean() == 1) for w in
                    model.get_weights()])
 bn = model.layers[1]
 bn.moving_mean.assign(np.zeros(4)); bn.moving_variance.assign(np.ones(4))
-nrs = keras_nrs.wrap(model, eps=0.05, perturbation=models.FixedPerturbation())
+nrs = keras_nrs.wrap(model, eps=0.05, perturbation=FixedPerturbation())
 history = nrs.fit(x, y, batch_size=16, epochs=5, shuffle=False, verbose=0).history
 print(json.dumps([[w.tolist() for w in model.get_weights()], history]))
 """
@@ -183,13 +190,13 @@ def test_nothing_regularized_is_bare_keras(
     kind: str, arguments: dict[str, Any]
 ) -> None:
     """Bit for bit, with dropout, BatchNorm, a penalty and validation."""
-    x, y = models.image_data(50)
+    x, y = image_data(50)
 
     def make() -> keras.Model:
         if kind == "sequential":
-            return models.cnn(dropout=0.5, penalty=1e-3)
-        model = models.Subclassed()
-        models.compile_classifier(model)
+            return cnn(dropout=0.5, penalty=1e-3)
+        model = Subclassed()
+        compile_classifier(model)
         return model
 
     def run(**kwargs: Any) -> tuple[Any, Any, Any]:
@@ -200,11 +207,11 @@ def test_nothing_regularized_is_bare_keras(
             x, y, batch_size=16, epochs=3, validation_split=0.2, verbose=0
         ).history
         variables = model.variables + model.optimizer.variables
-        return models.numpy_values(variables), history, trained
+        return numpy_values(variables), history, trained
 
     bare_values, bare_history, _ = run()
     values, history, nrs = run(**arguments)
-    models.assert_equal(values, bare_values)
+    assert_equal(values, bare_values)
     assert {name: history[name] for name in bare_history} == bare_history
     extra = set(history) - set(bare_history)
     assert extra == {tracker.name for tracker in nrs._trackers}
@@ -212,15 +219,15 @@ def test_nothing_regularized_is_bare_keras(
 
 @pytest.mark.parametrize("seed", [None, 5])
 def test_both_passes_see_the_same_dropout_masks(seed: int | None) -> None:
-    x, y = models.image_data()
-    nrs = keras_nrs.wrap(models.cnn(dropout=0.5, seed=seed), eps=0.0)
+    x, y = image_data()
+    nrs = keras_nrs.wrap(cnn(dropout=0.5, seed=seed), eps=0.0)
     history = nrs.fit(x, y, epochs=3, verbose=0).history
     assert history["model_divergence"] == [0.0, 0.0, 0.0]
 
 
 def test_dropout_masks_differ_between_steps() -> None:
-    x, y = models.image_data()
-    model = models.cnn(dropout=0.5, seed=5)
+    x, y = image_data()
+    model = cnn(dropout=0.5, seed=5)
     nrs = keras_nrs.wrap(model, eps=0.0)
     model.optimizer.learning_rate = 0.0
     losses = [nrs.train_on_batch(x, y)[0] for _ in range(3)]
@@ -228,16 +235,16 @@ def test_dropout_masks_differ_between_steps() -> None:
 
 
 def test_batch_norm_statistics_come_from_the_clean_pass() -> None:
-    x, y = models.image_data()
+    x, y = image_data()
 
     def moving_statistics(eps: float | None) -> list[np.ndarray]:
         keras.utils.set_random_seed(0)
-        model = models.cnn()
+        model = cnn()
         model.optimizer.learning_rate = 0.0
         nrs = model if eps is None else keras_nrs.wrap(model, eps=eps)
         nrs.fit(x, y, batch_size=16, shuffle=False, verbose=0)
         bn = model.layers[1]
-        return models.numpy_values([bn.moving_mean, bn.moving_variance])
+        return numpy_values([bn.moving_mean, bn.moving_variance])
 
     for got, want in zip(moving_statistics(1e6), moving_statistics(None), strict=True):
         # The same moments, maybe fused differently: a sum of 256 terms.
@@ -247,11 +254,11 @@ def test_batch_norm_statistics_come_from_the_clean_pass() -> None:
 @pytest.mark.parametrize("scheme", ["nrs", "rpr"])
 def test_penalties_count_once(scheme: str) -> None:
     """With frozen weights, the loss grows by the penalty itself."""
-    x, y = models.image_data()
+    x, y = image_data()
 
     def loss(penalty: float) -> tuple[float, float, float]:
         keras.utils.set_random_seed(0)
-        model = models.cnn(penalty=penalty)
+        model = cnn(penalty=penalty)
         model.optimizer.learning_rate = 0.0
         norm = float(np.sum(np.square(model.layers[-2].get_weights()[0])))
         nrs = keras_nrs.wrap(model, eps=0.5, scheme=scheme, seed=1)
@@ -268,12 +275,12 @@ def test_penalties_count_once(scheme: str) -> None:
 
 
 def test_activity_penalties_count_once() -> None:
-    x, y = models.image_data()
+    x, y = image_data()
     inputs = keras.Input((6, 6, 1))
     hidden = layers.Flatten()(inputs)
     hidden = layers.ActivityRegularization(l2=0.1)(hidden)
     model = keras.Model(inputs, layers.Dense(3)(hidden))
-    models.compile_classifier(model, optimizer=keras.optimizers.SGD(0.0))
+    compile_classifier(model, optimizer=keras.optimizers.SGD(0.0))
     # With delta = 0 both losses are equal, so the rest of the total is the penalty.
     logs = keras_nrs.wrap(model, eps=0.0).train_on_batch(x, y, return_dict=True)
     penalty = float(logs["loss"]) - 2 * float(logs["perturbed_loss"])
@@ -296,11 +303,11 @@ def test_rpr_has_no_gradient_from_the_clean_loss(
 
 def test_normalize_leaves_the_balance_of_loss_and_penalty() -> None:
     """With a delta of 0 it is plain Keras."""
-    x, y = models.image_data(32)
+    x, y = image_data(32)
     weights = []
     for wrapped in (False, True):
         keras.utils.set_random_seed(0)
-        model: Any = models.cnn(penalty=0.1, batch_norm=False)
+        model: Any = cnn(penalty=0.1, batch_norm=False)
         if wrapped:
             model = keras_nrs.wrap(model, eps=0.0, normalize=True)
         model.fit(x, y, batch_size=32, shuffle=False, verbose=0)
@@ -319,13 +326,13 @@ def test_normalize_divides_the_total(data: tuple[np.ndarray, np.ndarray]) -> Non
 
 
 def test_zero_sample_weight_removes_a_sample_from_all_terms() -> None:
-    x, y = models.image_data(16)
+    x, y = image_data(16)
     weight = np.where(np.arange(16) < 12, 1.0, 0.0)
     garbage = np.where(weight[:, None, None, None] == 1, x, 50.0).astype("float32")
 
     def logs(x: np.ndarray) -> dict[str, Any]:
         keras.utils.set_random_seed(0)
-        nrs = keras_nrs.wrap(models.cnn(batch_norm=False), eps=1.0, seed=0)
+        nrs = keras_nrs.wrap(cnn(batch_norm=False), eps=1.0, seed=0)
         return nrs.train_on_batch(x, y, sample_weight=weight, return_dict=True)
 
     first, second = logs(x), logs(garbage)
@@ -335,11 +342,11 @@ def test_zero_sample_weight_removes_a_sample_from_all_terms() -> None:
 
 def test_class_weight_weighs_the_divergence() -> None:
     """A weight of 2 on every class doubles all three terms."""
-    x, y = models.image_data()
+    x, y = image_data()
 
     def logs(**kwargs: Any) -> dict[str, Any]:
         keras.utils.set_random_seed(0)
-        nrs = keras_nrs.wrap(models.cnn(), eps=1.0, seed=0)
+        nrs = keras_nrs.wrap(cnn(), eps=1.0, seed=0)
         return nrs.train_on_batch(x, y, return_dict=True, **kwargs)
 
     plain, doubled = logs(), logs(class_weight={0: 2.0, 1: 2.0, 2: 2.0})
@@ -349,8 +356,8 @@ def test_class_weight_weighs_the_divergence() -> None:
 
 
 def test_reported_terms_add_up_to_the_loss() -> None:
-    x, y = models.image_data(60)
-    nrs = keras_nrs.wrap(models.cnn(), eps=1.0, alpha=0.7, beta=0.3, seed=0)
+    x, y = image_data(60)
+    nrs = keras_nrs.wrap(cnn(), eps=1.0, alpha=0.7, beta=0.3, seed=0)
     clean = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     for _ in range(3):
         loss = clean(y, nrs.base_model(x, training=True))
@@ -366,8 +373,8 @@ def test_reported_terms_add_up_to_the_loss() -> None:
 @pytest.mark.parametrize("interval", [2, 3])
 def test_interval_perturbs_every_kth_step(interval: int) -> None:
     """On the other steps the loss is the plain one."""
-    x, y = models.image_data()
-    model = models.cnn(batch_norm=False)
+    x, y = image_data()
+    model = cnn(batch_norm=False)
     model.optimizer.learning_rate = 0.0
     nrs = keras_nrs.wrap(model, eps=0.0, interval=interval)
     losses = []
@@ -388,8 +395,8 @@ def test_interval_skips_the_perturbed_pass_at_run_time() -> None:
             count_at_run_time(calls)
             return [keras.ops.zeros(w.shape) for w in weights]
 
-    x, y = models.image_data(80)
-    nrs = keras_nrs.wrap(models.cnn(), eps=0, perturbation=Counting(), interval=4)
+    x, y = image_data(80)
+    nrs = keras_nrs.wrap(cnn(), eps=0, perturbation=Counting(), interval=4)
     nrs.fit(x, y, batch_size=10, verbose=0)
     wait_for_device()
     assert len(calls) == 2
@@ -433,8 +440,8 @@ def test_eps_and_alpha_take_effect_without_retracing() -> None:
             seen.append(float(logs["model_divergence"]))
 
     seen: list[float] = []
-    x, y = models.image_data(64)
-    nrs = keras_nrs.wrap(models.cnn(), eps=1.0, perturbation=Counting())
+    x, y = image_data(64)
+    nrs = keras_nrs.wrap(cnn(), eps=1.0, perturbation=Counting())
     nrs.fit(x, y, batch_size=8, verbose=0, callbacks=[Assign()])
     assert seen[2] == 0.0
     assert seen[3] > 0.0
@@ -445,26 +452,26 @@ def test_eps_and_alpha_take_effect_without_retracing() -> None:
 
 
 def test_same_seed_same_run_and_other_seed_other_run() -> None:
-    x, y = models.image_data()
+    x, y = image_data()
 
     def weights(seed: int | None, global_seed: int = 0) -> list[np.ndarray]:
         keras.utils.set_random_seed(0)
-        model = models.cnn()
+        model = cnn()
         keras.utils.set_random_seed(global_seed)
         nrs = keras_nrs.wrap(model, eps=2.0, seed=seed)
         nrs.fit(x, y, batch_size=16, epochs=2, shuffle=False, verbose=0)
-        return models.numpy_values(model.variables)
+        return numpy_values(model.variables)
 
-    models.assert_equal(weights(7), weights(7, global_seed=1))
-    models.assert_equal(weights(None), weights(None))
+    assert_equal(weights(7), weights(7, global_seed=1))
+    assert_equal(weights(None), weights(None))
     assert not np.array_equal(weights(7)[0], weights(8)[0])
     assert not np.array_equal(weights(None)[0], weights(None, global_seed=1)[0])
 
 
 def test_only_chosen_trainable_weights_are_perturbed() -> None:
     """Seen through an output that depends on the kept weights only."""
-    x, y = models.image_data()
-    model = models.cnn()
+    x, y = image_data()
+    model = cnn()
     # A bias that BatchNorm takes away again, up to rounding.
     kept = keras_nrs.perturbations.Ball(
         where=lambda v: "conv" in v.path and v.name == "bias"
@@ -476,20 +483,18 @@ def test_only_chosen_trainable_weights_are_perturbed() -> None:
     last = model.layers[-1]
     for layer in model.layers[:-1]:
         layer.trainable = False
-    models.compile_classifier(model)
+    compile_classifier(model)
     nrs = keras_nrs.wrap(model, eps=10.0)
-    frozen = models.numpy_values(model.layers[0].variables)
+    frozen = numpy_values(model.layers[0].variables)
     assert nrs.fit(x, y, verbose=0).history["model_divergence"][0] > 0
-    models.assert_equal(models.numpy_values(model.layers[0].variables), frozen)
+    assert_equal(numpy_values(model.layers[0].variables), frozen)
     last.trainable = False
     model.layers[0].trainable = True
-    models.compile_classifier(nrs)
-    before = models.numpy_values(last.variables)
+    compile_classifier(nrs)
+    before = numpy_values(last.variables)
     nrs.fit(x, y, verbose=0)
-    models.assert_equal(models.numpy_values(last.variables), before)
-    assert not np.array_equal(
-        frozen[0], models.numpy_values(model.layers[0].variables)[0]
-    )
+    assert_equal(numpy_values(last.variables), before)
+    assert not np.array_equal(frozen[0], numpy_values(model.layers[0].variables)[0])
 
 
 def test_masked_positions_do_not_count() -> None:
@@ -499,7 +504,7 @@ def test_masked_positions_do_not_count() -> None:
     model = keras.Sequential(
         [layers.Embedding(5, 3, mask_zero=True), layers.Dense(3, use_bias=False)]
     )
-    models.compile_classifier(model, metrics=None)
+    compile_classifier(model, metrics=None)
     model.build((2, 4))
     table, kernel = model.get_weights()
     nrs = keras_nrs.wrap(model, eps=0.5, perturbation=FixedPerturbation())
@@ -523,7 +528,7 @@ def test_masked_positions_do_not_count() -> None:
 
 def frozen_cnn(**kwargs: Any) -> keras.Model:
     keras.utils.set_random_seed(0)
-    model = models.cnn(**kwargs)
+    model = cnn(**kwargs)
     model.optimizer.learning_rate = 0.0
     return model
 
@@ -533,9 +538,9 @@ def frozen_cnn(**kwargs: Any) -> keras.Model:
 def test_on_a_share_both_passes_see_the_same_masks_and_moments(
     batch_norm: bool, perturbations_per_replica: int
 ) -> None:
-    x, y = models.image_data(50)
+    x, y = image_data(50)
     nrs = keras_nrs.wrap(
-        models.cnn(dropout=0.5, batch_norm=batch_norm, seed=5),
+        cnn(dropout=0.5, batch_norm=batch_norm, seed=5),
         eps=0.0,
         perturbed_fraction=0.4,
         perturbations_per_replica=perturbations_per_replica,
@@ -552,7 +557,7 @@ def test_a_share_estimates_the_terms_without_bias(
     reduction: str, stateful: bool, perturbations_per_replica: int
 ) -> None:
     """Over many steps without learning, their means are those of the whole batch."""
-    x, y = models.image_data(9)
+    x, y = image_data(9)
     loss = keras.losses.SparseCategoricalCrossentropy(
         from_logits=True, reduction=reduction
     )
@@ -561,7 +566,7 @@ def test_a_share_estimates_the_terms_without_bias(
         model = frozen_cnn(batch_norm=False)
         if stateful:  # Splits the clean pass, and changes nothing.
             model = keras.Sequential([model, layers.Dropout(1e-7, seed=1)])
-        models.compile_classifier(model, loss=loss, optimizer=keras.optimizers.SGD(0.0))
+        compile_classifier(model, loss=loss, optimizer=keras.optimizers.SGD(0.0))
         nrs = keras_nrs.wrap(model, 1.0, perturbation=FixedPerturbation(), **kwargs)
         logs = [nrs.train_on_batch(x, y, return_dict=True) for _ in range(steps)]
         names = ("loss", "model_divergence", "perturbed_loss")
@@ -579,7 +584,7 @@ def test_a_share_estimates_the_terms_without_bias(
 
 def test_a_share_leaves_the_clean_pass_and_metrics_alone() -> None:
     """Outputs are in the order of the labels again."""
-    x, y = models.image_data(50)
+    x, y = image_data(50)
     bare = frozen_cnn(batch_norm=False)
     expected = bare.fit(x, y, batch_size=16, shuffle=False, verbose=0).history
     model = frozen_cnn(batch_norm=False)
@@ -601,7 +606,7 @@ def test_the_perturbed_pass_sees_that_share_only() -> None:
             return inputs
 
     model = keras.Sequential([keras.Input((1,)), Recorder(), layers.Dense(3)])
-    models.compile_classifier(model, run_eagerly=True)
+    compile_classifier(model, run_eagerly=True)
     seen.clear()
     nrs = keras_nrs.wrap(model, 0.1, perturbed_fraction=0.25, seed=0)
     nrs.train_on_batch(np.zeros((16, 1)), np.zeros(16))
@@ -626,11 +631,11 @@ def test_memory_efficient_steps_are_the_same_steps(
     seed: int | None, arguments: dict[str, Any]
 ) -> None:
     """With dropout, BatchNorm and a penalty."""
-    x, y = models.image_data(40)
+    x, y = image_data(40)
 
     def run(memory_efficient: bool) -> tuple[list[np.ndarray], dict[str, Any]]:
         keras.utils.set_random_seed(0)
-        model = models.cnn(dropout=0.5, penalty=1e-3, seed=seed)
+        model = cnn(dropout=0.5, penalty=1e-3, seed=seed)
         nrs = keras_nrs.wrap(
             model,
             eps=0.3,
@@ -640,7 +645,7 @@ def test_memory_efficient_steps_are_the_same_steps(
             **arguments,
         )
         fitted = nrs.fit(x, y, batch_size=16, epochs=2, shuffle=False, verbose=0)
-        return models.numpy_values(model.variables), fitted.history
+        return numpy_values(model.variables), fitted.history
 
     (values, history), (expected, expected_history) = run(True), run(False)
     # 6 steps of sums of 1,000 terms of order one, which double errors at the most.
@@ -686,7 +691,7 @@ def test_memory_efficient_steps_take_less_memory() -> None:
     def temporary_bytes(**kwargs: Any) -> int:
         hidden = [layers.Dense(64, activation="tanh") for _ in range(12)]
         model = keras.Sequential([keras.Input((16,)), *hidden, layers.Dense(3)])
-        models.compile_classifier(model, metrics=None)
+        compile_classifier(model, metrics=None)
         trained = keras_nrs.wrap(model, **kwargs) if kwargs else model
         analysis = compiled_step(trained, x, y).memory_analysis()
         return int(analysis.temp_size_in_bytes)

@@ -9,7 +9,7 @@ import numpy as np
 from keras import layers
 from keras import ops
 
-from tests import models
+from tests.support.networks import compile_classifier
 
 BACKEND = keras.config.backend()
 
@@ -57,7 +57,7 @@ def classifier(**kwargs: Any) -> keras.Model:
     model = keras.Sequential(
         [keras.Input((6,)), Product(12), Product(8), Product(3, is_linear=True)]
     )
-    models.compile_classifier(model, **kwargs)
+    compile_classifier(model, **kwargs)
     return model
 
 

@@ -9,8 +9,9 @@ from keras_nrs.flatness import hessian_density
 from keras_nrs.flatness import hessian_eigenvalues
 from keras_nrs.flatness import hessian_operator
 from keras_nrs.flatness import hessian_trace
-from tests import models
 from tests.flatness import reference
+from tests.support.data import image_data
+from tests.support.networks import cnn
 
 RTOL = {"float32": 1e-4, "float64": 1e-8}
 
@@ -83,8 +84,8 @@ def test_against_pyhessian() -> None:
     import torch
     from pyhessian import hessian
 
-    x, y = models.image_data(48)
-    model = models.cnn(dropout=0.5, seed=0)
+    x, y = image_data(48)
+    model = cnn(dropout=0.5, seed=0)
     model.fit(x, y, epochs=2, verbose=0)
     data = torch.as_tensor(x), torch.as_tensor(y).long()
     theirs = hessian(model, torch.nn.CrossEntropyLoss(), data=data, cuda=False)
@@ -192,8 +193,8 @@ def test_progress(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_density_is_drawn(tmp_path: Any) -> None:
-    x, y = models.image_data(32)
-    density = hessian_density(models.cnn(), x, y, num_samples=2, num_steps=5)
+    x, y = image_data(32)
+    density = hessian_density(cnn(), x, y, num_samples=2, num_steps=5)
     points = np.linspace(-5, 5, 2001)
     values = density.density(points, bandwidth=0.05)
     assert np.trapezoid(values, points) == pytest.approx(1, abs=1e-3)

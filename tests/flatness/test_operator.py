@@ -11,8 +11,12 @@ from keras import ops
 
 import keras_nrs
 from keras_nrs.flatness import hessian_operator
-from tests import models
 from tests.flatness import reference
+from tests.support.asserts import assert_equal
+from tests.support.asserts import numpy_values
+from tests.support.data import image_data
+from tests.support.networks import cnn
+from tests.support.networks import compile_classifier
 
 # Products of float32 in networks of three layers, and of float64.
 RTOL = {"float32": 1e-5, "float64": 1e-12}
@@ -48,8 +52,8 @@ def test_equals_the_dense_hessian(dtype: str, batch_size: int) -> None:
 
 @pytest.mark.parametrize("regularizers", [True, False])
 def test_convolutions_and_penalties(regularizers: bool) -> None:
-    x, y = models.image_data(32)
-    model = models.cnn(penalty=0.1, dropout=0.5, seed=0)
+    x, y = image_data(32)
+    model = cnn(penalty=0.1, dropout=0.5, seed=0)
     model.fit(x, y, verbose=0)
     for variables in (
         lambda v: "conv" in v.path or "dense" in v.path,
@@ -210,13 +214,13 @@ def test_attention_batch_norm_dropout_and_several_outputs() -> None:
 
 
 def test_mixed_precision_is_measured_in_full() -> None:
-    x, y = models.image_data(32)
-    model = models.cnn()
+    x, y = image_data(32)
+    model = cnn()
     expected = hessian_operator(model, x, y, variables="all").to_dense()
     weights = model.get_weights()
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
-        model = models.cnn()
+        model = cnn()
     finally:
         keras.config.set_dtype_policy("float32")
     model.set_weights(weights)
@@ -235,12 +239,12 @@ def test_a_wrapped_model_has_the_hessian_of_its_base_model() -> None:
 
 def test_the_model_is_left_as_it_was() -> None:
     """Its weights, state and seeds; and the operator keeps to the weights it saw."""
-    x, y = models.image_data(32)
-    model = models.cnn(dropout=0.5, seed=0)
-    before = models.numpy_values(model.variables)
+    x, y = image_data(32)
+    model = cnn(dropout=0.5, seed=0)
+    before = numpy_values(model.variables)
     operator = hessian_operator(model, x, y)
     first = operator.to_dense()
-    models.assert_equal(models.numpy_values(model.variables), before)
+    assert_equal(numpy_values(model.variables), before)
     model.set_weights([0 * w for w in model.get_weights()])
     np.testing.assert_array_equal(operator.to_dense(), first)
 
@@ -322,7 +326,7 @@ def test_what_cannot_be_differentiated_twice_is_named() -> None:
         [keras.Input((6,)), layers.Dense(4), OnceDifferentiable(), layers.Dense(3)],
         name="once",
     )
-    models.compile_classifier(model)
+    compile_classifier(model)
     operator = hessian_operator(model, x, y, variables="all")
     with pytest.raises(NotImplementedError, match="'once' cannot be differentiated"):
         operator @ np.ones(operator.shape[0])
@@ -389,7 +393,7 @@ def test_bad_models_and_data() -> None:
     with pytest.raises(ValueError, match="`model` must be built"):
         hessian_operator(keras.Sequential([layers.Dense(1)]), x, y)
     with pytest.raises(ValueError, match="`model` must be compiled with a loss"):
-        hessian_operator(models.cnn(compile=False), x, y)
+        hessian_operator(cnn(compile=False), x, y)
     with pytest.raises(ValueError, match="must be arrays with one number of samples"):
         hessian_operator(model, x, y[:3])
     with pytest.raises(ValueError, match="at least one"):
@@ -424,7 +428,7 @@ def test_measuring_again_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     second = hessian_operator(model, x, y)
     assert second._hessian_at is first._hessian_at
     assert relative_error(second @ np.ones(27), product) > 0.01
-    models.compile_classifier(model, loss=lambda y, z: ops.mean(z**2, axis=-1))
+    compile_classifier(model, loss=lambda y, z: ops.mean(z**2, axis=-1))
     squares = hessian_operator(model, x, y)
     features = keras.Model(model.inputs[0], model.layers[-2].output)
     h = np.column_stack([ops.convert_to_numpy(features(x)), np.ones(8)])
@@ -437,7 +441,7 @@ def test_freezing_a_layer_between_measurements() -> None:
     model = reference.classifier()
     hessian_operator(model, x, y).to_dense()
     model.layers[0].trainable = False
-    models.compile_classifier(model)
+    compile_classifier(model)
     operator = hessian_operator(model, x, y, variables="all")
     assert operator.shape == (215 - 84, 215 - 84)
     model.layers[0].trainable, model.layers[1].trainable = True, False
@@ -449,8 +453,8 @@ def test_freezing_a_layer_between_measurements() -> None:
 
 
 def test_an_operator_outlives_training() -> None:
-    x, y = models.image_data(32)
-    model = models.cnn()
+    x, y = image_data(32)
+    model = cnn()
     operator = hessian_operator(model, x, y, batch_size=16)
     before = operator.to_dense()
     model.fit(x, y, verbose=0)

@@ -1,6 +1,5 @@
 """Saving an `NRSModel`, and going on where it was saved."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ from tests.support.data import image_data
 from tests.support.networks import cnn
 from tests.support.networks import compile_classifier
 from tests.support.perturbations import FixedPerturbation
+from tests.support.processes import run_python
 
 CONTINUE = """
 import sys
@@ -46,14 +46,7 @@ def trained(epochs: int) -> Any:
 def test_continued_in_a_new_process_is_uninterrupted(tmp_path: Path) -> None:
     path = tmp_path / "half way.keras"
     trained(2).save(path)
-    result = subprocess.run(
-        [sys.executable, "-c", CONTINUE, str(path), str(tmp_path / "end.npz")],
-        env=dict(os.environ),
-        cwd=Path(__file__).parent.parent,
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
+    run_python(CONTINUE, path, tmp_path / "end.npz")
     whole = trained(4)
     with np.load(tmp_path / "end.npz") as end:
         assert_equal(

@@ -9,7 +9,7 @@ from keras_nrs.flatness import hessian_density
 from keras_nrs.flatness import hessian_eigenvalues
 from keras_nrs.flatness import hessian_operator
 from keras_nrs.flatness import hessian_trace
-from tests.flatness import reference
+from tests.support import hessians
 from tests.support.data import image_data
 from tests.support.networks import cnn
 
@@ -19,10 +19,10 @@ RTOL = {"float32": 1e-4, "float64": 1e-8}
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_against_the_dense_hessian(dtype: str) -> None:
     """Eigenvalues, trace and moments of the density, for all 215 weights."""
-    with reference.precision(dtype):
-        model = reference.classifier()
-        x, y = reference.data(32)
-        dense = reference.dense_hessian(
+    with hessians.precision(dtype):
+        model = hessians.classifier()
+        x, y = hessians.data(32)
+        dense = hessians.dense_hessian(
             model, x, y, model.trainable_variables, regularizers=True
         ).astype("float64")
         dense = (dense + dense.T) / 2
@@ -61,8 +61,8 @@ def test_against_the_dense_hessian(dtype: str) -> None:
 
 @pytest.mark.parametrize("method", ["hutch++", "hutchinson"])
 def test_the_standard_error_of_the_trace_is_honest(method: str) -> None:
-    model = reference.classifier()
-    x, y = reference.data(32)
+    model = hessians.classifier()
+    x, y = hessians.data(32)
     exact = np.trace(hessian_operator(model, x, y, variables="all").to_dense())
     traces = [
         hessian_trace(
@@ -95,8 +95,8 @@ def test_against_pyhessian() -> None:
 
 
 def test_eigenvectors() -> None:
-    model = reference.classifier()
-    x, y = reference.data(32)
+    model = hessians.classifier()
+    x, y = hessians.data(32)
     result = hessian_eigenvalues(model, x, y, k=2, return_eigenvectors=True)
     operator = hessian_operator(model, x, y)
     assert result.eigenvectors is not None
@@ -113,8 +113,8 @@ def test_eigenvectors() -> None:
 
 
 def test_all_eigenvalues_and_a_single_weight() -> None:
-    x, y = reference.data(16)
-    model = reference.classifier()
+    x, y = hessians.data(16)
+    model = hessians.classifier()
     exact = np.linalg.eigvalsh(hessian_operator(model, x, y).to_dense())[::-1]
     result = hessian_eigenvalues(model, x, y, k=27)
     np.testing.assert_allclose(result.eigenvalues, exact, atol=1e-5 * exact[0])
@@ -126,8 +126,8 @@ def test_all_eigenvalues_and_a_single_weight() -> None:
 
 
 def test_no_convergence() -> None:
-    x, y = reference.data(16)
-    model = reference.classifier()
+    x, y = hessians.data(16)
+    model = hessians.classifier()
     with pytest.warns(UserWarning, match="did not converge to tol=1e-12 in 3 products"):
         result = hessian_eigenvalues(
             model, x, y, k=9, variables="all", tol=1e-12, max_products=3
@@ -139,12 +139,12 @@ def test_no_convergence() -> None:
 
 @pytest.mark.parametrize("variables", ["last_layer", "all"])
 def test_a_hessian_of_zeros_and_one_that_is_not_finite(variables: str) -> None:
-    x, y = reference.data(16)
-    model = reference.classifier(loss=lambda y, z: keras.ops.mean(0 * z, axis=-1))
+    x, y = hessians.data(16)
+    model = hessians.classifier(loss=lambda y, z: keras.ops.mean(0 * z, axis=-1))
     result = hessian_eigenvalues(model, x, y, k=2, variables=variables)
     np.testing.assert_array_equal(result.eigenvalues, [0, 0])
     assert result.converged
-    model = reference.classifier()
+    model = hessians.classifier()
     model.set_weights([np.nan * w for w in model.get_weights()])
     with pytest.warns(UserWarning, match="did not converge"):
         result = hessian_eigenvalues(model, x, y, k=2, variables=variables)
@@ -156,8 +156,8 @@ def test_a_hessian_of_zeros_and_one_that_is_not_finite(variables: str) -> None:
 def test_a_stopped_measurement_goes_on(tmp_path: Any, monkeypatch: Any) -> None:
     """Ctrl-C, and the same call again."""
     # Not a power of 2, so that means are rounded.
-    x, y = reference.data(30)
-    model = reference.classifier()
+    x, y = hessians.data(30)
+    model = hessians.classifier()
     options = {"variables": "all", "checkpoint": tmp_path / "products"}
     expected = hessian_eigenvalues(model, x, y, variables="all")
     from keras_nrs.flatness.operator import HessianOperator
@@ -182,8 +182,8 @@ def test_a_stopped_measurement_goes_on(tmp_path: Any, monkeypatch: Any) -> None:
 
 
 def test_progress(capsys: pytest.CaptureFixture[str]) -> None:
-    x, y = reference.data(16)
-    model = reference.classifier()
+    x, y = hessians.data(16)
+    model = hessians.classifier()
     hessian_trace(model, x, y, num_products=9, verbose=1)
     assert "9/9" in capsys.readouterr().out
     hessian_eigenvalues(model, x, y, verbose=1)
@@ -219,6 +219,6 @@ def test_the_density_is_drawn(tmp_path: Any) -> None:
     ],
 )
 def test_bad_arguments(function: Any, options: dict[str, Any], message: str) -> None:
-    x, y = reference.data(8)
+    x, y = hessians.data(8)
     with pytest.raises(ValueError, match=message):
-        function(reference.classifier(), x, y, **options)
+        function(hessians.classifier(), x, y, **options)

@@ -7,7 +7,7 @@ from keras import layers
 
 from keras_nrs.flatness import hessian_eigenvalues
 from keras_nrs.flatness import kfra_max_eigenvalue
-from tests.flatness import reference
+from tests.support import hessians
 from tests.support.data import image_data
 from tests.support.networks import Subclassed
 from tests.support.networks import cnn
@@ -29,7 +29,7 @@ def array(value: Any) -> np.ndarray:
 
 @pytest.mark.parametrize("ends_with_softmax", [True, False])
 def test_closed_form_of_a_linear_softmax_model(ends_with_softmax: bool) -> None:
-    x, y = reference.data(32)
+    x, y = hessians.data(32)
     activation = "softmax" if ends_with_softmax else None
     model = keras.Sequential([keras.Input((6,)), layers.Dense(3, activation)])
     loss = keras.losses.SparseCategoricalCrossentropy(not ends_with_softmax)
@@ -37,8 +37,8 @@ def test_closed_form_of_a_linear_softmax_model(ends_with_softmax: bool) -> None:
     kernel, bias = map(array, model.weights)
     p = softmax(x.astype("float64") @ kernel + bias)
     a = np.column_stack([x, np.ones(32)]).astype("float64")
-    hessians = p[:, :, None] * np.eye(3) - p[:, :, None] * p[:, None]
-    expected = largest(a.T @ a / 32) * largest(hessians.mean(axis=0))
+    of_samples = p[:, :, None] * np.eye(3) - p[:, :, None] * p[:, None]
+    expected = largest(a.T @ a / 32) * largest(of_samples.mean(axis=0))
     result = kfra_max_eigenvalue(model, x, batch_size=10)
     assert result.eigenvalue == pytest.approx(expected, rel=1e-5)
     # Where all samples have one p, or are one, it is the exact eigenvalue.
@@ -53,7 +53,7 @@ def test_closed_form_of_a_linear_softmax_model(ends_with_softmax: bool) -> None:
 
 def test_recursion_through_dense_and_elementwise_layers() -> None:
     """Against NumPy, with BatchNorm, dropout and an activation as a layer."""
-    x, y = reference.data(64)
+    x, y = hessians.data(64)
     model = keras.Sequential(
         [
             keras.Input((6,)),

@@ -11,7 +11,7 @@ from keras import ops
 
 import keras_nrs
 from keras_nrs.flatness import hessian_operator
-from tests.flatness import reference
+from tests.support import hessians
 from tests.support.asserts import assert_equal
 from tests.support.asserts import numpy_values
 from tests.support.data import image_data
@@ -33,11 +33,11 @@ def relative_error(matrix: np.ndarray, expected: np.ndarray) -> float:
 )
 def test_equals_the_dense_hessian(dtype: str, batch_size: int) -> None:
     """For all weights, over one batch and over several."""
-    with reference.precision(dtype):
-        model = reference.classifier()
-        x, y = reference.data(32)
+    with hessians.precision(dtype):
+        model = hessians.classifier()
+        x, y = hessians.data(32)
         operator = hessian_operator(model, x, y, variables="all", batch_size=batch_size)
-        expected = reference.dense_hessian(
+        expected = hessians.dense_hessian(
             model, x, y, model.trainable_variables, regularizers=True
         )
         assert operator.shape == expected.shape == (215, 215)
@@ -62,15 +62,15 @@ def test_convolutions_and_penalties(regularizers: bool) -> None:
         operator = hessian_operator(
             model, x, y, variables=variables, regularizers=regularizers, batch_size=16
         )
-        expected = reference.dense_hessian(
+        expected = hessians.dense_hessian(
             model, x, y, operator.variables, regularizers=regularizers
         )
         assert relative_error(operator.to_dense(), expected) < 1e-4
 
 
 def test_sample_weights() -> None:
-    model = reference.classifier()
-    x, y = reference.data(32)
+    model = hessians.classifier()
+    x, y = hessians.data(32)
     weights = np.linspace(0, 3, 32).astype("float32")
     operator = hessian_operator(model, x, y, sample_weight=weights, batch_size=10)
     doubled = hessian_operator(model, x, y, sample_weight=2 * weights)
@@ -117,8 +117,8 @@ def data_loader(x: Any, y: Any) -> Any:
 @pytest.mark.parametrize("form", [generator, PyDataset, tf_dataset, data_loader])
 def test_forms_of_data(form: Callable[..., Any]) -> None:
     """Each can be gone through many times, a generator too."""
-    x, y = reference.data(30)
-    model = reference.classifier()
+    x, y = hessians.data(30)
+    model = hessians.classifier()
     expected = hessian_operator(model, x, y).to_dense()
     operator = hessian_operator(model, form(x, y))
     for _ in range(2):
@@ -131,8 +131,8 @@ def test_forms_of_data(form: Callable[..., Any]) -> None:
 
 def test_fisher_information_is_the_gauss_newton_matrix() -> None:
     """J.T (diag(p) - p p.T) J, with logits and with softmax, which differ nowhere."""
-    x, y = reference.data(16)
-    logits = reference.classifier()
+    x, y = hessians.data(16)
+    logits = hessians.classifier()
     parameters = logits.trainable_variables
     p = keras.activations.softmax(ops.convert_to_tensor(logits(x)))
     p = ops.convert_to_numpy(p).astype("float64")
@@ -230,8 +230,8 @@ def test_mixed_precision_is_measured_in_full() -> None:
 
 
 def test_a_wrapped_model_has_the_hessian_of_its_base_model() -> None:
-    x, y = reference.data(16)
-    model = reference.classifier()
+    x, y = hessians.data(16)
+    model = hessians.classifier()
     expected = hessian_operator(model, x, y).to_dense()
     wrapped = keras_nrs.wrap(model, eps=0.1)
     np.testing.assert_array_equal(hessian_operator(wrapped, x, y).to_dense(), expected)
@@ -250,8 +250,8 @@ def test_the_model_is_left_as_it_was() -> None:
 
 
 def test_split_and_direction() -> None:
-    model = reference.classifier()
-    x, y = reference.data(8)
+    model = hessians.classifier()
+    x, y = hessians.data(8)
     operator = hessian_operator(model, x, y)
     vector = np.arange(operator.shape[0], dtype="float64")
     kernel, bias = operator.split(vector)
@@ -321,7 +321,7 @@ class OnceDifferentiable(layers.Layer):
 
 
 def test_what_cannot_be_differentiated_twice_is_named() -> None:
-    x, y = reference.data(8)
+    x, y = hessians.data(8)
     model = keras.Sequential(
         [keras.Input((6,)), layers.Dense(4), OnceDifferentiable(), layers.Dense(3)],
         name="once",
@@ -335,16 +335,16 @@ def test_what_cannot_be_differentiated_twice_is_named() -> None:
 
 
 def test_errors_of_the_forward_pass_are_left_alone() -> None:
-    x, _ = reference.data(8)
-    model = reference.classifier(loss="categorical_crossentropy")
+    x, _ = hessians.data(8)
+    model = hessians.classifier(loss="categorical_crossentropy")
     with pytest.raises(ValueError, match=r"[Ss]hape"):
         hessian_operator(model, x, np.zeros((8, 7), "float32")).to_dense()
 
 
 def test_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Not a power of 2, so that means are rounded.
-    x, y = reference.data(30)
-    model = reference.classifier()
+    x, y = hessians.data(30)
+    model = hessians.classifier()
     path = tmp_path / "new" / "products"
     expected = hessian_operator(model, x, y).to_dense()
     first = hessian_operator(model, x, y, checkpoint=path)
@@ -380,14 +380,14 @@ def test_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_bad_options(options: dict[str, Any], message: str) -> None:
-    x, y = reference.data(8)
+    x, y = hessians.data(8)
     with pytest.raises(ValueError, match=re.escape(message)):
-        hessian_operator(reference.classifier(), x, y, **options)
+        hessian_operator(hessians.classifier(), x, y, **options)
 
 
 def test_bad_models_and_data() -> None:
-    x, y = reference.data(8)
-    model = reference.classifier()
+    x, y = hessians.data(8)
+    model = hessians.classifier()
     with pytest.raises(TypeError, match=r"`model` must be a keras\.Model"):
         hessian_operator("model", x, y)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="`model` must be built"):
@@ -409,8 +409,8 @@ def test_bad_models_and_data() -> None:
 
 
 def test_an_endless_data_set_needs_steps() -> None:
-    x, y = reference.data(8)
-    model = reference.classifier()
+    x, y = hessians.data(8)
+    model = hessians.classifier()
     with pytest.raises(ValueError, match="`steps` must be the number of batches"):
         hessian_operator(model, tf_dataset(x, y).repeat())
     endless = hessian_operator(model, tf_dataset(x, y).repeat(), steps=1)
@@ -420,8 +420,8 @@ def test_an_endless_data_set_needs_steps() -> None:
 
 def test_measuring_again_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """As a callback does at every epoch; but `compile()` changes the loss."""
-    x, y = reference.data(8)
-    model = reference.classifier()
+    x, y = hessians.data(8)
+    model = hessians.classifier()
     first = hessian_operator(model, x, y)
     product = first @ np.ones(27)
     model.set_weights([2 * w for w in model.get_weights()])
@@ -437,15 +437,15 @@ def test_measuring_again_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_freezing_a_layer_between_measurements() -> None:
-    x, y = reference.data(8)
-    model = reference.classifier()
+    x, y = hessians.data(8)
+    model = hessians.classifier()
     hessian_operator(model, x, y).to_dense()
     model.layers[0].trainable = False
     compile_classifier(model)
     operator = hessian_operator(model, x, y, variables="all")
     assert operator.shape == (215 - 84, 215 - 84)
     model.layers[0].trainable, model.layers[1].trainable = True, False
-    expected = reference.dense_hessian(
+    expected = hessians.dense_hessian(
         model, x, y, model.trainable_variables, regularizers=True
     )
     operator = hessian_operator(model, x, y, variables="all")
@@ -462,8 +462,8 @@ def test_an_operator_outlives_training() -> None:
 
 
 def test_fisher_information_needs_no_labels() -> None:
-    x, y = reference.data(8)
-    model = reference.classifier(metrics=["accuracy"])
+    x, y = hessians.data(8)
+    model = hessians.classifier(metrics=["accuracy"])
     without = hessian_operator(model, x, curvature="fisher").to_dense()
     with_labels = hessian_operator(model, x, y, curvature="fisher").to_dense()
     assert relative_error(without, with_labels) < 1e-6
@@ -496,13 +496,13 @@ def test_the_last_layer_of_a_subclassed_model() -> None:
 
 def test_some_batches_of_a_shuffled_data_set() -> None:
     """The same ones at each product."""
-    x, y = reference.data(30)
+    x, y = hessians.data(30)
     shuffled = tf_dataset(x, y).unbatch().shuffle(30, seed=0).batch(8)
-    operator = hessian_operator(reference.classifier(), shuffled, steps=2)
+    operator = hessian_operator(hessians.classifier(), shuffled, steps=2)
     np.testing.assert_array_equal(operator.to_dense(), operator.to_dense())
 
 
 def test_labels_that_are_no_array() -> None:
-    x, y = reference.data(8)
+    x, y = hessians.data(8)
     with pytest.raises(TypeError, match="`y` must be an array"):
-        hessian_operator(reference.classifier(), x, list(map(int, y)))
+        hessian_operator(hessians.classifier(), x, list(map(int, y)))

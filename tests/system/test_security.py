@@ -21,6 +21,7 @@ from keras_nrs.experiments import recipes
 from tests.support.asserts import assert_equal
 from tests.support.data import image_data
 from tests.support.networks import cnn
+from tests.support.processes import ROOT
 
 # Nothing here depends on the backend, of which this one starts soonest.
 pytestmark = pytest.mark.only_torch
@@ -202,7 +203,7 @@ def test_a_backup_names_no_file_elsewhere(tmp_path: Path) -> None:
 
 
 def test_all_dependencies_have_a_lower_bound() -> None:
-    text = (Path(__file__).parent.parent / "pyproject.toml").read_text("utf-8")
+    text = (ROOT / "pyproject.toml").read_text("utf-8")
     project = tomllib.loads(text)["project"]
     extras = project["optional-dependencies"].values()
     for requirement in chain(project["dependencies"], *extras):

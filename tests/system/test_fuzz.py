@@ -2,7 +2,7 @@
 
 The suite runs a few cases, always the same ones. For more, at random:
 
-    KERAS_NRS_FUZZ_EXAMPLES=500 python -m pytest -m slow tests/test_fuzz.py
+    KERAS_NRS_FUZZ_EXAMPLES=500 python -m pytest -m slow tests/system/test_fuzz.py
 """
 
 import dataclasses

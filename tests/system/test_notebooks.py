@@ -11,8 +11,8 @@ import pytest
 from nbclient.exceptions import CellExecutionError
 
 from notebooks import execute
+from tests.support.processes import ROOT
 
-ROOT = Path(__file__).parent.parent
 PAGE = "https://colab.research.google.com/github/keras-nrs/keras-nrs/blob/main"
 SMALL: dict[str, dict[str, Any]] = {
     "1_first_steps": {

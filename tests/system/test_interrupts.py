@@ -2,7 +2,7 @@
 
 The suite kills a few processes. For more:
 
-    KERAS_NRS_KILLS=100 python -m pytest -m slow -s tests/test_interrupts.py
+    KERAS_NRS_KILLS=100 python -m pytest -m slow -s tests/system/test_interrupts.py
 """
 
 import dataclasses

@@ -1,10 +1,6 @@
 """What one training step computes: the tests of `keras_nrs/backend/`."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -21,6 +17,7 @@ from tests.support.networks import Subclassed
 from tests.support.networks import cnn
 from tests.support.networks import compile_classifier
 from tests.support.perturbations import FixedPerturbation
+from tests.support.processes import run_python
 
 ROUNDING = float(np.finfo("float32").eps)
 
@@ -120,7 +117,7 @@ if os.environ["KERAS_BACKEND"] == "jax":
     jax.config.update("jax_enable_x64", True)
 import keras, numpy as np
 keras.config.set_floatx("float64")
-from tests import test_train_step as t
+from tests.step import test_batch_objective as t
 rng = np.random.default_rng(2)
 x, y = rng.normal(size=(16, 5)), rng.integers(0, 3, 16)
 before, gradient = t.one_step_gradient(x, y, eps=0.5, alpha=3.0, beta=0.5)
@@ -130,20 +127,6 @@ expected = t.closed_form(x, y, before, deltas, alpha=3.0, beta=0.5)
 print(max(np.abs(g - e).max() for g, e in zip(gradient, expected)))
 """
     assert float(run_python(script).split()[-1]) < 1e-10
-
-
-def run_python(script: str, backend: str | None = None) -> str:
-    """Output of a Python script that runs in a new process."""
-    result = subprocess.run(
-        [sys.executable, "-c", script],
-        env=os.environ | {"KERAS_BACKEND": backend or keras.config.backend()},
-        cwd=Path(__file__).parent.parent,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
 
 
 TWENTY_STEPS = """

@@ -18,11 +18,11 @@ from keras_nrs.divergences import Divergence
 from keras_nrs.perturbations import Perturbation
 from tests.support.asserts import assert_equal
 from tests.support.asserts import numpy_values
+from tests.support.divergences import bernoulli
+from tests.support.divergences import categorical
+from tests.support.divergences import log_softmax
+from tests.support.divergences import rounding
 from tests.support.gradients import value_and_gradients
-from tests.test_divergences import bernoulli
-from tests.test_divergences import categorical
-from tests.test_divergences import log_softmax
-from tests.test_divergences import rounding
 
 TERMS = ("loss", "perturbed_loss", "model_divergence")
 LOGITS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

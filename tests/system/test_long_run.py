@@ -1,4 +1,7 @@
-"""Twenty thousand steps: `python -m pytest -m slow -s tests/test_long_run.py`."""
+"""Twenty thousand steps.
+
+python -m pytest -m slow -s tests/system/test_long_run.py
+"""
 
 import gc
 from collections.abc import Callable

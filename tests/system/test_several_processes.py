@@ -15,6 +15,7 @@ import pytest
 
 import keras_nrs
 from keras_nrs.fit_checks import ProcessesAgree
+from tests.support.processes import ROOT
 
 ROUNDING = float(np.finfo("float32").eps)
 
@@ -108,7 +109,7 @@ def start(script: str, num_devices: int, output: Path, **args: Any) -> Any:
         return subprocess.Popen(
             [sys.executable, "-c", script + TRAIN, json.dumps(args)],
             env=environment,
-            cwd=Path(__file__).parent.parent,
+            cwd=ROOT,
             stdout=file,
             stderr=subprocess.STDOUT,
         )

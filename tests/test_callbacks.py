@@ -2,123 +2,13 @@ import warnings
 from typing import Any
 
 import keras
-import numpy as np
 import pytest
 
 import keras_nrs
 from tests.support.asserts import assert_equal
 from tests.support.asserts import numpy_values
 from tests.support.data import image_data
-from tests.support.networks import Subclassed
 from tests.support.networks import cnn
-from tests.support.networks import compile_classifier
-
-
-def fit(**kwargs: Any) -> Any:
-    x, y = image_data()
-    nrs = keras_nrs.wrap(cnn(), seed=0, **kwargs)
-    nrs.fit(x, y, batch_size=16, epochs=2, verbose=0)
-    return nrs
-
-
-def test_inert_eps_is_reported_once() -> None:
-    """The warning names eps, the divergence, the norm and what to do."""
-    x, y = image_data()
-    with pytest.warns(UserWarning) as record:
-        nrs = fit(eps=1e-3)
-        nrs.fit(x, y, verbose=0)
-    (warning,) = (w for w in record if "has no effect" in str(w.message))
-    text = str(warning.message)
-    for part in ("eps=0.001", "Ball", "divergence was", "norm of the weights is"):
-        assert part in text
-    for advice in ("perturbation='relative'", "calibrate_eps"):
-        assert advice in text
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"eps": 0.0},
-        {"eps": 1e-3, "alpha": 0.0},
-        {"eps": 1e-3, "scheme": "rpr"},
-        {"eps": 1e-3, "scheme": "baseline"},
-        {"eps": 0.3, "perturbation": "relative"},
-    ],
-    ids=str,
-)
-def test_no_warning(arguments: dict[str, Any]) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
-        fit(**arguments)
-
-
-def test_an_inert_eps_is_reported_though_the_loss_vanishes() -> None:
-    """Compared with the loss of the first epoch."""
-    x, y = np.tile(np.eye(4, dtype="float32"), (16, 1)), np.arange(64) % 2
-    model = keras.Sequential([keras.Input((4,))])
-    model.add(keras.layers.Dense(2, kernel_initializer="zeros"))
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.SGD(0.1), loss)
-    nrs = keras_nrs.wrap(model, eps=0.04, seed=0)
-    with pytest.warns(UserWarning, match=r"eps=0\.04 has no effect") as record:
-        history = nrs.fit(x, y, epochs=20, batch_size=2, verbose=0).history
-    (warning,) = (w for w in record if "has no effect" in str(w.message))
-    # Where `fit()` was called.
-    assert warning.filename == __file__
-    # Compared with the loss of its own epoch, it would not have been said.
-    shares = np.divide(history["model_divergence"], history["loss"])
-    assert shares.max() > 1.3e-4
-
-
-def test_an_eps_that_takes_effect_later_is_not_reported() -> None:
-    """The kernel, and with it delta, grows from next to nothing."""
-    x, y = image_data()
-    model = keras.Sequential([keras.Input((6, 6, 1)), keras.layers.Flatten()])
-    model.add(keras.layers.Dense(3, kernel_initializer=keras.initializers.Constant(0)))
-    compile_classifier(model, optimizer=keras.optimizers.SGD(0.03))
-    nrs = keras_nrs.wrap(model, eps=0.5, perturbation="relative", seed=0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
-        history = nrs.fit(x, y, batch_size=32, epochs=9, verbose=0).history
-    assert history["model_divergence"][0] < 1e-4 * history["loss"][0]
-
-
-@pytest.mark.parametrize("perturbation", ["relative", "layerwise"])
-def test_an_eps_longer_than_the_weights_is_reported(perturbation: str) -> None:
-    with pytest.warns(UserWarning, match="delta may be longer than the weights"):
-        fit(eps=1.5, perturbation=perturbation)
-
-
-def test_no_warning_for_a_scheduled_eps() -> None:
-    class WarmUp(keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-            self.model.eps = 1e-3 * (1 + epoch)
-
-    x, y = image_data()
-    nrs = keras_nrs.wrap(cnn(), eps=0.5)
-    nrs.fit(x, y, epochs=2, verbose=0, callbacks=WarmUp())
-
-
-def test_model_that_builds_itself_in_fit() -> None:
-    model = Subclassed()
-    compile_classifier(model)
-    x, y = image_data()
-    with pytest.warns(UserWarning, match="no effect"):
-        keras_nrs.wrap(model, eps=1e-3).fit(x, y, batch_size=16, verbose=0)
-
-
-def test_alpha_is_named_where_alpha_is_at_fault() -> None:
-    with pytest.warns(UserWarning, match="alpha=1e-06 is too small"):
-        fit(eps=2.0, alpha=1e-6)
-
-
-def test_added_to_the_users_callback_list() -> None:
-    x, y = image_data()
-    nrs = keras_nrs.wrap(cnn(), eps=1e-3)
-    callbacks = keras.callbacks.CallbackList(model=nrs, add_history=True, epochs=1)
-    with pytest.warns(UserWarning, match="no effect"):
-        nrs.fit(x, y, batch_size=16, verbose=0, callbacks=callbacks)
-
 
 # NRSSchedule.
 

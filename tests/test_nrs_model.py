@@ -1,6 +1,5 @@
 """`wrap`, `unwrap` and `NRSModel`: the habits of Keras."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -210,88 +209,6 @@ def test_base_model_with_its_own_loss_metrics_and_test_step() -> None:
     assert history["loss"] == pytest.approx([2 * history["val_loss"][0]], rel=1e-5)
 
 
-def batches(x: np.ndarray, y: np.ndarray, size: int = 16) -> Iterator[Any]:
-    while True:
-        for start in range(0, len(x), size):
-            yield x[start : start + size], y[start : start + size]
-
-
-class Batches(keras.utils.PyDataset):
-    def __init__(self, x: np.ndarray, y: np.ndarray) -> None:
-        super().__init__()
-        self.x, self.y = x, y
-
-    def __len__(self) -> int:
-        return len(self.x) // 16
-
-    def __getitem__(self, index: int) -> Any:
-        batch = slice(16 * index, 16 * (index + 1))
-        return self.x[batch], self.y[batch]
-
-
-def test_data_formats_give_the_same_training() -> None:
-    import tensorflow as tf
-    import torch
-
-    x, y = image_data()
-    tensors = torch.utils.data.TensorDataset(torch.tensor(x), torch.tensor(y))
-    formats: dict[str, dict[str, Any]] = {
-        "arrays": {"x": x, "y": y, "batch_size": 16},
-        "generator": {"x": batches(x, y), "steps_per_epoch": 4},
-        "PyDataset": {"x": Batches(x, y)},
-        "tf.data": {"x": tf.data.Dataset.from_tensor_slices((x, y)).batch(16)},
-        "DataLoader": {"x": torch.utils.data.DataLoader(tensors, batch_size=16)},
-    }
-    nrs = keras_nrs.wrap(cnn(), eps=1.0, seed=0)
-    start = nrs.get_weights()
-    seed_state = numpy_values([nrs.seed_generator.state])[0]
-    results = {}
-    for name, arguments in formats.items():
-        compile_classifier(nrs)
-        nrs.set_weights(start)
-        nrs.seed_generator.state.assign(seed_state)
-        nrs.fit(**arguments, shuffle=False, epochs=2, verbose=0)
-        results[name] = nrs.get_weights()
-    for name in formats:
-        for a, b in zip(results[name], results["arrays"], strict=True):
-            np.testing.assert_array_equal(a, b, err_msg=name)
-
-
-@pytest.mark.parametrize(
-    "compiled_with", [{"run_eagerly": True}, {"jit_compile": True}], ids=str
-)
-def test_execution_modes(compiled_with: dict[str, bool]) -> None:
-    if keras.config.backend() == "torch" and "jit_compile" in compiled_with:
-        # `torch.compile` takes a minute: `tests/compatibility` has it.
-        compiled_with = {"jit_compile": False}
-    x, y = image_data(48)
-    model = cnn(batch_norm=False, compile=False)
-    compile_classifier(model, **compiled_with)
-    nrs = keras_nrs.wrap(model, interval=2, **NRS)
-    name, value = next(iter(compiled_with.items()))
-    assert getattr(nrs, name) is value
-    history = nrs.fit(x, y, batch_size=16, verbose=0).history
-    assert history["model_divergence"][0] > 0
-
-
-@pytest.mark.only_jax
-@pytest.mark.only_tensorflow  # Keras has no steps_per_execution on PyTorch.
-def test_steps_per_execution() -> None:
-    """Five steps in executions of two are five single steps."""
-    x, y = image_data(80)
-
-    def weights(steps: int) -> list[np.ndarray]:
-        keras.utils.set_random_seed(0)
-        model = cnn(dropout=0.2, compile=False)
-        compile_classifier(model, steps_per_execution=steps)
-        nrs = keras_nrs.wrap(model, interval=2, **NRS)
-        assert nrs.steps_per_execution == steps
-        nrs.fit(x, y, batch_size=16, shuffle=False, verbose=0)
-        return numpy_values(model.variables)
-
-    assert_equal(weights(1), weights(2))
-
-
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
 @pytest.mark.parametrize("part", ["wrapped", "base"])
 def test_quantizing_after_predict_reaches_both(part: str) -> None:
@@ -303,54 +220,6 @@ def test_quantizing_after_predict_reaches_both(part: str) -> None:
     after = nrs.predict(x, verbose=0)
     assert_equal([after], [nrs.base_model.predict(x, verbose=0)])
     assert np.abs(after - before).max() > 0
-
-
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
-def test_mixed_precision(policy: str) -> None:
-    x, y = image_data()
-    keras.config.set_dtype_policy(policy)
-    try:
-        model = cnn(dropout=0.2, compile=False)
-        nrs = keras_nrs.wrap(model, eps=2.0, seed=0)
-        compile_classifier(nrs)
-    finally:
-        keras.config.set_dtype_policy("float32")
-    is_scaled = isinstance(nrs.optimizer, keras.optimizers.LossScaleOptimizer)
-    assert is_scaled == (policy == "mixed_float16")
-    assert nrs.dtype_policy.name == policy
-    before = model.get_weights()
-    history = nrs.fit(x, y, batch_size=16, epochs=3, verbose=0).history
-    # The logs are unscaled.
-    assert 0 < history["model_divergence"][-1] < 10
-    assert 0 < history["loss"][-1] < 20
-    assert not np.array_equal(before[0], model.get_weights()[0])
-
-
-def test_gradient_accumulation_and_ema() -> None:
-    """Four steps of a fourth of the batch are one step, and each has its delta."""
-    x, y = image_data(64)
-
-    def weights(
-        batch_size: int, epochs: int = 1, **options: Any
-    ) -> tuple[list[np.ndarray], Any]:
-        keras.utils.set_random_seed(0)
-        model = cnn(batch_norm=False, compile=False)
-        compile_classifier(model, optimizer=keras.optimizers.SGD(0.1, **options))
-        nrs = keras_nrs.wrap(model, eps=0.2, perturbation=FixedPerturbation())
-        nrs.fit(x, y, batch_size=batch_size, epochs=epochs, shuffle=False, verbose=0)
-        return model.get_weights(), nrs
-
-    whole, _ = weights(64)
-    accumulated, nrs = weights(16, gradient_accumulation_steps=4)
-    assert int(nrs.optimizer.iterations) == 1
-    assert numpy_values([nrs.seed_generator.state])[0][1] == 4
-    for a, b in zip(whole, accumulated, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)
-    # The average starts at the first step, and `fit` leaves it in the weights.
-    twice, _ = weights(64, epochs=2)
-    ema, _ = weights(64, epochs=2, use_ema=True, ema_momentum=0.75)
-    for a, b, c in zip(whole, twice, ema, strict=True):
-        np.testing.assert_allclose(0.75 * a + 0.25 * b, c, atol=1e-6)
 
 
 def test_keras_callbacks_reach_the_model(tmp_path: Any) -> None:
@@ -425,28 +294,6 @@ def test_bad_models() -> None:
         keras_nrs.wrap(OwnFit())
     with pytest.raises(TypeError, match="must be an NRSModel"):
         keras_nrs.unwrap(cnn())
-
-
-@pytest.mark.only_jax  # Elsewhere tensors can be read at any time.
-def test_a_loss_that_reads_what_a_pass_kept() -> None:
-    class Keeps(keras.Model):
-        def __init__(self) -> None:
-            super().__init__()
-            self.dense = keras.layers.Dense(3)
-
-        def call(self, inputs: Any) -> Any:
-            self.kept = self.dense(keras.ops.reshape(inputs, (-1, 36)))
-            return self.kept
-
-        def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-            return super().compute_loss(*args, **kwargs) + keras.ops.mean(self.kept)
-
-    x, y = image_data(16)
-    model = Keeps()
-    compile_classifier(model)
-    nrs = keras_nrs.wrap(model, eps=0.3, perturbation="relative")
-    with pytest.raises(ValueError, match="must not read a tensor after the pass"):
-        nrs.fit(x, y, verbose=0)
 
 
 def test_options_cannot_be_assigned() -> None:

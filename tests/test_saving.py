@@ -192,3 +192,40 @@ def test_export(tmp_path: Path) -> None:
         outputs = artifact.serve(tf.ones((2, 4))).numpy()
     expected = model.predict(np.ones((len(outputs), 4)), verbose=0)
     np.testing.assert_allclose(outputs, expected, rtol=1e-6)
+
+
+def test_only_the_first_process_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.support.networks import cnn
+
+    nrs = keras_nrs.wrap(cnn())
+    monkeypatch.setattr(type(nrs), "process_index", lambda self: 1)
+    nrs.save(tmp_path / "model.keras")
+    nrs.save_weights(tmp_path / "model.weights.h5")
+    assert not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    nrs.save(tmp_path / "model.keras")
+    nrs.save_weights(tmp_path / "model.weights.h5")
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["model.keras", "model.weights.h5"]
+
+
+def test_a_failed_save_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.support.networks import cnn
+
+    nrs = keras_nrs.wrap(cnn())
+    path = tmp_path / "model.weights.h5"
+    nrs.save_weights(path)
+    old = path.read_bytes()
+
+    def fail(self: Any, store: Any) -> None:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(type(nrs), "save_own_variables", fail)
+    with pytest.raises(OSError, match="the disk is full"):
+        nrs.save_weights(path)
+    assert path.read_bytes() == old
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]

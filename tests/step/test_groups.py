@@ -1,7 +1,9 @@
 """How a batch is split: closed forms, and the same for sizes known only at run time."""
 
 import math
+from typing import Any
 
+import keras
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,6 +13,17 @@ from keras import ops
 
 from keras_nrs.step.groups import Group
 from keras_nrs.step.groups import split_into_groups
+from tests.support.asserts import assert_equal
+from tests.support.asserts import numpy_values
+from tests.support.data import image_data
+from tests.support.networks import cnn
+from tests.support.networks import compile_classifier
+from tests.support.perturbations import FixedPerturbation
+from tests.support.replicas import assert_close
+from tests.support.replicas import assert_step_is
+from tests.support.replicas import network
+from tests.support.replicas import weights_after
+from tests.support.replicas import wrap
 
 SIZES = st.integers(1, 40)
 DELTAS = st.integers(1, 6)
@@ -85,3 +98,47 @@ def test_a_size_that_is_a_tensor_gives_the_same_groups(
 def test_a_whole_batch_is_one_group() -> None:
     (group,) = split_into_groups(7)
     assert group == Group(0, 0, 7, None, 7, 1.0, 1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("kind", ["plain", "batch_norm", "dropout"])
+def test_gradient_is_the_mean_over_the_groups_of_a_replica(kind: str) -> None:
+    x, y = image_data(15)
+    model = network(kind)
+    assert_step_is(model, wrap(model, perturbations_per_replica=3), x, y, 3, 1)
+
+
+@pytest.mark.parametrize("num_groups", [5, 10])
+def test_groups_cover_a_batch_that_they_do_not_divide(num_groups: int) -> None:
+    """Batches of 8 and of 5 samples: also with more groups than samples."""
+    x, y = image_data(21)
+    kwargs: dict[str, Any] = {"perturbation": FixedPerturbation(), "eps": 0.05}
+    assert_close(
+        weights_after(
+            x, y, perturbations_per_replica=num_groups, batch_size=8, **kwargs
+        ),
+        weights_after(x, y, batch_size=8, **kwargs),
+    )
+
+
+def test_groups_leave_frozen_layers_alone() -> None:
+    """Their weights are state that no step changes: it is not even assigned."""
+    x, y = image_data(16)
+    model = cnn()
+    model.layers[0].trainable = False
+    compile_classifier(model)
+    nrs = wrap(model, perturbations_per_replica=2)
+    frozen = model.layers[0].kernel
+    before = numpy_values([frozen])
+    if keras.config.backend() != "jax":
+        frozen.assign = lambda value: pytest.fail("assigned")
+    nrs.fit(x, y, batch_size=16, verbose=0)
+    assert_equal(numpy_values([frozen]), before)
+
+
+def test_groups_see_no_divergence_without_a_delta() -> None:
+    """Each group compares its own dropout masks and batch moments."""
+    x, y = image_data(32)
+    model = cnn(dropout=0.5, seed=1)
+    nrs = wrap(model, eps=0.0, perturbations_per_replica=4)
+    history = nrs.fit(x, y, batch_size=16, verbose=0).history
+    assert history["model_divergence"] == [0.0]

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-ULP = 2.0**-24
+from tests.support.arrays import ULP
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 import math
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -15,35 +14,18 @@ import keras_nrs
 from keras_nrs.divergences import BernoulliKL
 from keras_nrs.divergences import CategoricalKL
 from keras_nrs.divergences import Divergence
-from keras_nrs.perturbations import Perturbation
 from tests.support.asserts import assert_equal
 from tests.support.asserts import numpy_values
 from tests.support.divergences import bernoulli
 from tests.support.divergences import categorical
 from tests.support.divergences import log_softmax
 from tests.support.divergences import rounding
+from tests.support.faults import LOGITS
+from tests.support.faults import Scaled
+from tests.support.faults import infinite_at
+from tests.support.faults import linear_classifier
+from tests.support.faults import normal_data
 from tests.support.gradients import value_and_gradients
-
-TERMS = ("loss", "perturbed_loss", "model_divergence")
-LOGITS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-
-
-def data(num: int = 32) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(0)
-    return rng.normal(size=(num, 4)).astype("float32"), rng.integers(0, 3, num)
-
-
-def classifier(activation: str | None = None, *, loss: Any = LOGITS) -> keras.Model:
-    model = keras.Sequential([keras.Input((4,)), layers.Dense(3, activation)])
-    model.compile(keras.optimizers.SGD(0.1), loss)
-    return model
-
-
-def infinite_at(step: int, batch_size: int = 8) -> tuple[np.ndarray, np.ndarray]:
-    """Data of four batches, one of which has an infinite input."""
-    x, y = data()
-    x[step * batch_size] = np.inf
-    return x, y
 
 
 class Counter(keras.callbacks.Callback):  # type: ignore[misc]
@@ -55,91 +37,6 @@ class Counter(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self.losses.append(float(logs["loss"]))
-
-
-class Scaled(Perturbation):
-    """delta is a multiple of the pattern 1, -1, 1, ..."""
-
-    def sample(self, weights: Sequence[Any], eps: Any, rng: Any) -> list[Any]:
-        signs = [np.where(np.arange(np.prod(w.shape)) % 2, -1.0, 1.0) for w in weights]
-        return [
-            eps * ops.convert_to_tensor(s.reshape(w.shape).astype("float32"))
-            for s, w in zip(signs, weights, strict=True)
-        ]
-
-
-class Infinite(Divergence):
-    """Nothing else of the objective is."""
-
-    def call(self, outputs: Any, perturbed_outputs: Any) -> Any:
-        return np.inf * (1.0 + ops.sum(ops.square(outputs), axis=-1))
-
-
-# A fault is named.
-
-
-def fault_of(nrs: Any, x: np.ndarray, y: np.ndarray, **arguments: Any) -> str:
-    """The one warning of a `fit()`."""
-    with warnings.catch_warnings(record=True) as record:
-        warnings.simplefilter("always")
-        nrs.fit(x, y, batch_size=8, shuffle=False, verbose=0, **arguments)
-    texts = [str(w.message) for w in record if w.category is UserWarning]
-    (text,) = (text for text in texts if "the mean" in text)
-    return text
-
-
-def named(text: str) -> set[str]:
-    return {term for term in TERMS if f" {term} is " in text}
-
-
-def test_a_fault_of_the_data_is_named_once_with_its_epoch() -> None:
-    """The weights are not finite after it: the second epoch says nothing new."""
-    text = fault_of(keras_nrs.wrap(classifier(), eps=0.3), *infinite_at(1), epochs=2)
-    assert named(text) == set(TERMS)
-    assert "In epoch 1, up to step 4 of fit()" in text
-    assert "The weights are not finite" in text
-    for advice in ("NaN in the data", "learning rate", "TerminateOnNaN", "eps=0.3"):
-        assert advice in text
-
-
-def test_a_fault_in_a_later_epoch() -> None:
-    """When eps grows beyond what float32 can hold."""
-
-    class Grow(keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-            self.model.eps = (0.3, 0.3, 3e38)[epoch]
-
-    x, y = data(8)
-    nrs = keras_nrs.wrap(classifier(), perturbation=Scaled())
-    text = fault_of(nrs, 4 * x, y, epochs=3, callbacks=[Grow()])
-    assert "In epoch 3, up to step 3 of fit()" in text
-    assert {"perturbed_loss", "model_divergence"} <= named(text)
-    assert "eps=3e+38 is too large" in text
-
-
-def test_the_divergence_alone_is_named() -> None:
-    """Together with the total, of which it is a part."""
-    x, y = data(8)
-    nrs = keras_nrs.wrap(classifier(), eps=0.3, divergence=Infinite())
-    assert named(fault_of(nrs, x, y)) == {"loss", "model_divergence"}
-
-
-def test_the_loss_alone_is_named() -> None:
-    """An infinite penalty is in neither of the other terms."""
-    inputs = keras.Input((4,))
-    penalty = layers.ActivityRegularization(l1=1e38)
-    model = keras.Model(inputs, penalty(layers.Dense(3)(inputs)))
-    model.compile("sgd", LOGITS)
-    x, y = data(8)
-    text = fault_of(keras_nrs.wrap(model, eps=0.3), 100 * x, y)
-    assert named(text) == {"loss"}
-    assert "eps=0.3 is too large" not in text
-
-
-def test_a_baseline_is_judged_too() -> None:
-    text = fault_of(keras_nrs.wrap(classifier(), scheme="baseline"), *infinite_at(0))
-    assert named(text) == {"loss"}
-    assert "In epoch 1, the mean loss is" in text
 
 
 @pytest.mark.parametrize(
@@ -164,8 +61,8 @@ def test_terminate_on_nan_stops_where_it_does_in_keras(
             )
         return counter.losses
 
-    plain = losses(classifier())
-    wrapped = losses(keras_nrs.wrap(classifier(), eps=0.3, **options))
+    plain = losses(linear_classifier())
+    wrapped = losses(keras_nrs.wrap(linear_classifier(), eps=0.3, **options))
     assert len(plain) == len(wrapped) == step + 1
     assert not math.isfinite(wrapped[-1])
     assert all(map(math.isfinite, wrapped[:-1]))
@@ -192,7 +89,7 @@ def test_an_overflow_of_the_perturbed_pass_is_skipped(options: dict[str, Any]) -
         keras.config.set_dtype_policy("float32")
     optimizer = nrs.optimizer
     assert isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
-    x, y = data(8)
+    x, y = normal_data(8)
     before = numpy_values(model.trainable_variables)
     logs = nrs.train_on_batch(x, y, return_dict=True)
     assert not math.isfinite(logs["perturbed_loss"])

@@ -13,11 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-import keras_nrs
-from keras_nrs.fit_checks import ProcessesAgree
+from tests.support.arrays import ROUNDING
 from tests.support.processes import ROOT
-
-ROUNDING = float(np.finfo("float32").eps)
 
 # Arguments: a JSON object with the index, the number of processes, the port, ...
 JAX = """
@@ -226,54 +223,3 @@ def test_a_dead_worker_ends_the_other(tmp_path: Path) -> None:
     processes[1].send_signal(signal.SIGKILL)
     assert processes[0].wait(timeout=60) != 0
     processes[1].wait()
-
-
-def test_processes_that_would_wait_for_each_other_are_told() -> None:
-    class Model:
-        _initial_epoch = None
-
-        def values_of_processes(self, values: list[int]) -> list[list[int]]:
-            return [values, [values[0] - 1, values[1]]]
-
-    callback = ProcessesAgree()
-    callback.set_params({"steps": 4})
-    callback._model = Model()
-    with pytest.raises(ValueError, match=r"\(4, 0\), \(3, 0\).*drop_remainder=True"):
-        callback.on_train_begin()
-
-
-def test_only_the_first_process_writes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from tests.support.networks import cnn
-
-    nrs = keras_nrs.wrap(cnn())
-    monkeypatch.setattr(type(nrs), "process_index", lambda self: 1)
-    nrs.save(tmp_path / "model.keras")
-    nrs.save_weights(tmp_path / "model.weights.h5")
-    assert not list(tmp_path.iterdir())
-    monkeypatch.undo()
-    nrs.save(tmp_path / "model.keras")
-    nrs.save_weights(tmp_path / "model.weights.h5")
-    names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["model.keras", "model.weights.h5"]
-
-
-def test_a_failed_save_leaves_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from tests.support.networks import cnn
-
-    nrs = keras_nrs.wrap(cnn())
-    path = tmp_path / "model.weights.h5"
-    nrs.save_weights(path)
-    old = path.read_bytes()
-
-    def fail(self: Any, store: Any) -> None:
-        raise OSError("the disk is full")
-
-    monkeypatch.setattr(type(nrs), "save_own_variables", fail)
-    with pytest.raises(OSError, match="the disk is full"):
-        nrs.save_weights(path)
-    assert path.read_bytes() == old
-    assert [p.name for p in tmp_path.iterdir()] == [path.name]

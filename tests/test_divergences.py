@@ -360,9 +360,3 @@ def test_serialization_round_trip(divergence: Divergence) -> None:
     copy = keras.saving.deserialize_keras_object(config)
     assert type(copy) is type(divergence)
     assert copy.get_config() == divergence.get_config()
-
-
-# divergence="auto".
-
-
-# All outputs of a model.

@@ -143,6 +143,9 @@ def test_processes_that_would_wait_for_each_other_are_told() -> None:
         callback.on_train_begin()
 
 
+# Terms that are not finite.
+
+
 def fault_of(nrs: Any, x: np.ndarray, y: np.ndarray, **arguments: Any) -> str:
     """The one warning of a `fit()`."""
     with warnings.catch_warnings(record=True) as record:

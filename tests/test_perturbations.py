@@ -534,6 +534,3 @@ def test_serialization_round_trip(cls: Any, where: Any) -> None:
     samples = [p.sample(weights_like(), 0.1, 0) for p in (perturbation, copy)]
     for a, b in zip(*map(to_numpy, samples), strict=True):
         np.testing.assert_array_equal(a, b)
-
-
-# The random numbers.

@@ -7,9 +7,9 @@ import pytest
 import keras_nrs
 from keras_nrs.flatness import hessian_operator
 from keras_nrs.flatness import model_divergence
-from tests.flatness.test_operator import generator
-from tests.flatness.test_operator import tf_dataset
+from tests.support.data import generator
 from tests.support.data import image_data
+from tests.support.data import tf_dataset
 from tests.support.networks import cnn
 
 

@@ -59,24 +59,6 @@ def test_against_the_dense_hessian(dtype: str) -> None:
             assert moment == pytest.approx(expected_moment, rel=RTOL[dtype])
 
 
-@pytest.mark.parametrize("method", ["hutch++", "hutchinson"])
-def test_the_standard_error_of_the_trace_is_honest(method: str) -> None:
-    model = hessians.classifier()
-    x, y = hessians.data(32)
-    exact = np.trace(hessian_operator(model, x, y, variables="all").to_dense())
-    traces = [
-        hessian_trace(
-            model, x, y, method=method, num_products=30, seed=seed, variables="all"
-        )
-        for seed in range(12)
-    ]
-    assert {t.num_products for t in traces} == {30}
-    scores = [(t.value - exact) / t.standard_error for t in traces]
-    # Student's t with at least 9 degrees of freedom: 1e-4 on either side, each.
-    assert np.max(np.abs(scores)) < 6
-    assert 0.3 < np.sqrt(np.mean(np.square(scores))) < 2.0
-
-
 # PyHessian is for PyTorch.
 @pytest.mark.only_torch
 @pytest.mark.filterwarnings("ignore:Using backward:UserWarning")
@@ -179,28 +161,6 @@ def test_a_stopped_measurement_goes_on(tmp_path: Any, monkeypatch: Any) -> None:
     result = hessian_eigenvalues(model, x, y, **options)
     np.testing.assert_array_equal(result.eigenvalues, expected.eigenvalues)
     assert result.num_products == expected.num_products - 10 + 1
-
-
-def test_progress(capsys: pytest.CaptureFixture[str]) -> None:
-    x, y = hessians.data(16)
-    model = hessians.classifier()
-    hessian_trace(model, x, y, num_products=9, verbose=1)
-    assert "9/9" in capsys.readouterr().out
-    hessian_eigenvalues(model, x, y, verbose=1)
-    assert "product" in capsys.readouterr().out
-    hessian_density(model, x, y, num_samples=1, num_steps=3)
-    assert capsys.readouterr().out == ""
-
-
-def test_the_density_is_drawn(tmp_path: Any) -> None:
-    x, y = image_data(32)
-    density = hessian_density(cnn(), x, y, num_samples=2, num_steps=5)
-    points = np.linspace(-5, 5, 2001)
-    values = density.density(points, bandwidth=0.05)
-    assert np.trapezoid(values, points) == pytest.approx(1, abs=1e-3)
-    figure = density.plot(tmp_path / "density.png")
-    assert len(figure.axes[0].lines) == 1
-    assert (tmp_path / "density.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(

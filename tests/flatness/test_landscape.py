@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from keras_nrs.flatness import Landscape
-from keras_nrs.flatness import draw_landscapes
 from keras_nrs.flatness import hessian_eigenvalues
 from keras_nrs.flatness import interpolate
 from keras_nrs.flatness import landscape as module
@@ -142,29 +141,6 @@ def test_overflow_is_infinite() -> None:
     x, y = image_data(16)
     line = loss_landscape(cnn(), x, y, directions=1, num_points=2, span=(-1e30, 1e30))
     assert not np.isnan(line.losses).any()
-
-
-def test_saved_and_drawn(tmp_path: Path) -> None:
-    x, y = image_data(16)
-    plane = loss_landscape(cnn(), x, y, num_points=3)
-    plane.save(tmp_path / "plane.npz")
-    loaded = Landscape.load(tmp_path / "plane.npz")
-    np.testing.assert_array_equal(loaded.losses, plane.losses)
-    line = loss_landscape(cnn(), x, y, directions=1, num_points=3)
-    for name, drawn in (
-        ("contour.png", plane.plot(tmp_path / "contour.png")),
-        ("surface.png", plane.plot(tmp_path / "surface.png", kind="surface")),
-        ("line.png", line.plot(tmp_path / "line.png")),
-    ):
-        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
-        assert len(drawn.axes) == 1
-    several = draw_landscapes({"a": plane, "b": loaded}, tmp_path / "both.png")
-    assert [axes.get_title() for axes in several.axes] == ["a", "b"]
-    curves = draw_landscapes({"a": line, "b": line})
-    assert len(curves.axes[0].lines) == 2
-    assert not list(tmp_path.glob("*.partial"))
-    with pytest.raises(ValueError, match="`landscapes` must all have one direction"):
-        draw_landscapes({"a": line, "b": plane})
 
 
 @pytest.mark.parametrize(

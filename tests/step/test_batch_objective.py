@@ -1,4 +1,4 @@
-"""What one training step computes: the tests of `keras_nrs/backend/`."""
+"""What one training step computes."""
 
 from typing import Any
 

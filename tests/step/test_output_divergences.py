@@ -24,8 +24,6 @@ from tests.support.divergences import rounding
 
 REDUCTIONS = ("sum", "sum_over_batch_size")
 LOGITS = keras.KerasTensor((None, 5))
-
-
 CHOICES = {
     "categorical_crossentropy": CategoricalKL,
     "sparse_categorical_crossentropy": CategoricalKL,
@@ -40,8 +38,6 @@ CHOICES = {
     "huber": GaussianKL,
     "log_cosh": GaussianKL,
 }
-
-
 INSTANCES = [
     (keras.losses.CategoricalCrossentropy, CategoricalKL),
     (keras.losses.SparseCategoricalCrossentropy, CategoricalKL),
@@ -183,6 +179,9 @@ def test_probabilities_from_an_operation_are_not_taken_for_logits() -> None:
 X = logits(3, (4, 5))
 
 
+# All outputs of a model.
+
+
 def two_outputs(as_dict: bool = False) -> keras.Model:
     inputs = keras.Input((5,))
     # Not in alphabetical order, in which dicts are flattened.
@@ -197,8 +196,6 @@ def summary(chosen: list[output_divergences.OutputDivergence]) -> dict[Any, Any]
 
 
 CROSSENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-
-
 DIGITS, ANGLES = np.array([0, 1, 2, 1]), logits(4, (4, 2))
 
 

@@ -1,1 +1,1 @@
-"""What several test files share."""
+"""Networks, data, references and comparisons that several test files share."""

@@ -16,3 +16,7 @@ def assert_equal(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> N
     assert len(first) == len(second)
     for a, b in zip(first, second, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def relative_error(matrix: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(matrix - expected) / np.linalg.norm(expected))

@@ -12,8 +12,6 @@ from keras_nrs.divergences import Divergence
 from keras_nrs.perturbations import Perturbation
 
 TERMS = ("loss", "perturbed_loss", "model_divergence")
-
-
 LOGITS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 

@@ -1,91 +1,39 @@
-"""What is not allowed is an error that says what to do, before anything is trained.
+"""Across modules: bad input is an error that says what to do, before training.
 
 One table for all of the public API. What other test files have is not repeated here:
 the arguments of `wrap()` one by one, options and models of `flatness`, and others.
 """
 
-import errno
-import json
 import re
-import zipfile
 from collections.abc import Callable
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import pytest
 from keras import layers
-from keras import ops
 
 import keras_nrs
-from keras_nrs import flatness
 from keras_nrs import models as networks
 from keras_nrs import nrs_objective
-from keras_nrs.callbacks import FlatnessMonitor
-from keras_nrs.callbacks import NRSSchedule
 from keras_nrs.divergences import BernoulliKL
 from keras_nrs.divergences import CategoricalKL
 from keras_nrs.divergences import GaussianKL
 from keras_nrs.perturbations import Ball
 from keras_nrs.perturbations import RelativeBall
-from tests.support.asserts import assert_equal
 from tests.support.asserts import numpy_values
-
-NAN = float("nan")
-X = np.ones((8, 3), "float32")
-Y = np.ones((8, 2), "float32")
-Z = np.ones((4, 3), "float32")
-SPARSE = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-
-
-def linear(loss: Any = "mse", *, outputs: int = 2) -> keras.Model:
-    model = keras.Sequential([keras.Input((3,)), layers.Dense(outputs)], name="linear")
-    if loss != "uncompiled":
-        model.compile("sgd", loss)
-    return model
-
-
-def branches() -> keras.Model:
-    inputs = keras.Input((3,))
-    model = keras.Model(
-        inputs, {"a": layers.Dense(2)(inputs), "b": layers.Dense(1)(inputs)}
-    )
-    model.compile("sgd", "mse")
-    return model
-
-
-def without_weights() -> keras.Model:
-    model = keras.Sequential([keras.Input((3,)), layers.Activation("relu")])
-    model.compile("sgd", "mse")
-    return model
-
-
-def spoiled() -> keras.Model:
-    model = linear()
-    model.set_weights([np.full_like(w, NAN) for w in model.get_weights()])
-    return model
-
-
-def fit(model: keras.Model, x: Any = X, y: Any = Y, **options: Any) -> None:
-    """`fit()` of the wrapped model, which must not have changed if it fails."""
-    arguments = {key: options.pop(key) for key in list(options) if key in FIT}
-    nrs = keras_nrs.wrap(model, **options)
-    before = numpy_values(nrs.weights)
-    try:
-        nrs.fit(x, y, verbose=0, **arguments)
-    except Exception:
-        assert_equal(numpy_values(nrs.weights), before)
-        raise
-
-
-def train_on_batch(model: keras.Model, *data: Any) -> None:
-    """One step. In `fit()` TensorFlow's graphs have batches of any size."""
-    keras_nrs.wrap(model).train_on_batch(*data)
-
-
-FIT = ("callbacks", "sample_weight", "epochs", "batch_size")
+from tests.support.bad_input import LABELS
+from tests.support.bad_input import NAN
+from tests.support.bad_input import SPARSE
+from tests.support.bad_input import X
+from tests.support.bad_input import Y
+from tests.support.bad_input import Z
+from tests.support.bad_input import branches
+from tests.support.bad_input import fit
+from tests.support.bad_input import linear
+from tests.support.bad_input import row
+from tests.support.bad_input import train_on_batch
+from tests.support.bad_input import without_weights
 
 
 def objective(y_true: Any = None, *outputs: Any, **options: Any) -> None:
@@ -93,70 +41,10 @@ def objective(y_true: Any = None, *outputs: Any, **options: Any) -> None:
     nrs_objective(y_true, *(outputs or (Z, Z)), **({"loss": SPARSE} | options))
 
 
-def calibrated(model: keras.Model, x: Any = X, **options: Any) -> None:
-    keras_nrs.calibrate_eps(model, x, **({"target_divergence": 0.1} | options))
-
-
-def edited(change: Callable[[dict[str, Any]], Any]) -> Any:
-    """A model from a file whose configuration was changed."""
-    keras_nrs.wrap(linear()).save("model.keras")
-    with zipfile.ZipFile("model.keras") as file:
-        members = {name: file.read(name) for name in file.namelist()}
-    config = json.loads(members["config.json"])
-    change(config["config"])
-    members["config.json"] = json.dumps(config).encode()
-    with zipfile.ZipFile("edited.keras", "w") as file:
-        for name, member in members.items():
-            file.writestr(name, member)
-    return keras.saving.load_model("edited.keras", compile=False)
-
-
-def truncated(path: str) -> str:
-    data = Path(path).read_bytes()
-    Path(path).write_bytes(data[: len(data) // 2])
-    return path
-
-
-def load_truncated_weights() -> None:
-    nrs = keras_nrs.wrap(linear())
-    nrs.save_weights("of.weights.h5")
-    nrs.load_weights(truncated("of.weights.h5"))
-
-
-def load_truncated_model() -> None:
-    keras_nrs.wrap(linear()).save("model.keras")
-    keras.saving.load_model(truncated("model.keras"))
-
-
-def landscape() -> flatness.Landscape:
-    return flatness.Landscape(coordinates=(np.arange(3.0),), losses=np.zeros(3))
-
-
-def measure_from_truncated_checkpoint() -> None:
-    landscape().save("a.npz")
-    path = truncated("a.npz")
-    flatness.loss_landscape(linear(), X, Y, num_points=3, checkpoint=path)
-
-
-def density() -> flatness.SpectralDensity:
-    ones = np.ones((1, 2))
-    return flatness.SpectralDensity(
-        nodes=ones, weights=ones / 2, size=2, num_products=2
-    )
-
-
 def image_data(**options: Any) -> Any:
     """Of what is checked before a data set is prepared."""
     return pytest.importorskip("keras_nrs.data").ImageData(name="digits", **options)
 
-
-def row(
-    id: str, error: type[Exception], match: str, function: Any, *args: Any, **kw: Any
-) -> Any:
-    return pytest.param(partial(function, *args, **kw), error, match, id=id)
-
-
-LABELS = r"`y` must be labels that the loss can compare.*Received: y of shape "
 
 WRAP = [
     row("huge eps", ValueError, "`eps` must be finite", fit, linear(), eps=10**400),
@@ -310,185 +198,6 @@ DIVERGENCES = [
         }.items()
     ),
 ]
-
-CALIBRATION = [
-    row(
-        "perturbation=''",
-        ValueError,
-        "`perturbation`",
-        calibrated,
-        linear(),
-        perturbation="",
-    ),
-    row(
-        "divergence=[]", ValueError, "`divergence`", calibrated, linear(), divergence=[]
-    ),
-    row("uncompiled", ValueError, r"compile\(loss=", calibrated, linear("uncompiled")),
-    row("no weights", ValueError, "must have trainable", calibrated, without_weights()),
-    row("NaN weights", ValueError, "must have finite outputs", calibrated, spoiled()),
-    row(
-        "NaN inputs",
-        ValueError,
-        "must have finite outputs",
-        calibrated,
-        linear(),
-        X * NAN,
-    ),
-    row("seed", ValueError, "`seed` must be", calibrated, linear(), seed=2**31 - 1),
-]
-
-CALLBACKS = [
-    row("eps=nan", ValueError, "`eps` must be finite", NRSSchedule, NAN),
-    row(
-        "warm-up", TypeError, "`warmup_epochs` must be", NRSSchedule, warmup_epochs=1.5
-    ),
-    row(
-        "eps of an epoch",
-        TypeError,
-        "`eps` must be a number",
-        fit,
-        linear(),
-        callbacks=[NRSSchedule(eps=lambda epoch: "a")],  # type: ignore[arg-type,return-value]
-    ),
-    row("x=None", TypeError, "`x` must be an array", FlatnessMonitor, None),
-    row("x=[]", ValueError, "None where `x` is not arrays", FlatnessMonitor, [], Y),
-    row("x of lists", TypeError, "`x` must be an array", FlatnessMonitor, X.tolist()),
-    row("no data", ValueError, "at least one", FlatnessMonitor, X[:0], Y[:0]),
-    row("5 labels", ValueError, "one number of samples", FlatnessMonitor, X, Y[:5]),
-    row("list of labels", TypeError, "`y` must be an", FlatnessMonitor, X, Y.tolist()),
-    row("no labels", ValueError, "`y` must be labels", FlatnessMonitor, X),
-    row("k=1.5", TypeError, "`k` must be an integer", FlatnessMonitor, X, Y, k=1.5),
-    row("eps=inf", ValueError, "`eps`", FlatnessMonitor, X, Y, eps=float("inf")),
-    *(
-        row(
-            f"{name}={given}",
-            ValueError,
-            f"`{name}` must be a dict with keys among",
-            FlatnessMonitor,
-            X,
-            Y,
-            **{name: given},
-        )
-        for name in ("divergence_options", "eigenvalue_options")
-        for given in (3, {"foo": 1}, {"k": 2})
-    ),
-    row(
-        "monitor of many eigenvalues",
-        ValueError,
-        "`k` must be at most the number of selected weights, 8",
-        lambda: fit(linear(), callbacks=[FlatnessMonitor(X, Y, k=9)]),
-    ),
-    row(
-        "monitor of no variables",
-        ValueError,
-        "`variables` must be",
-        lambda: fit(
-            linear(),
-            callbacks=[FlatnessMonitor(X, Y, eigenvalue_options={"variables": "a"})],
-        ),
-    ),
-]
-
-FLATNESS = [
-    row(
-        "no labels",
-        ValueError,
-        "`y` must be labels.*y=None",
-        lambda: flatness.hessian_operator(linear(), X).to_dense(),
-    ),
-    row(
-        "labels",
-        ValueError,
-        LABELS,
-        lambda: flatness.hessian_operator(linear(), X, X[:, [0] * 5]).to_dense(),
-    ),
-    row(
-        "landscape seed",
-        TypeError,
-        "`seed`",
-        flatness.loss_landscape,
-        linear(),
-        X,
-        Y,
-        seed="a",
-    ),
-    *(
-        row(
-            f"directions={d}",
-            TypeError,
-            "`directions` must be",
-            flatness.loss_landscape,
-            linear(),
-            X,
-            Y,
-            directions=d,
-        )
-        for d in (None, 1.5, True, [3])
-    ),
-    row(
-        "vector",
-        ValueError,
-        r"shape \(8,\).*shape \(3,\)",
-        lambda: flatness.hessian_operator(linear(), X, Y).split(np.ones(3)),
-    ),
-    row("damaged", ValueError, "or damaged", measure_from_truncated_checkpoint),
-    row(
-        "landscapes",
-        TypeError,
-        "`landscapes` must be a dict",
-        flatness.draw_landscapes,
-        [landscape()],
-    ),
-    row(
-        "landscape of 3",
-        TypeError,
-        "`landscapes` must be a dict",
-        flatness.draw_landscapes,
-        {"a": 3},
-    ),
-    row("no landscape", TypeError, "at least one", flatness.draw_landscapes, {}),
-    row("no density", TypeError, "at least one", flatness.draw_densities, {}),
-    row("densities", TypeError, "`densities` must be", flatness.draw_densities, [3]),
-    row(
-        "bandwidth=0",
-        ValueError,
-        "`bandwidth` must be > 0",
-        lambda: density().plot(bandwidth=0),
-    ),
-    row(
-        "moment", TypeError, "`order` must be an integer", lambda: density().moment("a")
-    ),
-    row(
-        "divergence=''",
-        ValueError,
-        "`divergence`",
-        flatness.model_divergence,
-        linear(),
-        X,
-        eps=0.1,
-        divergence="",
-    ),
-    row(
-        "divergence eps",
-        ValueError,
-        "`eps`",
-        flatness.model_divergence,
-        linear(),
-        X,
-        eps=NAN,
-    ),
-    row(
-        "interpolate",
-        TypeError,
-        "`model` must be a",
-        flatness.interpolate,
-        linear(),
-        None,
-        X,
-        Y,
-    ),
-]
-
 NETWORKS = [
     row("bool", ValueError, "`input_shape`", networks.resnet18, (True, 8, 3)),
     row("NaN", ValueError, "`input_shape`", networks.vgg16, (NAN, 8, 3)),
@@ -529,73 +238,15 @@ DATA = [
     row("num_shards", TypeError, "`num_shards` must be", image_data, num_shards=None),
 ]
 
-FILES = [
-    row(
-        "newer",
-        ValueError,
-        "`config` must be .*'future'",
-        edited,
-        lambda c: c.update(future=1),
-    ),
-    row(
-        "no model",
-        ValueError,
-        "`config` must be .*'base_model'",
-        edited,
-        lambda c: c.pop("base_model"),
-    ),
-    row(
-        "scheme",
-        ValueError,
-        "`scheme` must be",
-        edited,
-        lambda c: c.update(scheme="sam"),
-    ),
-    row(
-        "eps", TypeError, "`eps` must be a number", edited, lambda c: c.update(eps="a")
-    ),
-    row("truncated model", ValueError, "accessible `.keras` zip", load_truncated_model),
-    row("truncated weights", OSError, "truncated file", load_truncated_weights),
-    row(
-        "ending",
-        ValueError,
-        "filepath=weights.keras",
-        lambda: keras_nrs.wrap(linear()).save_weights("weights.keras"),
-    ),
-    row(
-        "no ending",
-        ValueError,
-        "filepath=model",
-        lambda: keras_nrs.wrap(linear()).save("model"),
-    ),
-    row("no path", TypeError, "PathLike", lambda: keras_nrs.wrap(linear()).save(None)),
-]
-
 
 @pytest.mark.parametrize(
     ("function", "error", "match"),
-    [
-        *WRAP,
-        *FITTING,
-        *OBJECTIVE,
-        *PERTURBATIONS,
-        *DIVERGENCES,
-        *CALIBRATION,
-        *CALLBACKS,
-        *FLATNESS,
-        *NETWORKS,
-        *DATA,
-        *FILES,
-    ],
+    [*WRAP, *FITTING, *OBJECTIVE, *PERTURBATIONS, *DIVERGENCES, *NETWORKS, *DATA],
 )
+@pytest.mark.usefixtures("in_tmp_path")
 def test_bad_input(
-    function: Callable[[], Any],
-    error: type[Exception],
-    match: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    function: Callable[[], Any], error: type[Exception], match: str
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     with pytest.raises(error, match=re.compile(match, re.DOTALL)):
         function()
 
@@ -625,54 +276,6 @@ def test_a_model_without_weights(scheme: str) -> None:
         with pytest.warns(UserWarning, match="does not have any trainable"):
             loss = nrs.train_on_batch(X, X)
     assert np.ravel(loss)[0] == 0.0
-
-
-def test_a_file_of_an_older_version_has_the_defaults_of_new_arguments(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    new = ("memory_efficient", "perturbed_fraction", "divergence", "seed")
-    loaded = edited(lambda config: [config.pop(name) for name in new])
-    assert loaded.get_config()["divergence"] == "auto"
-    assert (loaded.memory_efficient, loaded.perturbed_fraction) == (False, 1.0)
-
-
-@pytest.mark.parametrize("name", ["nrs.keras", "nrs.weights.h5"])
-def test_a_full_disk_leaves_the_old_file(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And no other."""
-    path = tmp_path / name
-    nrs = keras_nrs.wrap(linear())
-    save = nrs.save if path.suffix == ".keras" else nrs.save_weights
-    save(path)
-    old = path.read_bytes()
-    writes = []
-
-    def full(self: Any, store: Any) -> None:
-        writes.append(self)
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(keras_nrs.NRSModel, "save_own_variables", full)
-    with pytest.raises(OSError, match="No space left on device"):
-        save(path)
-    assert writes
-    assert path.read_bytes() == old
-    assert [file.name for file in tmp_path.iterdir()] == [name]
-
-
-def test_a_failed_load_changes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    nrs = keras_nrs.wrap(linear())
-    nrs.save_weights("of.weights.h5")
-    nrs.eps = 0.7
-    before = numpy_values(nrs.variables)
-    with pytest.raises(OSError, match="truncated file"):
-        nrs.load_weights(truncated("of.weights.h5"))
-    assert_equal(numpy_values(nrs.variables), before)
-    assert float(ops.convert_to_numpy(nrs.eps)) == np.float32(0.7)
 
 
 def test_integers_of_numpy_are_integers() -> None:

@@ -1,4 +1,4 @@
-"""The Python in the README and the guide runs as it stands there."""
+"""Across modules: the Python in the README and the guide runs as it stands there."""
 
 import re
 from pathlib import Path
@@ -9,8 +9,6 @@ import pytest
 from tests.support.processes import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-
-
 # Beginnings of pages that show a line or two. All other blocks run.
 FRAGMENTS = {"README": 1, "index": 1, "devices": 2}
 

@@ -1,4 +1,4 @@
-"""Importing the package: what it loads and what it costs."""
+"""Across modules: what importing the package loads."""
 
 import os
 import subprocess

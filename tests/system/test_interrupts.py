@@ -1,4 +1,4 @@
-"""SIGKILL at random moments: no file is half-written, and a restart goes on.
+"""Across modules: SIGKILL leaves no half-written file, and a restart goes on.
 
 The suite kills a few processes. For more:
 

@@ -1,4 +1,4 @@
-"""Twenty thousand steps.
+"""Across modules: twenty thousand steps.
 
 python -m pytest -m slow -s tests/system/test_long_run.py
 """

@@ -1,4 +1,4 @@
-"""The notebooks run, and what is committed of them is a whole run."""
+"""Across modules: the notebooks run, and are committed after a whole run."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""What is not finite: named, skipped, or never so in the first place."""
+"""Across modules: infinite losses, overflows and logits of ten thousand."""
 
 import math
 import warnings

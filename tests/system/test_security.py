@@ -1,4 +1,4 @@
-"""Files and arguments of others: nothing of them is run, nor written elsewhere."""
+"""Across modules: files and arguments of others run nothing and write nothing."""
 
 import importlib
 import json

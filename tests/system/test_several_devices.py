@@ -1,4 +1,4 @@
-"""One perturbation for each replica, and for each group of a replica."""
+"""Across modules: training on several devices, each with its perturbation."""
 
 from typing import Any
 
@@ -290,6 +290,3 @@ def test_masks_reach_the_loss_and_the_metrics_on_two_devices(
     assert_close(run(perturbations_per_replica=2), alone)
     with devices(2):
         assert_close(run(), alone)
-
-
-# What only JAX does.

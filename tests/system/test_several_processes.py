@@ -1,4 +1,4 @@
-"""Runs of two processes on this machine."""
+"""Across modules: training in two processes on this machine."""
 
 import json
 import os

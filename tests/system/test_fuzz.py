@@ -31,7 +31,6 @@ from tests.support.cases import fit_arguments
 from tests.support.cases import make_batches
 from tests.support.cases import make_model
 
-
 # What is checked.
 
 

@@ -13,7 +13,11 @@ import pytest
 
 import keras_nrs
 from keras_nrs import backups
-from tests import models
+from tests.support.asserts import assert_equal
+from tests.support.asserts import numpy_values
+from tests.support.data import image_data
+from tests.support.networks import cnn
+from tests.support.networks import compile_classifier
 
 EPOCHS = 3
 
@@ -24,20 +28,20 @@ class Killed(BaseException):
 
 def new_model() -> Any:
     keras.utils.set_random_seed(0)
-    model = models.cnn(dropout=0.5, seed=1, compile=False)
-    models.compile_classifier(model, optimizer=keras.optimizers.Adam(0.01))
+    model = cnn(dropout=0.5, seed=1, compile=False)
+    compile_classifier(model, optimizer=keras.optimizers.Adam(0.01))
     return model
 
 
 def fit(model: Any, folder: Path | None, **options: Any) -> list[np.ndarray]:
-    x, y = models.image_data(32)
+    x, y = image_data(32)
     own = (
         [] if folder is None else [keras.callbacks.BackupAndRestore(folder, **options)]
     )
     model.fit(
         x, y, batch_size=16, epochs=EPOCHS, shuffle=False, verbose=0, callbacks=own
     )
-    return models.numpy_values(model.variables + model.optimizer.variables)
+    return numpy_values(model.variables + model.optimizer.variables)
 
 
 def wrapped() -> Any:
@@ -67,7 +71,7 @@ def test_stopped_before_a_write(
         patch.setattr(keras_nrs.NRSModel, "save_weights", save_weights)
         with pytest.raises(Killed):
             fit(wrapped(), tmp_path)
-    models.assert_equal(fit(wrapped(), tmp_path), fit(wrapped(), None))
+    assert_equal(fit(wrapped(), tmp_path), fit(wrapped(), None))
     assert not tmp_path.exists()
 
 
@@ -85,7 +89,7 @@ def test_stopped_in_its_deletion(
         patch.setattr(keras.src.utils.file_utils, "rmtree", stop)
         with pytest.raises(Killed):
             fit(wrapped(), tmp_path)
-    models.assert_equal(fit(wrapped(), tmp_path), expected)
+    assert_equal(fit(wrapped(), tmp_path), expected)
 
 
 def state(folder: Path) -> list[dict[str, Any]]:
@@ -112,12 +116,12 @@ def test_a_damaged_backup_has_one_before_it(tmp_path: Path) -> None:
     assert [s["epoch"] for s in state(tmp_path)] == [EPOCHS - 1, EPOCHS]
     (tmp_path / f"epoch-{EPOCHS}-batch-0.weights.h5").write_bytes(b"damaged")
     resumed = wrapped()
-    models.assert_equal(fit(resumed, tmp_path, **options), fit(wrapped(), None))
+    assert_equal(fit(resumed, tmp_path, **options), fit(wrapped(), None))
 
 
 def test_the_callback_stays_the_users(tmp_path: Path) -> None:
     """It backs up other models in Keras's way afterwards."""
-    x, y = models.image_data(32)
+    x, y = image_data(32)
     backup = keras.callbacks.BackupAndRestore(tmp_path, delete_checkpoint=False)
     before = dict(vars(backup))
     wrapped().fit(x, y, verbose=0, callbacks=backup)
@@ -134,7 +138,7 @@ def test_a_subclass_has_its_own_way(tmp_path: Path) -> None:
             saved.append(self._current_epoch)
             super()._save_model()
 
-    x, y = models.image_data(32)
+    x, y = image_data(32)
     own = Own(tmp_path, delete_checkpoint=False)
     wrapped().fit(x, y, verbose=0, callbacks=[own])
     assert saved == [1]
@@ -147,23 +151,23 @@ def test_a_backup_that_keras_wrote(tmp_path: Path) -> None:
     backup = keras.callbacks.BackupAndRestore(tmp_path)
     backup.set_model(nrs)
     nrs.optimizer.build(nrs.trainable_variables)
-    expected = models.numpy_values(nrs.variables)
+    expected = numpy_values(nrs.variables)
     backup.on_epoch_end(EPOCHS - 1)
     assert (tmp_path / "latest.weights.h5").exists()
     other = wrapped()
     other.set_weights([np.zeros_like(w) for w in other.get_weights()])
     fit(other, tmp_path)
-    models.assert_equal(models.numpy_values(other.variables), expected)
+    assert_equal(numpy_values(other.variables), expected)
 
 
 def interrupted(folder: Path, epoch: int, batch: int) -> list[list[np.ndarray]]:
     """The weights with which a training goes on, and those when it is stopped."""
-    x, y = models.image_data(32)
+    x, y = image_data(32)
     nrs = wrapped()
     found: list[list[np.ndarray]] = []
 
     def note(*_: Any) -> None:
-        found.append(models.numpy_values(nrs.trainable_variables))
+        found.append(numpy_values(nrs.trainable_variables))
 
     def stop(number: int, logs: Any) -> None:
         if state(folder)[-1]["epoch"] == epoch and number == batch:
@@ -181,9 +185,9 @@ def test_backups_within_an_epoch(tmp_path: Path) -> None:
     """Keras then begins the epoch again, with these weights, also a second time."""
     _, stopped = interrupted(tmp_path, epoch=0, batch=1)
     first, stopped_again = interrupted(tmp_path, epoch=1, batch=0)
-    models.assert_equal(first, stopped)
+    assert_equal(first, stopped)
     first, _ = interrupted(tmp_path, epoch=1, batch=1)
-    models.assert_equal(first, stopped_again)
+    assert_equal(first, stopped_again)
 
 
 def test_stopped_after_its_epoch_in_a_later_callback(tmp_path: Path) -> None:
@@ -199,7 +203,7 @@ def test_stopped_after_its_epoch_in_a_later_callback(tmp_path: Path) -> None:
     def callbacks() -> list[Any]:
         return [keras.callbacks.BackupAndRestore(tmp_path), Later()]
 
-    x, y = models.image_data(32)
+    x, y = image_data(32)
     with pytest.raises(Killed):
         wrapped().fit(x, y, epochs=EPOCHS, verbose=0, callbacks=callbacks())
     wrapped().fit(x, y, epochs=EPOCHS, verbose=0, callbacks=callbacks())

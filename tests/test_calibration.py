@@ -6,7 +6,11 @@ import pytest
 from keras import layers
 
 import keras_nrs
-from tests import models
+from tests.support.asserts import assert_equal
+from tests.support.asserts import numpy_values
+from tests.support.data import image_data
+from tests.support.networks import cnn
+from tests.support.perturbations import FixedPerturbation
 
 
 def linear_regression(weights: int = 3) -> keras.Model:
@@ -24,7 +28,7 @@ def test_eps_equals_the_closed_form() -> None:
         linear_regression(),
         x,
         target_divergence=target,
-        perturbation=models.FixedPerturbation(),
+        perturbation=FixedPerturbation(),
     )
     expected = np.sqrt(2 * target / np.mean((x @ pattern) ** 2))
     # Bisection stops at 1 %, from above.
@@ -36,9 +40,9 @@ def test_eps_equals_the_closed_form() -> None:
 
 @pytest.mark.parametrize("perturbation", ["ball", "relative", "layerwise", "released"])
 def test_reaches_the_target(perturbation: str) -> None:
-    x, _ = models.image_data(48)
+    x, _ = image_data(48)
     eps = keras_nrs.calibrate_eps(
-        models.cnn(batch_norm=False),
+        cnn(batch_norm=False),
         x,
         target_divergence=0.05,
         perturbation=perturbation,
@@ -53,7 +57,7 @@ def test_takes_the_settings_of_a_wrapped_model() -> None:
     x = np.random.default_rng(0).normal(size=(40, 3)).astype("float32")
     model = linear_regression()
     settings: dict[str, Any] = {
-        "perturbation": models.FixedPerturbation(),
+        "perturbation": FixedPerturbation(),
         "divergence": keras_nrs.divergences.GaussianKL(stddev=0.1),
     }
     wrapped = keras_nrs.calibrate_eps(
@@ -65,19 +69,19 @@ def test_takes_the_settings_of_a_wrapped_model() -> None:
 
 
 def test_larger_target_gives_larger_eps_and_nothing_changes() -> None:
-    x, _ = models.image_data(32)
-    model = models.cnn(dropout=0.5, seed=1)
-    before = models.numpy_values(model.variables)
+    x, _ = image_data(32)
+    model = cnn(dropout=0.5, seed=1)
+    before = numpy_values(model.variables)
     eps = [
         keras_nrs.calibrate_eps(model, x, target_divergence=t, num_samples=2)
         for t in (0.001, 0.1)
     ]
     assert eps[0] < eps[1]
-    models.assert_equal(models.numpy_values(model.variables), before)
+    assert_equal(numpy_values(model.variables), before)
 
 
 def test_ignored_class_and_loss_of_ones_own() -> None:
-    x, y = models.image_data(16)
+    x, y = image_data(16)
     ignoring = keras.losses.SparseCategoricalCrossentropy(
         from_logits=True, ignore_class=0
     )
@@ -86,7 +90,7 @@ def test_ignored_class_and_loss_of_ones_own() -> None:
         return ignoring.fn(y_true, y_pred, from_logits=True)
 
     for loss in (ignoring, own):
-        model = models.cnn(compile=False)
+        model = cnn(compile=False)
         model.compile("sgd", loss)
         nrs = keras_nrs.wrap(model, eps=1.0)
         nrs.train_on_batch(x, y)

@@ -2,125 +2,20 @@ import warnings
 from typing import Any
 
 import keras
-import numpy as np
 import pytest
 
 import keras_nrs
-from tests import models
-
-
-def fit(**kwargs: Any) -> Any:
-    x, y = models.image_data()
-    nrs = keras_nrs.wrap(models.cnn(), seed=0, **kwargs)
-    nrs.fit(x, y, batch_size=16, epochs=2, verbose=0)
-    return nrs
-
-
-def test_inert_eps_is_reported_once() -> None:
-    """The warning names eps, the divergence, the norm and what to do."""
-    x, y = models.image_data()
-    with pytest.warns(UserWarning) as record:
-        nrs = fit(eps=1e-3)
-        nrs.fit(x, y, verbose=0)
-    (warning,) = (w for w in record if "has no effect" in str(w.message))
-    text = str(warning.message)
-    for part in ("eps=0.001", "Ball", "divergence was", "norm of the weights is"):
-        assert part in text
-    for advice in ("perturbation='relative'", "calibrate_eps"):
-        assert advice in text
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"eps": 0.0},
-        {"eps": 1e-3, "alpha": 0.0},
-        {"eps": 1e-3, "scheme": "rpr"},
-        {"eps": 1e-3, "scheme": "baseline"},
-        {"eps": 0.3, "perturbation": "relative"},
-    ],
-    ids=str,
-)
-def test_no_warning(arguments: dict[str, Any]) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
-        fit(**arguments)
-
-
-def test_an_inert_eps_is_reported_though_the_loss_vanishes() -> None:
-    """Compared with the loss of the first epoch."""
-    x, y = np.tile(np.eye(4, dtype="float32"), (16, 1)), np.arange(64) % 2
-    model = keras.Sequential([keras.Input((4,))])
-    model.add(keras.layers.Dense(2, kernel_initializer="zeros"))
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.SGD(0.1), loss)
-    nrs = keras_nrs.wrap(model, eps=0.04, seed=0)
-    with pytest.warns(UserWarning, match=r"eps=0\.04 has no effect") as record:
-        history = nrs.fit(x, y, epochs=20, batch_size=2, verbose=0).history
-    (warning,) = (w for w in record if "has no effect" in str(w.message))
-    # Where `fit()` was called.
-    assert warning.filename == __file__
-    # Compared with the loss of its own epoch, it would not have been said.
-    shares = np.divide(history["model_divergence"], history["loss"])
-    assert shares.max() > 1.3e-4
-
-
-def test_an_eps_that_takes_effect_later_is_not_reported() -> None:
-    """The kernel, and with it delta, grows from next to nothing."""
-    x, y = models.image_data()
-    model = keras.Sequential([keras.Input((6, 6, 1)), keras.layers.Flatten()])
-    model.add(keras.layers.Dense(3, kernel_initializer=keras.initializers.Constant(0)))
-    models.compile_classifier(model, optimizer=keras.optimizers.SGD(0.03))
-    nrs = keras_nrs.wrap(model, eps=0.5, perturbation="relative", seed=0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
-        history = nrs.fit(x, y, batch_size=32, epochs=9, verbose=0).history
-    assert history["model_divergence"][0] < 1e-4 * history["loss"][0]
-
-
-@pytest.mark.parametrize("perturbation", ["relative", "layerwise"])
-def test_an_eps_longer_than_the_weights_is_reported(perturbation: str) -> None:
-    with pytest.warns(UserWarning, match="delta may be longer than the weights"):
-        fit(eps=1.5, perturbation=perturbation)
-
-
-def test_no_warning_for_a_scheduled_eps() -> None:
-    class WarmUp(keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-            self.model.eps = 1e-3 * (1 + epoch)
-
-    x, y = models.image_data()
-    nrs = keras_nrs.wrap(models.cnn(), eps=0.5)
-    nrs.fit(x, y, epochs=2, verbose=0, callbacks=WarmUp())
-
-
-def test_model_that_builds_itself_in_fit() -> None:
-    model = models.Subclassed()
-    models.compile_classifier(model)
-    x, y = models.image_data()
-    with pytest.warns(UserWarning, match="no effect"):
-        keras_nrs.wrap(model, eps=1e-3).fit(x, y, batch_size=16, verbose=0)
-
-
-def test_alpha_is_named_where_alpha_is_at_fault() -> None:
-    with pytest.warns(UserWarning, match="alpha=1e-06 is too small"):
-        fit(eps=2.0, alpha=1e-6)
-
-
-def test_added_to_the_users_callback_list() -> None:
-    x, y = models.image_data()
-    nrs = keras_nrs.wrap(models.cnn(), eps=1e-3)
-    callbacks = keras.callbacks.CallbackList(model=nrs, add_history=True, epochs=1)
-    with pytest.warns(UserWarning, match="no effect"):
-        nrs.fit(x, y, batch_size=16, verbose=0, callbacks=callbacks)
-
+from tests.support.asserts import assert_equal
+from tests.support.asserts import numpy_values
+from tests.support.data import image_data
+from tests.support.networks import cnn
 
 # NRSSchedule.
 
 
 def scheduled(schedule: Any, epochs: int = 4, **kwargs: Any) -> dict[str, list[float]]:
-    x, y = models.image_data()
-    nrs = keras_nrs.wrap(models.cnn(), perturbation="relative", **kwargs)
+    x, y = image_data()
+    nrs = keras_nrs.wrap(cnn(), perturbation="relative", **kwargs)
     history = nrs.fit(x, y, epochs=epochs, verbose=0, callbacks=[schedule])
     return history.history
 
@@ -143,8 +38,8 @@ def test_functions_of_the_epoch() -> None:
 
 
 def test_a_schedule_goes_on_at_the_initial_epoch() -> None:
-    x, y = models.image_data()
-    nrs = keras_nrs.wrap(models.cnn(), eps=0.2, perturbation="relative")
+    x, y = image_data()
+    nrs = keras_nrs.wrap(cnn(), eps=0.2, perturbation="relative")
     schedule = keras_nrs.callbacks.NRSSchedule(warmup_epochs=4)
     for first, last in ((0, 1), (1, 2)):
         history = nrs.fit(
@@ -162,7 +57,7 @@ def test_one_schedule_for_several_models() -> None:
 
 def test_a_schedule_and_a_backup(tmp_path: Any) -> None:
     """Interrupted while eps is still 0."""
-    x, y = models.image_data()
+    x, y = image_data()
 
     class Interrupt(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
@@ -174,7 +69,7 @@ def test_a_schedule_and_a_backup(tmp_path: Any) -> None:
         return [keras.callbacks.BackupAndRestore(tmp_path), schedule]
 
     def nrs() -> Any:
-        return keras_nrs.wrap(models.cnn(), eps=0.2, perturbation="relative")
+        return keras_nrs.wrap(cnn(), eps=0.2, perturbation="relative")
 
     with pytest.raises(KeyboardInterrupt):
         nrs().fit(x, y, epochs=3, verbose=0, callbacks=[*callbacks(), Interrupt()])
@@ -184,9 +79,9 @@ def test_a_schedule_and_a_backup(tmp_path: Any) -> None:
 
 def test_a_schedule_goes_on_in_a_loaded_model(tmp_path: Any) -> None:
     """Which was saved when eps was on its way."""
-    x, y = models.image_data()
+    x, y = image_data()
     path = tmp_path / "model.keras"
-    nrs = keras_nrs.wrap(models.cnn(), eps=0.1, perturbation="relative")
+    nrs = keras_nrs.wrap(cnn(), eps=0.1, perturbation="relative")
     nrs.eps = 0.4
 
     def callbacks() -> list[Any]:
@@ -213,9 +108,9 @@ def test_bad_schedules() -> None:
         schedule(start_epoch=-1)
     with pytest.raises(ValueError, match="`alpha` must be finite and >= 0"):
         scheduled(schedule(alpha=lambda epoch: -1.0))
-    x, y = models.image_data()
+    x, y = image_data()
     with pytest.raises(TypeError, match="NRSSchedule needs an NRSModel"):
-        models.cnn().fit(x, y, verbose=0, callbacks=[schedule()])
+        cnn().fit(x, y, verbose=0, callbacks=[schedule()])
 
 
 # FlatnessMonitor.
@@ -224,8 +119,8 @@ def test_bad_schedules() -> None:
 @pytest.mark.parametrize("is_wrapped", [True, False])
 def test_flatness_is_monitored(is_wrapped: bool, tmp_path: Any) -> None:
     """In history and in the files of callbacks that come later; as measured by hand."""
-    x, y = models.image_data()
-    model: Any = models.cnn()
+    x, y = image_data()
+    model: Any = cnn()
     if is_wrapped:
         model = keras_nrs.wrap(model, eps=0.2, perturbation="relative")
     eps = None if is_wrapped else 0.5
@@ -242,21 +137,21 @@ def test_flatness_is_monitored(is_wrapped: bool, tmp_path: Any) -> None:
 
 
 def test_a_monitor_changes_nothing_in_training() -> None:
-    x, y = models.image_data()
+    x, y = image_data()
     weights = []
     for callbacks in ([], [keras_nrs.callbacks.FlatnessMonitor(x, y, eps=0.1)]):
         keras.utils.set_random_seed(0)
-        model = keras_nrs.wrap(models.cnn(dropout=0.3, seed=0), eps=0.1, seed=0)
+        model = keras_nrs.wrap(cnn(dropout=0.3, seed=0), eps=0.1, seed=0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model.fit(x, y, epochs=2, verbose=0, callbacks=callbacks)
-        weights.append(models.numpy_values(model.weights))
-    models.assert_equal(*weights)
+        weights.append(numpy_values(model.weights))
+    assert_equal(*weights)
 
 
 def test_bad_monitors() -> None:
     monitor = keras_nrs.callbacks.FlatnessMonitor
-    x, y = models.image_data()
+    x, y = image_data()
     with pytest.raises(TypeError, match="`x` must be arrays or a data set that can be"):
         monitor(iter([(x, y)]))
     with pytest.raises(ValueError, match="`every` must be an integer >= 1"):

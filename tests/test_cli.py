@@ -13,7 +13,9 @@ from typer.testing import CliRunner
 import keras_nrs.experiments
 from keras_nrs import cli
 from keras_nrs.experiments import demo
-from tests import models
+from tests.support.data import image_data
+from tests.support.networks import cnn
+from tests.support.networks import compile_classifier
 
 
 @pytest.fixture
@@ -112,8 +114,8 @@ def test_importing_the_package_and_the_command_needs_no_extra() -> None:
 
 
 def _save(path: Path, **kwargs: Any) -> Path:
-    model = models.cnn(**kwargs)
-    x, y = models.image_data(32)
+    model = cnn(**kwargs)
+    x, y = image_data(32)
     model.fit(x, y, verbose=0)
     model.save(path)
     return path
@@ -125,7 +127,7 @@ def _flatness(*arguments: Any) -> Any:
 
 def test_flatness_compares_saved_models(tmp_path: Path) -> None:
     first, second = (_save(tmp_path / f"{name}.keras") for name in ("one", "two"))
-    x, y = models.image_data(40)
+    x, y = image_data(40)
     data, output = tmp_path / "data.npz", tmp_path / "out"
     np.savez(data, x=x, y=y)
     options = ["--data", data, "--output", output, "--points", 3, "--k", 2]
@@ -147,7 +149,7 @@ def test_flatness_compares_saved_models(tmp_path: Path) -> None:
 def test_flatness_of_a_wrapped_model_on_digits(tmp_path: Path) -> None:
     model = keras.Sequential([keras.Input((8, 8)), keras.layers.Flatten()])
     model.add(keras.layers.Dense(10))
-    models.compile_classifier(model)
+    compile_classifier(model)
     model.fit(np.ones((4, 8, 8)), np.zeros(4), verbose=0)
     keras_nrs.wrap(model).save(tmp_path / "wrapped.keras")
     path, output = tmp_path / "wrapped.keras", tmp_path / "out"

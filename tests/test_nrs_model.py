@@ -1,6 +1,5 @@
 """`wrap`, `unwrap` and `NRSModel`: the habits of Keras."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -9,7 +8,13 @@ import pytest
 from keras import layers
 
 import keras_nrs
-from tests import models
+from tests.support.asserts import assert_equal
+from tests.support.asserts import numpy_values
+from tests.support.data import image_data
+from tests.support.networks import Subclassed
+from tests.support.networks import cnn
+from tests.support.networks import compile_classifier
+from tests.support.perturbations import FixedPerturbation
 
 NRS = {"eps": 1.0, "seed": 0}
 
@@ -27,7 +32,7 @@ def functional_with_two_outputs() -> keras.Model:
 
 
 def test_wrap_shares_everything_with_the_users_model() -> None:
-    model = models.cnn()
+    model = cnn()
     nrs = keras_nrs.wrap(model)
     assert isinstance(nrs, keras.Model)
     assert keras_nrs.unwrap(nrs) is nrs.base_model is model
@@ -39,12 +44,12 @@ def test_wrap_shares_everything_with_the_users_model() -> None:
 
 
 def test_compiled_model_keeps_its_optimizer_slots() -> None:
-    x, y = models.image_data()
-    model = models.cnn()
+    x, y = image_data()
+    model = cnn()
     model.fit(x, y, verbose=0)
-    slots = models.numpy_values(model.optimizer.variables)
+    slots = numpy_values(model.optimizer.variables)
     nrs = keras_nrs.wrap(model, **NRS)
-    models.assert_equal(models.numpy_values(nrs.optimizer.variables), slots)
+    assert_equal(numpy_values(nrs.optimizer.variables), slots)
     nrs.fit(x, y, batch_size=32, verbose=0)
     assert int(nrs.optimizer.iterations) == 2 + 2
 
@@ -58,8 +63,8 @@ def test_plain_python_loss_and_metric() -> None:
     def mean_logit(y_true: Any, y_pred: Any) -> Any:
         return keras.ops.mean(y_pred)
 
-    x, y = models.image_data()
-    model = models.cnn(compile=False)
+    x, y = image_data()
+    model = cnn(compile=False)
     model.compile("sgd", loss=my_loss, metrics=[mean_logit])
     nrs = keras_nrs.wrap(model, **NRS)
     logs = nrs.fit(x, y, verbose=0, validation_split=0.25).history
@@ -75,13 +80,13 @@ def test_plain_python_loss_and_metric() -> None:
 
 
 def test_compile_after_wrap_compiles_the_base_model() -> None:
-    x, y = models.image_data()
-    model = models.cnn(compile=False)
+    x, y = image_data()
+    model = cnn(compile=False)
     nrs = keras_nrs.wrap(model, **NRS)
     assert not nrs.compiled
     with pytest.raises(ValueError, match="must call `compile"):
         nrs.fit(x, y)
-    models.compile_classifier(nrs)
+    compile_classifier(nrs)
     nrs.fit(x, y, verbose=0)
     assert model.compiled
     # Compiled anew on either side, the next fit uses it.
@@ -92,13 +97,13 @@ def test_compile_after_wrap_compiles_the_base_model() -> None:
 
 
 def test_evaluate_and_predict_equal_the_base_model_bit_for_bit() -> None:
-    x, y = models.image_data()
-    model = models.cnn(dropout=0.5, penalty=0.1)
+    x, y = image_data()
+    model = cnn(dropout=0.5, penalty=0.1)
     nrs = keras_nrs.wrap(model, **NRS)
     nrs.fit(x, y, verbose=0)
     assert nrs.evaluate(x, y, verbose=0) == model.evaluate(x, y, verbose=0)
     assert nrs.test_on_batch(x, y) == model.test_on_batch(x, y)
-    models.assert_equal(
+    assert_equal(
         [nrs.predict(x, verbose=0), nrs.predict_on_batch(x)],
         [model.predict(x, verbose=0), model.predict_on_batch(x)],
     )
@@ -109,8 +114,8 @@ def test_evaluate_and_predict_equal_the_base_model_bit_for_bit() -> None:
 
 
 def test_logs() -> None:
-    x, y = models.image_data()
-    nrs = keras_nrs.wrap(models.cnn(), **NRS)
+    x, y = image_data()
+    nrs = keras_nrs.wrap(cnn(), **NRS)
     history = nrs.fit(x, y, validation_data=(x, y), verbose=0).history
     training = {"loss", "accuracy", "model_divergence", "perturbed_loss"}
     assert set(history) == training | {"val_loss", "val_accuracy"}
@@ -122,9 +127,9 @@ def test_logs() -> None:
 
 def test_logs_are_means_over_the_epoch() -> None:
     """Weighted by batch size, as Keras's loss is."""
-    x, y = models.image_data(40)
+    x, y = image_data(40)
     nrs = keras_nrs.wrap(
-        models.cnn(batch_norm=False), eps=0.5, perturbation=models.FixedPerturbation()
+        cnn(batch_norm=False), eps=0.5, perturbation=FixedPerturbation()
     )
     nrs.optimizer.learning_rate = 0.0
     epoch = nrs.fit(x, y, batch_size=32, verbose=0).history
@@ -167,9 +172,9 @@ def test_functional_with_lists(outputs: list[str]) -> None:
 
 
 def test_subclassed_model_builds_in_fit() -> None:
-    x, y = models.image_data()
-    nrs = keras_nrs.wrap(models.Subclassed(), **NRS)
-    models.compile_classifier(nrs)
+    x, y = image_data()
+    nrs = keras_nrs.wrap(Subclassed(), **NRS)
+    compile_classifier(nrs)
     history = nrs.fit(x, y, epochs=2, verbose=0).history
     assert nrs.built
     assert nrs.base_model.built
@@ -177,7 +182,7 @@ def test_subclassed_model_builds_in_fit() -> None:
 
 
 def test_base_model_with_its_own_loss_metrics_and_test_step() -> None:
-    class Own(models.Subclassed):
+    class Own(Subclassed):
         def __init__(self) -> None:
             super().__init__()
             self.largest = keras.metrics.Mean(name="largest")
@@ -194,9 +199,9 @@ def test_base_model_with_its_own_loss_metrics_and_test_step() -> None:
             self.largest.update_state(keras.ops.max(y_pred))
             return super().compute_metrics(x, y, y_pred, sample_weight)
 
-    x, y = models.image_data()
+    x, y = image_data()
     model = Own()
-    models.compile_classifier(model)
+    compile_classifier(model)
     nrs = keras_nrs.wrap(model, eps=0.0)
     model.optimizer.learning_rate = 0.0
     history = nrs.fit(x, y, validation_data=(x, y), verbose=0).history
@@ -204,152 +209,22 @@ def test_base_model_with_its_own_loss_metrics_and_test_step() -> None:
     assert history["loss"] == pytest.approx([2 * history["val_loss"][0]], rel=1e-5)
 
 
-def batches(x: np.ndarray, y: np.ndarray, size: int = 16) -> Iterator[Any]:
-    while True:
-        for start in range(0, len(x), size):
-            yield x[start : start + size], y[start : start + size]
-
-
-class Batches(keras.utils.PyDataset):
-    def __init__(self, x: np.ndarray, y: np.ndarray) -> None:
-        super().__init__()
-        self.x, self.y = x, y
-
-    def __len__(self) -> int:
-        return len(self.x) // 16
-
-    def __getitem__(self, index: int) -> Any:
-        batch = slice(16 * index, 16 * (index + 1))
-        return self.x[batch], self.y[batch]
-
-
-def test_data_formats_give_the_same_training() -> None:
-    import tensorflow as tf
-    import torch
-
-    x, y = models.image_data()
-    tensors = torch.utils.data.TensorDataset(torch.tensor(x), torch.tensor(y))
-    formats: dict[str, dict[str, Any]] = {
-        "arrays": {"x": x, "y": y, "batch_size": 16},
-        "generator": {"x": batches(x, y), "steps_per_epoch": 4},
-        "PyDataset": {"x": Batches(x, y)},
-        "tf.data": {"x": tf.data.Dataset.from_tensor_slices((x, y)).batch(16)},
-        "DataLoader": {"x": torch.utils.data.DataLoader(tensors, batch_size=16)},
-    }
-    nrs = keras_nrs.wrap(models.cnn(), eps=1.0, seed=0)
-    start = nrs.get_weights()
-    seed_state = models.numpy_values([nrs.seed_generator.state])[0]
-    results = {}
-    for name, arguments in formats.items():
-        models.compile_classifier(nrs)
-        nrs.set_weights(start)
-        nrs.seed_generator.state.assign(seed_state)
-        nrs.fit(**arguments, shuffle=False, epochs=2, verbose=0)
-        results[name] = nrs.get_weights()
-    for name in formats:
-        for a, b in zip(results[name], results["arrays"], strict=True):
-            np.testing.assert_array_equal(a, b, err_msg=name)
-
-
-@pytest.mark.parametrize(
-    "compiled_with", [{"run_eagerly": True}, {"jit_compile": True}], ids=str
-)
-def test_execution_modes(compiled_with: dict[str, bool]) -> None:
-    if keras.config.backend() == "torch" and "jit_compile" in compiled_with:
-        # `torch.compile` takes a minute: `tests/compatibility` has it.
-        compiled_with = {"jit_compile": False}
-    x, y = models.image_data(48)
-    model = models.cnn(batch_norm=False, compile=False)
-    models.compile_classifier(model, **compiled_with)
-    nrs = keras_nrs.wrap(model, interval=2, **NRS)
-    name, value = next(iter(compiled_with.items()))
-    assert getattr(nrs, name) is value
-    history = nrs.fit(x, y, batch_size=16, verbose=0).history
-    assert history["model_divergence"][0] > 0
-
-
-@pytest.mark.only_jax
-@pytest.mark.only_tensorflow  # Keras has no steps_per_execution on PyTorch.
-def test_steps_per_execution() -> None:
-    """Five steps in executions of two are five single steps."""
-    x, y = models.image_data(80)
-
-    def weights(steps: int) -> list[np.ndarray]:
-        keras.utils.set_random_seed(0)
-        model = models.cnn(dropout=0.2, compile=False)
-        models.compile_classifier(model, steps_per_execution=steps)
-        nrs = keras_nrs.wrap(model, interval=2, **NRS)
-        assert nrs.steps_per_execution == steps
-        nrs.fit(x, y, batch_size=16, shuffle=False, verbose=0)
-        return models.numpy_values(model.variables)
-
-    models.assert_equal(weights(1), weights(2))
-
-
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
 @pytest.mark.parametrize("part", ["wrapped", "base"])
 def test_quantizing_after_predict_reaches_both(part: str) -> None:
-    x, _ = models.image_data()
-    nrs = keras_nrs.wrap(models.cnn(), **NRS)
+    x, _ = image_data()
+    nrs = keras_nrs.wrap(cnn(), **NRS)
     before = nrs.predict(x, verbose=0)
-    models.assert_equal([before], [nrs.base_model.predict(x, verbose=0)])
+    assert_equal([before], [nrs.base_model.predict(x, verbose=0)])
     (nrs if part == "wrapped" else nrs.base_model).quantize("int8")
     after = nrs.predict(x, verbose=0)
-    models.assert_equal([after], [nrs.base_model.predict(x, verbose=0)])
+    assert_equal([after], [nrs.base_model.predict(x, verbose=0)])
     assert np.abs(after - before).max() > 0
 
 
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
-def test_mixed_precision(policy: str) -> None:
-    x, y = models.image_data()
-    keras.config.set_dtype_policy(policy)
-    try:
-        model = models.cnn(dropout=0.2, compile=False)
-        nrs = keras_nrs.wrap(model, eps=2.0, seed=0)
-        models.compile_classifier(nrs)
-    finally:
-        keras.config.set_dtype_policy("float32")
-    is_scaled = isinstance(nrs.optimizer, keras.optimizers.LossScaleOptimizer)
-    assert is_scaled == (policy == "mixed_float16")
-    assert nrs.dtype_policy.name == policy
-    before = model.get_weights()
-    history = nrs.fit(x, y, batch_size=16, epochs=3, verbose=0).history
-    # The logs are unscaled.
-    assert 0 < history["model_divergence"][-1] < 10
-    assert 0 < history["loss"][-1] < 20
-    assert not np.array_equal(before[0], model.get_weights()[0])
-
-
-def test_gradient_accumulation_and_ema() -> None:
-    """Four steps of a fourth of the batch are one step, and each has its delta."""
-    x, y = models.image_data(64)
-
-    def weights(
-        batch_size: int, epochs: int = 1, **options: Any
-    ) -> tuple[list[np.ndarray], Any]:
-        keras.utils.set_random_seed(0)
-        model = models.cnn(batch_norm=False, compile=False)
-        models.compile_classifier(model, optimizer=keras.optimizers.SGD(0.1, **options))
-        nrs = keras_nrs.wrap(model, eps=0.2, perturbation=models.FixedPerturbation())
-        nrs.fit(x, y, batch_size=batch_size, epochs=epochs, shuffle=False, verbose=0)
-        return model.get_weights(), nrs
-
-    whole, _ = weights(64)
-    accumulated, nrs = weights(16, gradient_accumulation_steps=4)
-    assert int(nrs.optimizer.iterations) == 1
-    assert models.numpy_values([nrs.seed_generator.state])[0][1] == 4
-    for a, b in zip(whole, accumulated, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)
-    # The average starts at the first step, and `fit` leaves it in the weights.
-    twice, _ = weights(64, epochs=2)
-    ema, _ = weights(64, epochs=2, use_ema=True, ema_momentum=0.75)
-    for a, b, c in zip(whole, twice, ema, strict=True):
-        np.testing.assert_allclose(0.75 * a + 0.25 * b, c, atol=1e-6)
-
-
 def test_keras_callbacks_reach_the_model(tmp_path: Any) -> None:
-    x, y = models.image_data()
-    nrs = keras_nrs.wrap(models.cnn(), **NRS)
+    x, y = image_data()
+    nrs = keras_nrs.wrap(cnn(), **NRS)
     path = str(tmp_path / "checkpoint.keras")
     history = nrs.fit(
         x,
@@ -397,63 +272,41 @@ def test_bad_arguments(
     arguments: dict[str, Any], error: type[Exception], match: str
 ) -> None:
     with pytest.raises(error, match=match):
-        keras_nrs.wrap(models.cnn(), **arguments)
+        keras_nrs.wrap(cnn(), **arguments)
 
 
 def test_bad_models() -> None:
-    class OwnStep(models.Subclassed):
+    class OwnStep(Subclassed):
         def train_step(self, *args: Any) -> Any:
             raise NotImplementedError
 
-    class OwnFit(models.Subclassed):
+    class OwnFit(Subclassed):
         def fit(self, *args: Any, **kwargs: Any) -> Any:
             raise NotImplementedError
 
     with pytest.raises(TypeError, match=r"`model` must be a keras\.Model"):
         keras_nrs.wrap(layers.Dense(3))
     with pytest.raises(ValueError, match="wrapped already"):
-        keras_nrs.wrap(keras_nrs.wrap(models.cnn()))
+        keras_nrs.wrap(keras_nrs.wrap(cnn()))
     with pytest.raises(ValueError, match="nrs_objective"):
         keras_nrs.wrap(OwnStep())
     with pytest.warns(UserWarning, match="overrides fit"):
         keras_nrs.wrap(OwnFit())
     with pytest.raises(TypeError, match="must be an NRSModel"):
-        keras_nrs.unwrap(models.cnn())
-
-
-@pytest.mark.only_jax  # Elsewhere tensors can be read at any time.
-def test_a_loss_that_reads_what_a_pass_kept() -> None:
-    class Keeps(keras.Model):
-        def __init__(self) -> None:
-            super().__init__()
-            self.dense = keras.layers.Dense(3)
-
-        def call(self, inputs: Any) -> Any:
-            self.kept = self.dense(keras.ops.reshape(inputs, (-1, 36)))
-            return self.kept
-
-        def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-            return super().compute_loss(*args, **kwargs) + keras.ops.mean(self.kept)
-
-    x, y = models.image_data(16)
-    model = Keeps()
-    models.compile_classifier(model)
-    nrs = keras_nrs.wrap(model, eps=0.3, perturbation="relative")
-    with pytest.raises(ValueError, match="must not read a tensor after the pass"):
-        nrs.fit(x, y, verbose=0)
+        keras_nrs.unwrap(cnn())
 
 
 def test_options_cannot_be_assigned() -> None:
-    nrs = keras_nrs.wrap(models.cnn())
+    nrs = keras_nrs.wrap(cnn())
     for name in ("beta", "scheme", "perturbation", "interval", "memory_efficient"):
         with pytest.raises(AttributeError, match=f"`{name}` is set by wrap"):
             setattr(nrs, name, None)
 
 
 def test_a_wrapped_model_in_another_one_says_that_it_is_not_regularized() -> None:
-    x, y = models.image_data(16)
-    outer = keras.Sequential([keras.Input((6, 6, 1)), keras_nrs.wrap(models.cnn())])
-    models.compile_classifier(outer)
+    x, y = image_data(16)
+    outer = keras.Sequential([keras.Input((6, 6, 1)), keras_nrs.wrap(cnn())])
+    compile_classifier(outer)
     with pytest.warns(UserWarning, match="is not regularized there"):
         outer.fit(x, y, verbose=0)
 
@@ -461,7 +314,7 @@ def test_a_wrapped_model_in_another_one_says_that_it_is_not_regularized() -> Non
 def test_summary_and_layers_are_the_base_models(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    nrs = keras_nrs.wrap(models.cnn())
+    nrs = keras_nrs.wrap(cnn())
     nrs.summary()
     wrapped = capsys.readouterr().out
     nrs.base_model.summary()
@@ -470,8 +323,8 @@ def test_summary_and_layers_are_the_base_models(
 
 
 def test_an_eps_of_another_perturbation() -> None:
-    x, _ = models.image_data(16)
-    model = models.cnn()
+    x, _ = image_data(16)
+    model = cnn()
     eps = keras_nrs.calibrate_eps(
         model, x, target_divergence=0.1, perturbation="relative", num_samples=2
     )
@@ -483,16 +336,16 @@ def test_an_eps_of_another_perturbation() -> None:
 
 def test_the_legacy_format_is_refused(tmp_path: Any) -> None:
     with pytest.raises(ValueError, match="unwrap"):
-        keras_nrs.wrap(models.cnn()).save(tmp_path / "model.h5")
+        keras_nrs.wrap(cnn()).save(tmp_path / "model.h5")
     assert not list(tmp_path.iterdir())
 
 
 def test_frozen_model_trains_as_in_keras() -> None:
     """That is, with a warning where Keras warns."""
-    x, y = models.image_data()
-    model = models.cnn(batch_norm=False)
+    x, y = image_data()
+    model = cnn(batch_norm=False)
     model.trainable = False
-    models.compile_classifier(model)
+    compile_classifier(model)
     nrs = keras_nrs.wrap(model)
     weights = model.get_weights()
     if keras.config.backend() == "jax":
@@ -500,18 +353,18 @@ def test_frozen_model_trains_as_in_keras() -> None:
     else:
         with pytest.warns(UserWarning, match="does not have any trainable"):
             nrs.fit(x, y, verbose=0)
-    models.assert_equal(model.get_weights(), weights)
+    assert_equal(model.get_weights(), weights)
 
 
 def test_scalar_tensors_may_be_assigned() -> None:
-    nrs = keras_nrs.wrap(models.cnn(), eps=np.array(0.5))
+    nrs = keras_nrs.wrap(cnn(), eps=np.array(0.5))
     nrs.alpha = keras.ops.convert_to_tensor(0.25)
     assert nrs.get_config()["eps"] == 0.5
     assert nrs.get_config()["alpha"] == 0.25
 
 
 def test_bad_assignments() -> None:
-    nrs = keras_nrs.wrap(models.cnn())
+    nrs = keras_nrs.wrap(cnn())
     with pytest.raises(ValueError, match="`eps`"):
         nrs.eps = -1.0
     with pytest.raises(TypeError, match="`alpha`"):
@@ -519,16 +372,16 @@ def test_bad_assignments() -> None:
 
 
 def test_loss_without_a_known_divergence() -> None:
-    x, y = models.image_data()
-    model = models.cnn(compile=False)
+    x, y = image_data()
+    model = cnn(compile=False)
     model.compile("sgd", loss="categorical_hinge")
     nrs = keras_nrs.wrap(model)
-    weights = models.numpy_values(model.trainable_variables)
+    weights = numpy_values(model.trainable_variables)
     with pytest.raises(ValueError, match="divergence='auto' knows no divergence"):
         nrs.fit(x, np.eye(3)[y], verbose=0)
     with pytest.raises(ValueError, match="divergence='auto' knows no divergence"):
         nrs.train_on_batch(x, np.eye(3)[y])
-    models.assert_equal(models.numpy_values(model.trainable_variables), weights)
+    assert_equal(numpy_values(model.trainable_variables), weights)
     kl = keras_nrs.divergences.CategoricalKL(from_logits=True)
     nrs = keras_nrs.wrap(model, divergence=kl, **NRS)
     history = nrs.fit(x, np.eye(3)[y], verbose=0).history

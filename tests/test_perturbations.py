@@ -25,10 +25,13 @@ from keras_nrs.perturbations import LayerwiseBall
 from keras_nrs.perturbations import Perturbation
 from keras_nrs.perturbations import RelativeBall
 from keras_nrs.perturbations import ReleasedCode
+from tests.support.statistics import LEVEL
+from tests.support.statistics import key
+from tests.support.statistics import max_correlation_p_value
+from tests.support.statistics import off_diagonal
 
 BACKEND = keras.config.backend()
 CLASSES = (Ball, RelativeBall, LayerwiseBall, ReleasedCode)
-LEVEL = 1e-4
 NUM_SAMPLES = 10_000
 SHAPES = ((3, 2), (4,), (3, 2))
 SIZE = 16
@@ -48,12 +51,6 @@ def double_precision() -> Iterator[None]:
         stack.callback(keras.config.set_floatx, floatx)
         keras.config.set_floatx("float64")
         yield
-
-
-def key(seed: int, step: int = 0) -> Any:
-    """What a `SeedGenerator(seed)` gives at a step."""
-    state = keras.random.SeedGenerator(seed).state
-    return ops.convert_to_tensor([seed, step], dtype=state.dtype)
 
 
 def to_numpy(tensors: Sequence[Any]) -> list[np.ndarray]:
@@ -99,20 +96,6 @@ def ball_samples(noise: str) -> dict[str, np.ndarray]:
     else:
         samples = compile_function(lambda keys: ops.map(draw, keys))(keys)
     return dict(zip(perturbations.RADII, to_numpy(samples), strict=True))
-
-
-def max_correlation_p_value(correlations: np.ndarray, num_samples: int) -> float:
-    """p-value of the largest of many correlations of independent samples.
-
-    Each is about normal with variance 1 / num_samples; Bonferroni's bound.
-    """
-    largest = np.max(np.abs(correlations))
-    p_value = 2 * scipy.stats.norm.sf(largest * math.sqrt(num_samples))
-    return float(min(1.0, correlations.size * p_value))
-
-
-def off_diagonal(matrix: np.ndarray) -> np.ndarray:
-    return matrix[np.triu_indices(len(matrix), k=1)]
 
 
 # The ball.
@@ -551,43 +534,3 @@ def test_serialization_round_trip(cls: Any, where: Any) -> None:
     samples = [p.sample(weights_like(), 0.1, 0) for p in (perturbation, copy)]
     for a, b in zip(*map(to_numpy, samples), strict=True):
         np.testing.assert_array_equal(a, b)
-
-
-# The random numbers.
-
-
-@pytest.mark.parametrize("method", ["normal", "uniform"])
-def test_stream_follows_its_distribution(method: str) -> None:
-    values = ops.convert_to_numpy(getattr(RandomStream(key(0)), method)((100_000,)))
-    assert values.dtype == np.float32
-    distribution = {"normal": "norm", "uniform": "uniform"}[method]
-    assert scipy.stats.kstest(values.astype("float64"), distribution).pvalue > LEVEL
-    if method == "uniform":
-        assert np.min(values) >= 0 and np.max(values) < 1
-
-
-def test_stream_of_signs_is_fair() -> None:
-    signs = ops.convert_to_numpy(RandomStream(key(0)).rademacher((100_000,)))
-    assert signs.dtype == np.float32
-    assert set(np.unique(signs)) == {-1.0, 1.0}
-    assert scipy.stats.binomtest(int(np.sum(signs > 0)), signs.size).pvalue > LEVEL
-
-
-def test_successive_draws_of_a_stream_differ() -> None:
-    stream = RandomStream(key(0))
-    draws = to_numpy([stream.normal((10_000,)) for _ in range(4)])
-    draws += to_numpy([stream.rademacher((10_000,)) for _ in range(2)])
-    correlations = off_diagonal(np.corrcoef(draws))
-    assert max_correlation_p_value(correlations, 10_000) > LEVEL
-
-
-# Only there is a stream a generator that is made anew from a seed of 32 bits.
-@pytest.mark.only_torch
-def test_torch_steps_never_share_a_generator_seed() -> None:
-    seeds = {
-        RandomStream(key)._generator.initial_seed()
-        for key in ops.convert_to_tensor(
-            np.stack([np.full(20_000, 42), np.arange(20_000)], axis=-1), dtype="int64"
-        )
-    }
-    assert len(seeds) == 20_000

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import keras_nrs
-from tests import models
+from tests.support.asserts import assert_equal
+from tests.support.asserts import numpy_values
 
 # Keras warns so of every KerasHub task, wrapped or not.
 pytestmark = pytest.mark.filterwarnings("ignore:`shuffle=True` was passed")
@@ -55,11 +56,11 @@ def test_trains_on_raw_images_as_the_bare_task_does() -> None:
             x, y, batch_size=8, epochs=2, validation_split=0.25, verbose=0
         ).history
         assert trained.predict(x, verbose=0).shape == (24, 3)
-        return models.numpy_values(model.variables), history, trained
+        return numpy_values(model.variables), history, trained
 
     bare_values, bare_history, bare = train(None)
     values, history, nrs = train("baseline")
-    models.assert_equal(values, bare_values)
+    assert_equal(values, bare_values)
     assert history == bare_history
     assert nrs.evaluate(x, y, verbose=0) == bare.evaluate(x, y, verbose=0)
     assert nrs.train_on_batch(x[:8], y[:8]) == bare.train_on_batch(x[:8], y[:8])

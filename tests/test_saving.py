@@ -1,6 +1,5 @@
 """Saving an `NRSModel`, and going on where it was saved."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,27 +11,34 @@ import pytest
 from keras import layers
 
 import keras_nrs
-from tests import models
+from tests.support.asserts import assert_equal
+from tests.support.asserts import numpy_values
+from tests.support.data import image_data
+from tests.support.networks import cnn
+from tests.support.networks import compile_classifier
+from tests.support.perturbations import FixedPerturbation
+from tests.support.processes import run_python
 
 CONTINUE = """
 import sys
 import keras, numpy as np, keras_nrs
-from tests import models
-x, y = models.image_data()
+from tests.support.asserts import numpy_values
+from tests.support.data import image_data
+x, y = image_data()
 nrs = keras.saving.load_model(sys.argv[1])
 assert isinstance(nrs, keras_nrs.NRSModel)
 nrs.fit(x, y, batch_size=16, epochs=4, initial_epoch=2, shuffle=False, verbose=0)
-np.savez(sys.argv[2], *models.numpy_values(nrs.variables + nrs.optimizer.variables))
+np.savez(sys.argv[2], *numpy_values(nrs.variables + nrs.optimizer.variables))
 """
 
 
 def trained(epochs: int) -> Any:
     """Dropout, BatchNorm, Adam, every random state that there is."""
     keras.utils.set_random_seed(0)
-    model = models.cnn(dropout=0.5, seed=11, penalty=1e-3, compile=False)
-    models.compile_classifier(model, optimizer=keras.optimizers.Adam(0.01))
+    model = cnn(dropout=0.5, seed=11, penalty=1e-3, compile=False)
+    compile_classifier(model, optimizer=keras.optimizers.Adam(0.01))
     nrs = keras_nrs.wrap(model, eps=0.3, perturbation="relative", interval=2)
-    x, y = models.image_data()
+    x, y = image_data()
     nrs.fit(x, y, batch_size=16, epochs=epochs, shuffle=False, verbose=0)
     return nrs
 
@@ -40,19 +46,12 @@ def trained(epochs: int) -> Any:
 def test_continued_in_a_new_process_is_uninterrupted(tmp_path: Path) -> None:
     path = tmp_path / "half way.keras"
     trained(2).save(path)
-    result = subprocess.run(
-        [sys.executable, "-c", CONTINUE, str(path), str(tmp_path / "end.npz")],
-        env=dict(os.environ),
-        cwd=Path(__file__).parent.parent,
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
+    run_python(CONTINUE, path, tmp_path / "end.npz")
     whole = trained(4)
     with np.load(tmp_path / "end.npz") as end:
-        models.assert_equal(
+        assert_equal(
             list(end.values()),
-            models.numpy_values(whole.variables + whole.optimizer.variables),
+            numpy_values(whole.variables + whole.optimizer.variables),
         )
 
 
@@ -61,15 +60,15 @@ def test_save_and_load_is_the_identity(tmp_path: Path) -> None:
     nrs.eps = 0.7
     nrs.save(tmp_path / "nrs.keras")
     loaded = keras.saving.load_model(tmp_path / "nrs.keras")
-    models.assert_equal(
-        models.numpy_values(nrs.variables + nrs.optimizer.variables),
-        models.numpy_values(loaded.variables + loaded.optimizer.variables),
+    assert_equal(
+        numpy_values(nrs.variables + nrs.optimizer.variables),
+        numpy_values(loaded.variables + loaded.optimizer.variables),
     )
     assert nrs.get_config().keys() == loaded.get_config().keys()
     assert loaded.get_config()["eps"] == pytest.approx(0.7)
     assert loaded.interval == 2
     assert isinstance(loaded.perturbation, keras_nrs.perturbations.RelativeBall)
-    x, y = models.image_data()
+    x, y = image_data()
     assert nrs.evaluate(x, y, verbose=0) == loaded.evaluate(x, y, verbose=0)
     # All of it is compiled: another step is the same.
     assert nrs.train_on_batch(x, y) == loaded.train_on_batch(x, y)
@@ -77,14 +76,14 @@ def test_save_and_load_is_the_identity(tmp_path: Path) -> None:
 
 def test_own_perturbation_and_divergence_are_saved(tmp_path: Path) -> None:
     nrs = keras_nrs.wrap(
-        models.cnn(),
-        perturbation=models.FixedPerturbation(),
+        cnn(),
+        perturbation=FixedPerturbation(),
         divergence=keras_nrs.divergences.CategoricalKL(from_logits=True),
     )
-    nrs.train_on_batch(*models.image_data())
+    nrs.train_on_batch(*image_data())
     nrs.save(tmp_path / "nrs.keras")
     loaded = keras.saving.load_model(tmp_path / "nrs.keras")
-    assert isinstance(loaded.perturbation, models.FixedPerturbation)
+    assert isinstance(loaded.perturbation, FixedPerturbation)
     assert loaded._divergences.given.from_logits is True
 
 
@@ -94,7 +93,7 @@ def test_perturbation_that_cannot_be_saved_says_so(tmp_path: Path) -> None:
             super().__init__()
             self.factor = factor
 
-    nrs = keras_nrs.wrap(models.cnn(), perturbation=Own(2.0))
+    nrs = keras_nrs.wrap(cnn(), perturbation=Own(2.0))
     with pytest.raises(NotImplementedError, match=r"Own has .* implement get_config"):
         nrs.save(tmp_path / "nrs.keras")
 
@@ -109,14 +108,14 @@ def test_weights_file(tmp_path: Path) -> None:
     nrs.save_weights(path)
     other = trained(2)
     other.load_weights(path)
-    models.assert_equal(
-        models.numpy_values(nrs.variables + nrs.optimizer.variables),
-        models.numpy_values(other.variables + other.optimizer.variables),
+    assert_equal(
+        numpy_values(nrs.variables + nrs.optimizer.variables),
+        numpy_values(other.variables + other.optimizer.variables),
     )
 
 
 def test_weights_file_of_another_model(tmp_path: Path) -> None:
-    models.cnn().save_weights(tmp_path / "bare.weights.h5")
+    cnn().save_weights(tmp_path / "bare.weights.h5")
     with pytest.raises(ValueError, match="unwrap"):
         trained(0).load_weights(tmp_path / "bare.weights.h5")
 
@@ -141,7 +140,7 @@ def test_backup_and_restore(tmp_path: Path) -> None:
                 raise KeyboardInterrupt
 
     def fit(nrs: Any, *callbacks: Any) -> None:
-        x, y = models.image_data()
+        x, y = image_data()
         nrs.fit(
             x,
             y,
@@ -156,14 +155,14 @@ def test_backup_and_restore(tmp_path: Path) -> None:
         fit(trained(0), Interrupt())
     resumed = trained(0)
     fit(resumed)
-    models.assert_equal(
-        models.numpy_values(resumed.variables),
-        models.numpy_values(trained(4).variables),
+    assert_equal(
+        numpy_values(resumed.variables),
+        numpy_values(trained(4).variables),
     )
 
 
 def test_clone_from_config() -> None:
-    cheap = keras_nrs.wrap(models.cnn(), perturbed_fraction=0.5, memory_efficient=True)
+    cheap = keras_nrs.wrap(cnn(), perturbed_fraction=0.5, memory_efficient=True)
     for nrs in (trained(0), cheap):
         clone = keras_nrs.NRSModel.from_config(nrs.get_config())
         assert clone.get_config() == nrs.get_config()
@@ -193,3 +192,40 @@ def test_export(tmp_path: Path) -> None:
         outputs = artifact.serve(tf.ones((2, 4))).numpy()
     expected = model.predict(np.ones((len(outputs), 4)), verbose=0)
     np.testing.assert_allclose(outputs, expected, rtol=1e-6)
+
+
+def test_only_the_first_process_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.support.networks import cnn
+
+    nrs = keras_nrs.wrap(cnn())
+    monkeypatch.setattr(type(nrs), "process_index", lambda self: 1)
+    nrs.save(tmp_path / "model.keras")
+    nrs.save_weights(tmp_path / "model.weights.h5")
+    assert not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    nrs.save(tmp_path / "model.keras")
+    nrs.save_weights(tmp_path / "model.weights.h5")
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["model.keras", "model.weights.h5"]
+
+
+def test_a_failed_save_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.support.networks import cnn
+
+    nrs = keras_nrs.wrap(cnn())
+    path = tmp_path / "model.weights.h5"
+    nrs.save_weights(path)
+    old = path.read_bytes()
+
+    def fail(self: Any, store: Any) -> None:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(type(nrs), "save_own_variables", fail)
+    with pytest.raises(OSError, match="the disk is full"):
+        nrs.save_weights(path)
+    assert path.read_bytes() == old
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]

@@ -17,8 +17,9 @@ import conftest
 from keras_nrs._files import write_text
 from tests.compatibility import table
 from tests.compatibility.table import Found
+from tests.support.processes import ROOT
 
-PAGE = Path(__file__).parents[2] / "docs" / "compatibility.md"
+PAGE = ROOT / "docs" / "compatibility.md"
 PACKAGES = ["keras", "jax", "tensorflow", "torch", "keras-hub", "keras-cv"]
 PACKAGES += ["keras-tuner"]
 

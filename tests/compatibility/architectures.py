@@ -7,8 +7,11 @@ import keras
 import numpy as np
 from keras import layers
 
-from tests import models
 from tests.compatibility.way import Way
+from tests.support.data import image_data
+from tests.support.networks import Subclassed
+from tests.support.networks import cnn
+from tests.support.networks import compile_classifier
 
 
 def images(size: int, num: int = 16, classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
@@ -17,7 +20,7 @@ def images(size: int, num: int = 16, classes: int = 3) -> tuple[np.ndarray, np.n
 
 
 def sequential(way: Way) -> None:
-    way.train(models.cnn(dropout=0.5), *models.image_data(32))
+    way.train(cnn(dropout=0.5), *image_data(32))
 
 
 def functional(way: Way) -> None:
@@ -45,20 +48,20 @@ def functional(way: Way) -> None:
 
 
 def subclassed(way: Way) -> None:
-    model = models.Subclassed()
-    models.compile_classifier(model)
-    trained = way.train(model, *models.image_data(32))
-    way.fit(trained, *models.image_data(32))
+    model = Subclassed()
+    compile_classifier(model)
+    trained = way.train(model, *image_data(32))
+    way.fit(trained, *image_data(32))
 
 
 def own_train_step(way: Way) -> None:
-    class Own(models.Subclassed):
+    class Own(Subclassed):
         def train_step(self, *args: Any, **kwargs: Any) -> Any:
             return super().train_step(*args, **kwargs)
 
     model = Own()
-    models.compile_classifier(model)
-    way.train(model, *models.image_data(32))
+    compile_classifier(model)
+    way.train(model, *image_data(32))
 
 
 def models_in_models(way: Way) -> None:
@@ -69,8 +72,8 @@ def models_in_models(way: Way) -> None:
     inputs = keras.Input((6, 6, 1))
     hidden = layers.Dense(4)(layers.Flatten()(inputs))
     model = keras.Model(inputs, layers.Dense(3)(inner(inner(hidden))))
-    models.compile_classifier(model)
-    way.train(model, *models.image_data(32))
+    compile_classifier(model)
+    way.train(model, *image_data(32))
 
 
 def keras_applications(way: Way) -> None:

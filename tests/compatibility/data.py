@@ -7,15 +7,17 @@ from typing import Any
 import keras
 import numpy as np
 
-from tests import models
 from tests.compatibility.way import Way
+from tests.support.asserts import assert_equal
+from tests.support.data import image_data
+from tests.support.networks import cnn
 
-X, Y = models.image_data(32)
+X, Y = image_data(32)
 
 
 def _trained(way: Way, *data: Any, **kwargs: Any) -> list[np.ndarray]:
     keras.utils.set_random_seed(0)
-    trained = way.wrap(models.cnn(dropout=0.5, seed=1))
+    trained = way.wrap(cnn(dropout=0.5, seed=1))
     history = way.fit(trained, *data, **kwargs)
     assert "val_loss" in history
     way.predict(trained, X)
@@ -25,7 +27,7 @@ def _trained(way: Way, *data: Any, **kwargs: Any) -> list[np.ndarray]:
 def _as_arrays(way: Way, make: Callable[[], Any], **kwargs: Any) -> None:
     kwargs = {"batch_size": None, "validation_data": make()} | kwargs
     of_data = _trained(way, make(), **kwargs)
-    models.assert_equal(of_data, _trained(way, X, Y, validation_data=(X, Y)))
+    assert_equal(of_data, _trained(way, X, Y, validation_data=(X, Y)))
 
 
 def arrays(way: Way) -> None:

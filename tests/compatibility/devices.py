@@ -6,8 +6,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from tests import models
 from tests.compatibility.way import Way
+from tests.support.data import image_data
+from tests.support.networks import cnn
+from tests.support.networks import compile_classifier
 
 BACKEND = keras.config.backend()
 
@@ -24,9 +26,9 @@ def _check_devices(variables: list[Any], num: int) -> None:
 
 
 def _train(way: Way, scope: AbstractContextManager[Any], num: int) -> None:
-    x, y = models.image_data(32)
+    x, y = image_data(32)
     with scope:
-        model = models.cnn(dropout=0.5)
+        model = cnn(dropout=0.5)
         trained = way.wrap(model)
         way.fit(trained, x, y)
         _check_devices(trained.trainable_variables, num)
@@ -56,7 +58,7 @@ def model_parallel(way: Way) -> None:
         model = keras.Sequential(
             [keras.Input((16,)), keras.layers.Dense(8), keras.layers.Dense(4)]
         )
-        models.compile_classifier(model)
+        compile_classifier(model)
         trained = way.train(model, x, np.arange(32) % 4)
         kernel = trained.trainable_variables[0]
         _check_devices([kernel], 4)

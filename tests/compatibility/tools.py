@@ -10,11 +10,15 @@ import keras
 import numpy as np
 
 import keras_nrs
-from tests import models
 from tests.compatibility.way import Way
 from tests.compatibility.way import unwrapped
+from tests.support.asserts import assert_equal
+from tests.support.asserts import numpy_values
+from tests.support.data import image_data
+from tests.support.networks import cnn
+from tests.support.networks import compile_classifier
 
-X, Y = models.image_data(32)
+X, Y = image_data(32)
 
 
 def in_a_directory(check: Callable[..., Any]) -> Callable[[Way], Any]:
@@ -31,14 +35,14 @@ def in_a_directory(check: Callable[..., Any]) -> Callable[[Way], Any]:
 def _model() -> keras.Model:
     """Everything that a run draws is seeded, so that it can be continued."""
     keras.utils.set_random_seed(0)
-    model = models.cnn(dropout=0.5, seed=11, compile=False)
-    models.compile_classifier(model, optimizer=keras.optimizers.Adam(0.01))
+    model = cnn(dropout=0.5, seed=11, compile=False)
+    compile_classifier(model, optimizer=keras.optimizers.Adam(0.01))
     return model
 
 
 def _state(model: Any) -> list[np.ndarray]:
     variables = model.variables if hasattr(model, "base_model") else model.weights
-    return models.numpy_values([*variables, *model.optimizer.variables])
+    return numpy_values([*variables, *model.optimizer.variables])
 
 
 @in_a_directory
@@ -48,11 +52,11 @@ def save(way: Way, path: Path) -> None:
     trained.save(path / "model.keras")
     loaded = keras.saving.load_model(path / "model.keras")
     assert type(loaded) is type(trained)
-    models.assert_equal(_state(loaded), _state(trained))
-    models.assert_equal([way.predict(loaded, X)], [way.predict(trained, X)])
+    assert_equal(_state(loaded), _state(trained))
+    assert_equal([way.predict(loaded, X)], [way.predict(trained, X)])
     for model in (loaded, trained):
         way.fit(model, X, Y)
-    models.assert_equal(_state(loaded), _state(trained))
+    assert_equal(_state(loaded), _state(trained))
 
 
 @in_a_directory
@@ -61,8 +65,8 @@ def save_weights(way: Way, path: Path) -> None:
     trained.save_weights(path / "model.weights.h5")
     other = way.wrap(_model())
     other.load_weights(path / "model.weights.h5")
-    models.assert_equal(other.get_weights(), trained.get_weights())
-    models.assert_equal([way.predict(other, X)], [way.predict(trained, X)])
+    assert_equal(other.get_weights(), trained.get_weights())
+    assert_equal([way.predict(other, X)], [way.predict(trained, X)])
 
 
 @in_a_directory
@@ -96,10 +100,10 @@ def clone(way: Way) -> None:
     other = keras.models.clone_model(trained)
     assert type(other) is type(trained)
     assert not {id(v) for v in other.weights} & {id(v) for v in trained.weights}
-    models.compile_classifier(other)
+    compile_classifier(other)
     way.fit(other, X, Y)
     way.predict(other, X)
-    models.assert_equal(trained.get_weights(), before)
+    assert_equal(trained.get_weights(), before)
 
 
 def early_stopping(way: Way) -> None:
@@ -123,7 +127,7 @@ def early_stopping(way: Way) -> None:
     assert len(weights) == best + 3 < 9
     # Spoiled in the last epoch, after the best weights were put back.
     assert stop.best_epoch == best
-    models.assert_equal(stop.best_weights, weights[best])
+    assert_equal(stop.best_weights, weights[best])
 
 
 @in_a_directory
@@ -144,7 +148,7 @@ def backup_and_restore(way: Way, path: Path) -> None:
     try:
         fit(keras.callbacks.LambdaCallback(on_epoch_begin=interrupt))
     except KeyboardInterrupt:
-        models.assert_equal(fit(), expected)
+        assert_equal(fit(), expected)
     else:
         raise AssertionError("it was not interrupted")
 
@@ -166,9 +170,9 @@ def keras_tuner(way: Way, path: Path) -> None:
     import keras_tuner
 
     def build(parameters: Any) -> Any:
-        model = models.cnn(compile=False)
+        model = cnn(compile=False)
         rate = parameters.Choice("rate", [0.1, 0.01])
-        models.compile_classifier(model, optimizer=keras.optimizers.SGD(rate))
+        compile_classifier(model, optimizer=keras.optimizers.SGD(rate))
         return way.wrap(model, eps=parameters.Choice("eps", [0.1, 0.3]))
 
     tuner = keras_tuner.RandomSearch(

@@ -6,18 +6,22 @@ import keras
 import numpy as np
 from keras import layers
 
-from tests import models
 from tests.compatibility.way import Way
 from tests.compatibility.way import fails
 from tests.compatibility.way import unwrapped
+from tests.support.asserts import assert_equal
+from tests.support.asserts import numpy_values
+from tests.support.data import image_data
+from tests.support.networks import cnn
+from tests.support.networks import compile_classifier
 
-X, Y = models.image_data(32)
+X, Y = image_data(32)
 
 
 def _compiled(**kwargs: Any) -> keras.Model:
     keras.utils.set_random_seed(0)
-    model = models.cnn(compile=False)
-    models.compile_classifier(model, **kwargs)
+    model = cnn(compile=False)
+    compile_classifier(model, **kwargs)
     return model
 
 
@@ -27,11 +31,11 @@ def gradient_accumulation(way: Way) -> None:
     trained = way.wrap(_compiled(optimizer=optimizer))
     moved = []
     for start in range(0, 32, 4):
-        before = models.numpy_values(trained.trainable_variables)
+        before = numpy_values(trained.trainable_variables)
         batch = slice(start, start + 4)
         logs = trained.train_on_batch(X[batch], Y[batch], return_dict=True)
         way.check_logs(logs)
-        after = models.numpy_values(trained.trainable_variables)
+        after = numpy_values(trained.trainable_variables)
         moved.append(not all(map(np.array_equal, before, after)))
     assert moved == [False, False, False, True] * 2
     way.fit(trained, X, Y)
@@ -43,9 +47,9 @@ def ema(way: Way) -> str:
     trained = way.wrap(_compiled(optimizer=optimizer))
     swap = keras.callbacks.SwapEMAWeights(swap_on_epoch=True)
     way.fit(trained, X, Y, callbacks=[swap], validation_data=(X, Y))
-    models.assert_equal(
-        models.numpy_values(trained.trainable_variables),
-        models.numpy_values(optimizer._model_variables_moving_average),
+    assert_equal(
+        numpy_values(trained.trainable_variables),
+        numpy_values(optimizer._model_variables_moving_average),
     )
     way.predict(trained, X)
     error = fails(lambda: way.fit(trained, X, Y))
@@ -78,7 +82,7 @@ def run_eagerly(way: Way) -> None:
     model = keras.Sequential(
         [keras.Input((6, 6, 1)), CountedCalls(), layers.Flatten(), layers.Dense(3)]
     )
-    models.compile_classifier(model, run_eagerly=True)
+    compile_classifier(model, run_eagerly=True)
     trained = way.wrap(model)
     way.fit(trained, X, Y, epochs=1, batch_size=2)
     assert CountedCalls.num_calls >= 16
@@ -114,16 +118,16 @@ def sample_weight(way: Way) -> None:
             _compiled(), X, y, sample_weight=weight, validation_data=(X, Y, weight)
         )
         weights.append(trained.get_weights())
-    models.assert_equal(*weights)
+    assert_equal(*weights)
 
 
 def on_batches(way: Way) -> None:
     trained = way.wrap(_compiled())
-    before = models.numpy_values(trained.trainable_variables)
+    before = numpy_values(trained.trainable_variables)
     for _ in range(2):
         logs = trained.train_on_batch(X[:8], Y[:8], return_dict=True)
         way.check_logs(logs)
-    after = models.numpy_values(trained.trainable_variables)
+    after = numpy_values(trained.trainable_variables)
     assert not any(map(np.array_equal, before, after))
     base = unwrapped(trained)
     results = trained.test_on_batch(X, Y)

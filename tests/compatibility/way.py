@@ -9,7 +9,8 @@ import keras
 import numpy as np
 
 import keras_nrs
-from tests import models
+from tests.support.asserts import assert_equal
+from tests.support.asserts import numpy_values
 
 
 class Way:
@@ -60,7 +61,7 @@ class Way:
         outputs = model.predict(x, verbose=0)
         expected = unwrapped(model).predict(x, verbose=0)
         keras.tree.assert_same_structure(outputs, expected)
-        models.assert_equal(keras.tree.flatten(outputs), keras.tree.flatten(expected))
+        assert_equal(keras.tree.flatten(outputs), keras.tree.flatten(expected))
         return outputs
 
 
@@ -69,7 +70,7 @@ def unwrapped(model: Any) -> Any:
 
 
 def _values(weights: dict[str, Any]) -> dict[str, np.ndarray]:
-    return dict(zip(weights, models.numpy_values(list(weights.values())), strict=True))
+    return dict(zip(weights, numpy_values(list(weights.values())), strict=True))
 
 
 def assert_moved(

@@ -8,10 +8,14 @@ import keras
 import numpy as np
 from keras import layers
 
-from tests import models
 from tests.compatibility.way import Way
 from tests.compatibility.way import dtype_policy
 from tests.compatibility.way import unwrapped
+from tests.support.asserts import assert_equal
+from tests.support.asserts import numpy_values
+from tests.support.data import image_data
+from tests.support.networks import cnn
+from tests.support.networks import compile_classifier
 
 RNG = np.random.default_rng(0)
 TOKENS = RNG.integers(0, 10, (24, 6))
@@ -29,7 +33,7 @@ def _text_model() -> Any:
             layers.Dense(3, use_bias=False),
         ]
     )
-    models.compile_classifier(model)
+    compile_classifier(model)
     return model
 
 
@@ -39,7 +43,7 @@ def _enable_lora(model: Any) -> None:
             layer.enable_lora(2)
     assert all("lora" in v.path for v in model.trainable_variables)
     assert len(model.trainable_variables) == 6
-    models.compile_classifier(model, optimizer=keras.optimizers.Adam(0.1))
+    compile_classifier(model, optimizer=keras.optimizers.Adam(0.1))
 
 
 def _saved_and_loaded(model: Any) -> Any:
@@ -98,7 +102,7 @@ def lora_on_int8(way: Way) -> None:
 
 def mixed_bfloat16(way: Way) -> None:
     with dtype_policy("mixed_bfloat16"):
-        trained = way.train(models.cnn(dropout=0.5), *models.image_data(32))
+        trained = way.train(cnn(dropout=0.5), *image_data(32))
     assert trained.compute_dtype == "bfloat16"
     assert all(w.dtype == np.float32 for w in trained.get_weights())
 
@@ -106,13 +110,13 @@ def mixed_bfloat16(way: Way) -> None:
 def mixed_float16(way: Way) -> None:
     """Skips a step whose scaled gradient overflows, and halves the scale."""
     with dtype_policy("mixed_float16"):
-        model = models.cnn()
-        trained = way.train(model, *models.image_data(32))
+        model = cnn()
+        trained = way.train(model, *image_data(32))
         scaled = trained.optimizer
         assert isinstance(scaled, keras.optimizers.LossScaleOptimizer)
         scaled.dynamic_scale.assign(2.0**40)
-        x, y = models.image_data(8)
-        before = models.numpy_values(trained.trainable_variables)
+        x, y = image_data(8)
+        before = numpy_values(trained.trainable_variables)
         trained.train_on_batch(x, y)
-        models.assert_equal(before, models.numpy_values(trained.trainable_variables))
+        assert_equal(before, numpy_values(trained.trainable_variables))
         assert float(scaled.dynamic_scale) == 2.0**39

@@ -7,15 +7,16 @@ import pytest
 import keras_nrs
 from keras_nrs.flatness import hessian_operator
 from keras_nrs.flatness import model_divergence
-from tests import models
-from tests.flatness.test_operator import generator
-from tests.flatness.test_operator import tf_dataset
+from tests.support.data import generator
+from tests.support.data import image_data
+from tests.support.data import tf_dataset
+from tests.support.networks import cnn
 
 
 def test_against_the_definition() -> None:
     """Mean KL over all inputs, for the perturbations of each seed."""
-    x, _ = models.image_data(40)
-    model = models.cnn(dropout=0.5, seed=0)
+    x, _ = image_data(40)
+    model = cnn(dropout=0.5, seed=0)
     perturbation = keras_nrs.perturbations.RelativeBall()
     result = model_divergence(
         model, x, eps=0.3, perturbation=perturbation, num_samples=3, seed=5
@@ -41,8 +42,8 @@ def test_against_the_definition() -> None:
 
 @pytest.mark.parametrize("form", [generator, tf_dataset])
 def test_forms_of_data(form: Any) -> None:
-    x, y = models.image_data(30)
-    model = models.cnn()
+    x, y = image_data(30)
+    model = cnn()
     expected = model_divergence(model, x, eps=1.0, num_samples=2).values
     result = model_divergence(model, form(x, y), eps=1.0, num_samples=2)
     np.testing.assert_allclose(result.values, expected, rtol=1e-4)
@@ -50,8 +51,8 @@ def test_forms_of_data(form: Any) -> None:
 
 def test_small_perturbations_see_the_fisher_information() -> None:
     """d(theta, theta + delta) is delta.T F delta / 2, so its mean is a trace."""
-    x, y = models.image_data(32)
-    model = models.cnn()
+    x, y = image_data(32)
+    model = cnn()
     operator = hessian_operator(model, x, y, variables="all", curvature="fisher")
     n, eps = operator.shape[0], 0.02
     result = model_divergence(
@@ -66,8 +67,8 @@ def test_small_perturbations_see_the_fisher_information() -> None:
 
 
 def test_a_wrapped_model_brings_its_perturbation() -> None:
-    x, _ = models.image_data(16)
-    model = models.cnn()
+    x, _ = image_data(16)
+    model = cnn()
     wrapped = keras_nrs.wrap(model, perturbation="relative")
     by_wrapped = model_divergence(wrapped, x, eps=0.2, num_samples=2).values
     by_name = model_divergence(
@@ -77,10 +78,10 @@ def test_a_wrapped_model_brings_its_perturbation() -> None:
 
 
 def test_bad_arguments() -> None:
-    x, _ = models.image_data(16)
+    x, _ = image_data(16)
     with pytest.raises(ValueError, match="`eps` must be finite and >= 0"):
-        model_divergence(models.cnn(), x, eps=-1.0)
+        model_divergence(cnn(), x, eps=-1.0)
     with pytest.raises(ValueError, match="`num_samples` must be an integer >= 1"):
-        model_divergence(models.cnn(), x, eps=1.0, num_samples=0)
+        model_divergence(cnn(), x, eps=1.0, num_samples=0)
     with pytest.raises(TypeError, match=r"`model` must be a keras\.Model"):
         model_divergence(3, x, eps=1.0)  # type: ignore[arg-type]

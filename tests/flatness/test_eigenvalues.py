@@ -9,8 +9,9 @@ from keras_nrs.flatness import hessian_density
 from keras_nrs.flatness import hessian_eigenvalues
 from keras_nrs.flatness import hessian_operator
 from keras_nrs.flatness import hessian_trace
-from tests import models
-from tests.flatness import reference
+from tests.support import hessians
+from tests.support.data import image_data
+from tests.support.networks import cnn
 
 RTOL = {"float32": 1e-4, "float64": 1e-8}
 
@@ -18,10 +19,10 @@ RTOL = {"float32": 1e-4, "float64": 1e-8}
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_against_the_dense_hessian(dtype: str) -> None:
     """Eigenvalues, trace and moments of the density, for all 215 weights."""
-    with reference.precision(dtype):
-        model = reference.classifier()
-        x, y = reference.data(32)
-        dense = reference.dense_hessian(
+    with hessians.precision(dtype):
+        model = hessians.classifier()
+        x, y = hessians.data(32)
+        dense = hessians.dense_hessian(
             model, x, y, model.trainable_variables, regularizers=True
         ).astype("float64")
         dense = (dense + dense.T) / 2
@@ -58,24 +59,6 @@ def test_against_the_dense_hessian(dtype: str) -> None:
             assert moment == pytest.approx(expected_moment, rel=RTOL[dtype])
 
 
-@pytest.mark.parametrize("method", ["hutch++", "hutchinson"])
-def test_the_standard_error_of_the_trace_is_honest(method: str) -> None:
-    model = reference.classifier()
-    x, y = reference.data(32)
-    exact = np.trace(hessian_operator(model, x, y, variables="all").to_dense())
-    traces = [
-        hessian_trace(
-            model, x, y, method=method, num_products=30, seed=seed, variables="all"
-        )
-        for seed in range(12)
-    ]
-    assert {t.num_products for t in traces} == {30}
-    scores = [(t.value - exact) / t.standard_error for t in traces]
-    # Student's t with at least 9 degrees of freedom: 1e-4 on either side, each.
-    assert np.max(np.abs(scores)) < 6
-    assert 0.3 < np.sqrt(np.mean(np.square(scores))) < 2.0
-
-
 # PyHessian is for PyTorch.
 @pytest.mark.only_torch
 @pytest.mark.filterwarnings("ignore:Using backward:UserWarning")
@@ -83,8 +66,8 @@ def test_against_pyhessian() -> None:
     import torch
     from pyhessian import hessian
 
-    x, y = models.image_data(48)
-    model = models.cnn(dropout=0.5, seed=0)
+    x, y = image_data(48)
+    model = cnn(dropout=0.5, seed=0)
     model.fit(x, y, epochs=2, verbose=0)
     data = torch.as_tensor(x), torch.as_tensor(y).long()
     theirs = hessian(model, torch.nn.CrossEntropyLoss(), data=data, cuda=False)
@@ -94,8 +77,8 @@ def test_against_pyhessian() -> None:
 
 
 def test_eigenvectors() -> None:
-    model = reference.classifier()
-    x, y = reference.data(32)
+    model = hessians.classifier()
+    x, y = hessians.data(32)
     result = hessian_eigenvalues(model, x, y, k=2, return_eigenvectors=True)
     operator = hessian_operator(model, x, y)
     assert result.eigenvectors is not None
@@ -112,8 +95,8 @@ def test_eigenvectors() -> None:
 
 
 def test_all_eigenvalues_and_a_single_weight() -> None:
-    x, y = reference.data(16)
-    model = reference.classifier()
+    x, y = hessians.data(16)
+    model = hessians.classifier()
     exact = np.linalg.eigvalsh(hessian_operator(model, x, y).to_dense())[::-1]
     result = hessian_eigenvalues(model, x, y, k=27)
     np.testing.assert_allclose(result.eigenvalues, exact, atol=1e-5 * exact[0])
@@ -125,8 +108,8 @@ def test_all_eigenvalues_and_a_single_weight() -> None:
 
 
 def test_no_convergence() -> None:
-    x, y = reference.data(16)
-    model = reference.classifier()
+    x, y = hessians.data(16)
+    model = hessians.classifier()
     with pytest.warns(UserWarning, match="did not converge to tol=1e-12 in 3 products"):
         result = hessian_eigenvalues(
             model, x, y, k=9, variables="all", tol=1e-12, max_products=3
@@ -138,12 +121,12 @@ def test_no_convergence() -> None:
 
 @pytest.mark.parametrize("variables", ["last_layer", "all"])
 def test_a_hessian_of_zeros_and_one_that_is_not_finite(variables: str) -> None:
-    x, y = reference.data(16)
-    model = reference.classifier(loss=lambda y, z: keras.ops.mean(0 * z, axis=-1))
+    x, y = hessians.data(16)
+    model = hessians.classifier(loss=lambda y, z: keras.ops.mean(0 * z, axis=-1))
     result = hessian_eigenvalues(model, x, y, k=2, variables=variables)
     np.testing.assert_array_equal(result.eigenvalues, [0, 0])
     assert result.converged
-    model = reference.classifier()
+    model = hessians.classifier()
     model.set_weights([np.nan * w for w in model.get_weights()])
     with pytest.warns(UserWarning, match="did not converge"):
         result = hessian_eigenvalues(model, x, y, k=2, variables=variables)
@@ -155,8 +138,8 @@ def test_a_hessian_of_zeros_and_one_that_is_not_finite(variables: str) -> None:
 def test_a_stopped_measurement_goes_on(tmp_path: Any, monkeypatch: Any) -> None:
     """Ctrl-C, and the same call again."""
     # Not a power of 2, so that means are rounded.
-    x, y = reference.data(30)
-    model = reference.classifier()
+    x, y = hessians.data(30)
+    model = hessians.classifier()
     options = {"variables": "all", "checkpoint": tmp_path / "products"}
     expected = hessian_eigenvalues(model, x, y, variables="all")
     from keras_nrs.flatness.operator import HessianOperator
@@ -180,28 +163,6 @@ def test_a_stopped_measurement_goes_on(tmp_path: Any, monkeypatch: Any) -> None:
     assert result.num_products == expected.num_products - 10 + 1
 
 
-def test_progress(capsys: pytest.CaptureFixture[str]) -> None:
-    x, y = reference.data(16)
-    model = reference.classifier()
-    hessian_trace(model, x, y, num_products=9, verbose=1)
-    assert "9/9" in capsys.readouterr().out
-    hessian_eigenvalues(model, x, y, verbose=1)
-    assert "product" in capsys.readouterr().out
-    hessian_density(model, x, y, num_samples=1, num_steps=3)
-    assert capsys.readouterr().out == ""
-
-
-def test_the_density_is_drawn(tmp_path: Any) -> None:
-    x, y = models.image_data(32)
-    density = hessian_density(models.cnn(), x, y, num_samples=2, num_steps=5)
-    points = np.linspace(-5, 5, 2001)
-    values = density.density(points, bandwidth=0.05)
-    assert np.trapezoid(values, points) == pytest.approx(1, abs=1e-3)
-    figure = density.plot(tmp_path / "density.png")
-    assert len(figure.axes[0].lines) == 1
-    assert (tmp_path / "density.png").read_bytes().startswith(b"\x89PNG")
-
-
 @pytest.mark.parametrize(
     ("function", "options", "message"),
     [
@@ -218,6 +179,6 @@ def test_the_density_is_drawn(tmp_path: Any) -> None:
     ],
 )
 def test_bad_arguments(function: Any, options: dict[str, Any], message: str) -> None:
-    x, y = reference.data(8)
+    x, y = hessians.data(8)
     with pytest.raises(ValueError, match=message):
-        function(reference.classifier(), x, y, **options)
+        function(hessians.classifier(), x, y, **options)

@@ -7,8 +7,11 @@ from keras import layers
 
 from keras_nrs.flatness import hessian_eigenvalues
 from keras_nrs.flatness import kfra_max_eigenvalue
-from tests import models
-from tests.flatness import reference
+from tests.support import hessians
+from tests.support.data import image_data
+from tests.support.networks import Subclassed
+from tests.support.networks import cnn
+from tests.support.networks import compile_classifier
 
 
 def softmax(z: np.ndarray) -> np.ndarray:
@@ -26,7 +29,7 @@ def array(value: Any) -> np.ndarray:
 
 @pytest.mark.parametrize("ends_with_softmax", [True, False])
 def test_closed_form_of_a_linear_softmax_model(ends_with_softmax: bool) -> None:
-    x, y = reference.data(32)
+    x, y = hessians.data(32)
     activation = "softmax" if ends_with_softmax else None
     model = keras.Sequential([keras.Input((6,)), layers.Dense(3, activation)])
     loss = keras.losses.SparseCategoricalCrossentropy(not ends_with_softmax)
@@ -34,8 +37,8 @@ def test_closed_form_of_a_linear_softmax_model(ends_with_softmax: bool) -> None:
     kernel, bias = map(array, model.weights)
     p = softmax(x.astype("float64") @ kernel + bias)
     a = np.column_stack([x, np.ones(32)]).astype("float64")
-    hessians = p[:, :, None] * np.eye(3) - p[:, :, None] * p[:, None]
-    expected = largest(a.T @ a / 32) * largest(hessians.mean(axis=0))
+    of_samples = p[:, :, None] * np.eye(3) - p[:, :, None] * p[:, None]
+    expected = largest(a.T @ a / 32) * largest(of_samples.mean(axis=0))
     result = kfra_max_eigenvalue(model, x, batch_size=10)
     assert result.eigenvalue == pytest.approx(expected, rel=1e-5)
     # Where all samples have one p, or are one, it is the exact eigenvalue.
@@ -50,7 +53,7 @@ def test_closed_form_of_a_linear_softmax_model(ends_with_softmax: bool) -> None:
 
 def test_recursion_through_dense_and_elementwise_layers() -> None:
     """Against NumPy, with BatchNorm, dropout and an activation as a layer."""
-    x, y = reference.data(64)
+    x, y = hessians.data(64)
     model = keras.Sequential(
         [
             keras.Input((6,)),
@@ -109,8 +112,8 @@ def _weights(model: Any) -> list[np.ndarray]:
 
 
 def test_after_convolutions_and_under_its_bound() -> None:
-    x, y = models.image_data(64)
-    model = models.cnn(dropout=0.3, seed=0)
+    x, y = image_data(64)
+    model = cnn(dropout=0.3, seed=0)
     model.fit(x, y, epochs=3, verbose=0)
     result = kfra_max_eigenvalue(model, x)
     exact = hessian_eigenvalues(model, x, y).eigenvalues[0]
@@ -145,8 +148,8 @@ def test_other_losses(loss: str, activation: str | None, units: int) -> None:
 
 
 def test_what_is_not_covered_is_named() -> None:
-    x, _ = models.image_data(8)
-    model = models.cnn()
+    x, _ = image_data(8)
+    model = cnn()
     with pytest.raises(ValueError, match=r"the layers \['conv2d.*'\] are not covered"):
         kfra_max_eigenvalue(model, x, variables="all")
     with pytest.raises(ValueError, match="`variables` must be one of"):
@@ -171,8 +174,8 @@ def test_what_is_not_covered_is_named() -> None:
     dense.compile(loss=keras.losses.MeanSquaredError(reduction="sum"))
     with pytest.raises(ValueError, match="with reduction='sum'"):
         kfra_max_eigenvalue(dense, np.ones((2, 2)))
-    subclassed = models.Subclassed()
-    models.compile_classifier(subclassed)
+    subclassed = Subclassed()
+    compile_classifier(subclassed)
     subclassed(x)
     with pytest.raises(ValueError, match="must be a Sequential or functional model"):
         kfra_max_eigenvalue(subclassed, x)

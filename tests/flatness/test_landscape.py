@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 
 from keras_nrs.flatness import Landscape
-from keras_nrs.flatness import draw_landscapes
 from keras_nrs.flatness import hessian_eigenvalues
 from keras_nrs.flatness import interpolate
 from keras_nrs.flatness import landscape as module
 from keras_nrs.flatness import loss_landscape
 from keras_nrs.flatness import random_direction
-from tests import models
+from tests.support.asserts import assert_equal
+from tests.support.asserts import numpy_values
+from tests.support.data import image_data
+from tests.support.networks import cnn
 
 
 def array(value: Any) -> np.ndarray:
@@ -26,7 +28,7 @@ def loss_of(model: Any, x: Any, y: Any) -> float:
 
 
 def test_random_directions_are_filter_normalized() -> None:
-    model = models.cnn()
+    model = cnn()
     direction = random_direction(model, seed=3)
     for d, v in zip(direction, model.trainable_variables, strict=True):
         if len(v.shape) == 1:
@@ -36,7 +38,7 @@ def test_random_directions_are_filter_normalized() -> None:
         expected = np.linalg.norm(array(v).reshape(filters.shape), axis=0)
         np.testing.assert_allclose(np.linalg.norm(filters, axis=0), expected, rtol=1e-6)
     again = random_direction(model, seed=3)
-    models.assert_equal(direction, again)
+    assert_equal(direction, again)
 
 
 def test_random_directions_do_not_repeat_an_initialization() -> None:
@@ -51,12 +53,12 @@ def test_random_directions_do_not_repeat_an_initialization() -> None:
 
 def test_losses_are_those_of_evaluate() -> None:
     """At every point, with penalties, dropout and BatchNorm in inference mode."""
-    x, y = models.image_data(40)
-    model = models.cnn(penalty=0.1, dropout=0.5, seed=0)
+    x, y = image_data(40)
+    model = cnn(penalty=0.1, dropout=0.5, seed=0)
     model.fit(x, y, verbose=0)
-    before = models.numpy_values(model.variables)
+    before = numpy_values(model.variables)
     landscape = loss_landscape(model, x, y, num_points=3, span=(-0.5, 1.0), seed=1)
-    models.assert_equal(models.numpy_values(model.variables), before)
+    assert_equal(numpy_values(model.variables), before)
     assert landscape.losses.shape == (3, 3)
     np.testing.assert_allclose(landscape.coordinates, 2 * [[-0.5, 0.25, 1.0]])
     directions = [random_direction(model, seed=seed) for seed in (1, 2)]
@@ -72,8 +74,8 @@ def test_losses_are_those_of_evaluate() -> None:
 
 
 def test_along_an_eigenvector_the_loss_is_a_parabola() -> None:
-    x, y = models.image_data(32)
-    model = models.cnn()
+    x, y = image_data(32)
+    model = cnn()
     result = hessian_eigenvalues(model, x, y, return_eigenvectors=True)
     assert result.eigenvectors
     line = loss_landscape(
@@ -85,22 +87,22 @@ def test_along_an_eigenvector_the_loss_is_a_parabola() -> None:
 
 
 def test_interpolation_ends_at_both_models() -> None:
-    x, y = models.image_data(32)
-    first, second = models.cnn(), models.cnn()
+    x, y = image_data(32)
+    first, second = cnn(), cnn()
     for model in (first, second):
         model.fit(x, y, verbose=0)
     line = interpolate(first, second, x, y, num_points=3, span=(0, 1))
     assert line.losses[0] == pytest.approx(loss_of(first, x, y), rel=1e-5)
     assert line.losses[2] == pytest.approx(loss_of(second, x, y), rel=1e-5)
     with pytest.raises(ValueError, match="`other` must have variables of the same"):
-        interpolate(first, models.cnn(batch_norm=False), x, y)
+        interpolate(first, cnn(batch_norm=False), x, y)
 
 
 def test_a_stopped_landscape_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    x, y = models.image_data(16)
-    model = models.cnn()
+    x, y = image_data(16)
+    model = cnn()
     path = tmp_path / "new" / "landscape.npz"
     options = {"num_points": 3, "directions": 2}
     expected = loss_landscape(model, x, y, **options)
@@ -136,34 +138,9 @@ def test_a_stopped_landscape_goes_on(
 
 
 def test_overflow_is_infinite() -> None:
-    x, y = models.image_data(16)
-    line = loss_landscape(
-        models.cnn(), x, y, directions=1, num_points=2, span=(-1e30, 1e30)
-    )
+    x, y = image_data(16)
+    line = loss_landscape(cnn(), x, y, directions=1, num_points=2, span=(-1e30, 1e30))
     assert not np.isnan(line.losses).any()
-
-
-def test_saved_and_drawn(tmp_path: Path) -> None:
-    x, y = models.image_data(16)
-    plane = loss_landscape(models.cnn(), x, y, num_points=3)
-    plane.save(tmp_path / "plane.npz")
-    loaded = Landscape.load(tmp_path / "plane.npz")
-    np.testing.assert_array_equal(loaded.losses, plane.losses)
-    line = loss_landscape(models.cnn(), x, y, directions=1, num_points=3)
-    for name, drawn in (
-        ("contour.png", plane.plot(tmp_path / "contour.png")),
-        ("surface.png", plane.plot(tmp_path / "surface.png", kind="surface")),
-        ("line.png", line.plot(tmp_path / "line.png")),
-    ):
-        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
-        assert len(drawn.axes) == 1
-    several = draw_landscapes({"a": plane, "b": loaded}, tmp_path / "both.png")
-    assert [axes.get_title() for axes in several.axes] == ["a", "b"]
-    curves = draw_landscapes({"a": line, "b": line})
-    assert len(curves.axes[0].lines) == 2
-    assert not list(tmp_path.glob("*.partial"))
-    with pytest.raises(ValueError, match="`landscapes` must all have one direction"):
-        draw_landscapes({"a": line, "b": plane})
 
 
 @pytest.mark.parametrize(
@@ -177,6 +154,6 @@ def test_saved_and_drawn(tmp_path: Path) -> None:
     ],
 )
 def test_bad_arguments(options: dict[str, Any], message: str) -> None:
-    x, y = models.image_data(16)
+    x, y = image_data(16)
     with pytest.raises(ValueError, match=re.escape(message)):
-        loss_landscape(models.cnn(), x, y, **options)
+        loss_landscape(cnn(), x, y, **options)

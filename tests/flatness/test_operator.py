@@ -1,6 +1,4 @@
 import re
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -11,15 +9,16 @@ from keras import ops
 
 import keras_nrs
 from keras_nrs.flatness import hessian_operator
-from tests import models
-from tests.flatness import reference
+from tests.support import hessians
+from tests.support.asserts import assert_equal
+from tests.support.asserts import numpy_values
+from tests.support.asserts import relative_error
+from tests.support.data import image_data
+from tests.support.networks import cnn
+from tests.support.networks import compile_classifier
 
 # Products of float32 in networks of three layers, and of float64.
 RTOL = {"float32": 1e-5, "float64": 1e-12}
-
-
-def relative_error(matrix: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.linalg.norm(matrix - expected) / np.linalg.norm(expected))
 
 
 # On PyTorch Keras divides by the number of samples in float32, here without rounding.
@@ -29,11 +28,11 @@ def relative_error(matrix: np.ndarray, expected: np.ndarray) -> float:
 )
 def test_equals_the_dense_hessian(dtype: str, batch_size: int) -> None:
     """For all weights, over one batch and over several."""
-    with reference.precision(dtype):
-        model = reference.classifier()
-        x, y = reference.data(32)
+    with hessians.precision(dtype):
+        model = hessians.classifier()
+        x, y = hessians.data(32)
         operator = hessian_operator(model, x, y, variables="all", batch_size=batch_size)
-        expected = reference.dense_hessian(
+        expected = hessians.dense_hessian(
             model, x, y, model.trainable_variables, regularizers=True
         )
         assert operator.shape == expected.shape == (215, 215)
@@ -48,8 +47,8 @@ def test_equals_the_dense_hessian(dtype: str, batch_size: int) -> None:
 
 @pytest.mark.parametrize("regularizers", [True, False])
 def test_convolutions_and_penalties(regularizers: bool) -> None:
-    x, y = models.image_data(32)
-    model = models.cnn(penalty=0.1, dropout=0.5, seed=0)
+    x, y = image_data(32)
+    model = cnn(penalty=0.1, dropout=0.5, seed=0)
     model.fit(x, y, verbose=0)
     for variables in (
         lambda v: "conv" in v.path or "dense" in v.path,
@@ -58,15 +57,15 @@ def test_convolutions_and_penalties(regularizers: bool) -> None:
         operator = hessian_operator(
             model, x, y, variables=variables, regularizers=regularizers, batch_size=16
         )
-        expected = reference.dense_hessian(
+        expected = hessians.dense_hessian(
             model, x, y, operator.variables, regularizers=regularizers
         )
         assert relative_error(operator.to_dense(), expected) < 1e-4
 
 
 def test_sample_weights() -> None:
-    model = reference.classifier()
-    x, y = reference.data(32)
+    model = hessians.classifier()
+    x, y = hessians.data(32)
     weights = np.linspace(0, 3, 32).astype("float32")
     operator = hessian_operator(model, x, y, sample_weight=weights, batch_size=10)
     doubled = hessian_operator(model, x, y, sample_weight=2 * weights)
@@ -79,56 +78,10 @@ def test_sample_weights() -> None:
     assert relative_error(doubled.to_dense(), 2 * expected) < 1e-5
 
 
-def generator(x: Any, y: Any) -> Any:
-    for start in range(0, len(x), 8):
-        yield x[start : start + 8], y[start : start + 8]
-
-
-class PyDataset(keras.utils.PyDataset):
-    def __init__(self, x: Any, y: Any) -> None:
-        super().__init__()
-        self._batches = list(generator(x, y))
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __getitem__(self, index: int) -> Any:
-        return self._batches[index]
-
-
-def tf_dataset(x: Any, y: Any) -> Any:
-    import tensorflow as tf
-
-    return tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
-
-
-def data_loader(x: Any, y: Any) -> Any:
-    import torch
-    from torch.utils import data
-
-    tensors = data.TensorDataset(torch.as_tensor(x), torch.as_tensor(y))
-    return data.DataLoader(tensors, batch_size=8)
-
-
-@pytest.mark.parametrize("form", [generator, PyDataset, tf_dataset, data_loader])
-def test_forms_of_data(form: Callable[..., Any]) -> None:
-    """Each can be gone through many times, a generator too."""
-    x, y = reference.data(30)
-    model = reference.classifier()
-    expected = hessian_operator(model, x, y).to_dense()
-    operator = hessian_operator(model, form(x, y))
-    for _ in range(2):
-        assert relative_error(operator.to_dense(), expected) < 1e-5
-    some = hessian_operator(model, form(x, y), steps=2).to_dense()
-    assert (
-        relative_error(some, hessian_operator(model, x[:16], y[:16]).to_dense()) < 1e-5
-    )
-
-
 def test_fisher_information_is_the_gauss_newton_matrix() -> None:
     """J.T (diag(p) - p p.T) J, with logits and with softmax, which differ nowhere."""
-    x, y = reference.data(16)
-    logits = reference.classifier()
+    x, y = hessians.data(16)
+    logits = hessians.classifier()
     parameters = logits.trainable_variables
     p = keras.activations.softmax(ops.convert_to_tensor(logits(x)))
     p = ops.convert_to_numpy(p).astype("float64")
@@ -209,45 +162,21 @@ def test_attention_batch_norm_dropout_and_several_outputs() -> None:
     assert second == pytest.approx(vector @ product, abs=2e-3)
 
 
-def test_mixed_precision_is_measured_in_full() -> None:
-    x, y = models.image_data(32)
-    model = models.cnn()
-    expected = hessian_operator(model, x, y, variables="all").to_dense()
-    weights = model.get_weights()
-    keras.config.set_dtype_policy("mixed_bfloat16")
-    try:
-        model = models.cnn()
-    finally:
-        keras.config.set_dtype_policy("float32")
-    model.set_weights(weights)
-    measured = hessian_operator(model, x, y, variables="all").to_dense()
-    assert relative_error(measured, expected) < 1e-6
-    assert model.layers[0].compute_dtype == "bfloat16"
-
-
-def test_a_wrapped_model_has_the_hessian_of_its_base_model() -> None:
-    x, y = reference.data(16)
-    model = reference.classifier()
-    expected = hessian_operator(model, x, y).to_dense()
-    wrapped = keras_nrs.wrap(model, eps=0.1)
-    np.testing.assert_array_equal(hessian_operator(wrapped, x, y).to_dense(), expected)
-
-
 def test_the_model_is_left_as_it_was() -> None:
     """Its weights, state and seeds; and the operator keeps to the weights it saw."""
-    x, y = models.image_data(32)
-    model = models.cnn(dropout=0.5, seed=0)
-    before = models.numpy_values(model.variables)
+    x, y = image_data(32)
+    model = cnn(dropout=0.5, seed=0)
+    before = numpy_values(model.variables)
     operator = hessian_operator(model, x, y)
     first = operator.to_dense()
-    models.assert_equal(models.numpy_values(model.variables), before)
+    assert_equal(numpy_values(model.variables), before)
     model.set_weights([0 * w for w in model.get_weights()])
     np.testing.assert_array_equal(operator.to_dense(), first)
 
 
 def test_split_and_direction() -> None:
-    model = reference.classifier()
-    x, y = reference.data(8)
+    model = hessians.classifier()
+    x, y = hessians.data(8)
     operator = hessian_operator(model, x, y)
     vector = np.arange(operator.shape[0], dtype="float64")
     kernel, bias = operator.split(vector)
@@ -317,51 +246,17 @@ class OnceDifferentiable(layers.Layer):
 
 
 def test_what_cannot_be_differentiated_twice_is_named() -> None:
-    x, y = reference.data(8)
+    x, y = hessians.data(8)
     model = keras.Sequential(
         [keras.Input((6,)), layers.Dense(4), OnceDifferentiable(), layers.Dense(3)],
         name="once",
     )
-    models.compile_classifier(model)
+    compile_classifier(model)
     operator = hessian_operator(model, x, y, variables="all")
     with pytest.raises(NotImplementedError, match="'once' cannot be differentiated"):
         operator @ np.ones(operator.shape[0])
     last_layer = hessian_operator(model, x, y)
     assert np.isfinite(last_layer @ np.ones(last_layer.shape[0])).all()
-
-
-def test_errors_of_the_forward_pass_are_left_alone() -> None:
-    x, _ = reference.data(8)
-    model = reference.classifier(loss="categorical_crossentropy")
-    with pytest.raises(ValueError, match=r"[Ss]hape"):
-        hessian_operator(model, x, np.zeros((8, 7), "float32")).to_dense()
-
-
-def test_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Not a power of 2, so that means are rounded.
-    x, y = reference.data(30)
-    model = reference.classifier()
-    path = tmp_path / "new" / "products"
-    expected = hessian_operator(model, x, y).to_dense()
-    first = hessian_operator(model, x, y, checkpoint=path)
-    for column in np.eye(27)[:10]:
-        first @ column
-    again = hessian_operator(model, x, y, checkpoint=path)
-    np.testing.assert_array_equal(again.to_dense(), expected)
-    # All but the ten in the file, and one of these, to see that it is the right file.
-    assert again.num_products == 27 - 10 + 1
-    # A record that was cut off is computed again.
-    path.write_bytes(path.read_bytes()[:-5])
-    cut = hessian_operator(model, x, y, checkpoint=path)
-    np.testing.assert_array_equal(cut.to_dense(), expected)
-    assert cut.num_products == 2
-    with pytest.raises(ValueError, match="`checkpoint` must be of the same model"):
-        hessian_operator(model, x + 1, y, checkpoint=path).to_dense()
-    with pytest.raises(ValueError, match="`checkpoint` must be a new file"):
-        hessian_operator(model, x, y, variables="all", checkpoint=path)
-    path.write_text("something else")
-    with pytest.raises(ValueError, match="`checkpoint` must be a new file"):
-        hessian_operator(model, x, y, checkpoint=path)
 
 
 @pytest.mark.parametrize(
@@ -376,55 +271,22 @@ def test_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_bad_options(options: dict[str, Any], message: str) -> None:
-    x, y = reference.data(8)
+    x, y = hessians.data(8)
     with pytest.raises(ValueError, match=re.escape(message)):
-        hessian_operator(reference.classifier(), x, y, **options)
-
-
-def test_bad_models_and_data() -> None:
-    x, y = reference.data(8)
-    model = reference.classifier()
-    with pytest.raises(TypeError, match=r"`model` must be a keras\.Model"):
-        hessian_operator("model", x, y)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="`model` must be built"):
-        hessian_operator(keras.Sequential([layers.Dense(1)]), x, y)
-    with pytest.raises(ValueError, match="`model` must be compiled with a loss"):
-        hessian_operator(models.cnn(compile=False), x, y)
-    with pytest.raises(ValueError, match="must be arrays with one number of samples"):
-        hessian_operator(model, x, y[:3])
-    with pytest.raises(ValueError, match="at least one"):
-        hessian_operator(model, x[:0], y[:0])
-    with pytest.raises(ValueError, match="`y` and `sample_weight` must be None"):
-        hessian_operator(model, generator(x, y), y)
-    with pytest.raises(ValueError, match="at least one batch"):
-        hessian_operator(model, generator(x[:0], y[:0]))
-    with pytest.raises(TypeError, match="`x` must be an array"):
-        hessian_operator(model, "x")
-    with pytest.raises(TypeError, match="`regularizers` must be True or False"):
-        hessian_operator(model, x, y, regularizers=1)  # type: ignore[arg-type]
-
-
-def test_an_endless_data_set_needs_steps() -> None:
-    x, y = reference.data(8)
-    model = reference.classifier()
-    with pytest.raises(ValueError, match="`steps` must be the number of batches"):
-        hessian_operator(model, tf_dataset(x, y).repeat())
-    endless = hessian_operator(model, tf_dataset(x, y).repeat(), steps=1)
-    expected = hessian_operator(model, x, y).to_dense()
-    assert relative_error(endless.to_dense(), expected) < 1e-6
+        hessian_operator(hessians.classifier(), x, y, **options)
 
 
 def test_measuring_again_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """As a callback does at every epoch; but `compile()` changes the loss."""
-    x, y = reference.data(8)
-    model = reference.classifier()
+    x, y = hessians.data(8)
+    model = hessians.classifier()
     first = hessian_operator(model, x, y)
     product = first @ np.ones(27)
     model.set_weights([2 * w for w in model.get_weights()])
     second = hessian_operator(model, x, y)
     assert second._hessian_at is first._hessian_at
     assert relative_error(second @ np.ones(27), product) > 0.01
-    models.compile_classifier(model, loss=lambda y, z: ops.mean(z**2, axis=-1))
+    compile_classifier(model, loss=lambda y, z: ops.mean(z**2, axis=-1))
     squares = hessian_operator(model, x, y)
     features = keras.Model(model.inputs[0], model.layers[-2].output)
     h = np.column_stack([ops.convert_to_numpy(features(x)), np.ones(8)])
@@ -432,25 +294,9 @@ def test_measuring_again_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     assert relative_error(squares.to_dense(), expected) < 1e-5
 
 
-def test_freezing_a_layer_between_measurements() -> None:
-    x, y = reference.data(8)
-    model = reference.classifier()
-    hessian_operator(model, x, y).to_dense()
-    model.layers[0].trainable = False
-    models.compile_classifier(model)
-    operator = hessian_operator(model, x, y, variables="all")
-    assert operator.shape == (215 - 84, 215 - 84)
-    model.layers[0].trainable, model.layers[1].trainable = True, False
-    expected = reference.dense_hessian(
-        model, x, y, model.trainable_variables, regularizers=True
-    )
-    operator = hessian_operator(model, x, y, variables="all")
-    assert relative_error(operator.to_dense(), expected) < 1e-5
-
-
 def test_an_operator_outlives_training() -> None:
-    x, y = models.image_data(32)
-    model = models.cnn()
+    x, y = image_data(32)
+    model = cnn()
     operator = hessian_operator(model, x, y, batch_size=16)
     before = operator.to_dense()
     model.fit(x, y, verbose=0)
@@ -458,8 +304,8 @@ def test_an_operator_outlives_training() -> None:
 
 
 def test_fisher_information_needs_no_labels() -> None:
-    x, y = reference.data(8)
-    model = reference.classifier(metrics=["accuracy"])
+    x, y = hessians.data(8)
+    model = hessians.classifier(metrics=["accuracy"])
     without = hessian_operator(model, x, curvature="fisher").to_dense()
     with_labels = hessian_operator(model, x, y, curvature="fisher").to_dense()
     assert relative_error(without, with_labels) < 1e-6
@@ -470,35 +316,3 @@ def test_fisher_information_needs_no_labels() -> None:
     h = np.column_stack([ops.convert_to_numpy(features(x)), np.ones(8)])
     expected = np.kron(h.T @ h / 8, np.eye(3) / 3)
     assert relative_error(fisher, expected) < 1e-5
-
-
-def test_the_last_layer_of_a_subclassed_model() -> None:
-    class Nested(keras.Model):
-        def __init__(self) -> None:
-            super().__init__()
-            self.features = layers.Dense(8)
-            self.head = keras.Sequential([layers.Dense(7), layers.Dense(5)])
-
-        def call(self, inputs: Any) -> Any:
-            return self.head(self.features(inputs))
-
-    model = Nested()
-    model.compile(loss="mse")
-    x = np.ones((4, 3), "float32")
-    model(x)
-    operator = hessian_operator(model, x, np.ones((4, 5), "float32"))
-    assert [tuple(v.shape) for v in operator.variables] == [(7, 5), (5,)]
-
-
-def test_some_batches_of_a_shuffled_data_set() -> None:
-    """The same ones at each product."""
-    x, y = reference.data(30)
-    shuffled = tf_dataset(x, y).unbatch().shuffle(30, seed=0).batch(8)
-    operator = hessian_operator(reference.classifier(), shuffled, steps=2)
-    np.testing.assert_array_equal(operator.to_dense(), operator.to_dense())
-
-
-def test_labels_that_are_no_array() -> None:
-    x, y = reference.data(8)
-    with pytest.raises(TypeError, match="`y` must be an array"):
-        hessian_operator(reference.classifier(), x, list(map(int, y)))

@@ -1,0 +1,1 @@
+"""Networks, data, references and comparisons that several test files share."""

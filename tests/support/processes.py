@@ -1,0 +1,24 @@
+"""Python programs in processes of their own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_python(script: str, *arguments: object, backend: str | None = None) -> str:
+    """Output of a Python script that runs in a new process."""
+    result = subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        env=os.environ | {"KERAS_BACKEND": backend or keras.config.backend()},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout

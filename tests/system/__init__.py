@@ -1,0 +1,1 @@
+"""Tests of what crosses modules, by subject. Other tests mirror the package."""

@@ -1,0 +1,225 @@
+"""Across modules: training in two processes on this machine."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.support.arrays import ROUNDING
+from tests.support.processes import ROOT
+
+# Arguments: a JSON object with the index, the number of processes, the port, ...
+JAX = """
+import json, os, sys, time
+args = json.loads(sys.argv[1])
+import jax
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+import keras
+if args["processes"] > 1 and args.get("heartbeat"):
+    jax.distributed.initialize(
+        f"127.0.0.1:{args['port']}", args["processes"], args["index"],
+        heartbeat_timeout_seconds=args["heartbeat"])
+elif args["processes"] > 1:
+    keras.distribution.initialize(
+        f"127.0.0.1:{args['port']}", args["processes"], args["index"])
+import tensorflow as tf
+keras.distribution.set_distribution(keras.distribution.DataParallel())
+"""
+TENSORFLOW = """
+import json, os, sys, time
+args = json.loads(sys.argv[1])
+os.environ["TF_CONFIG"] = json.dumps({
+    "cluster": {"worker": [f"127.0.0.1:{args['port'] + i}" for i in range(2)]},
+    "task": {"type": "worker", "index": args["index"]}})
+import tensorflow as tf
+if args["processes"] > 1:
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+else:
+    tf.config.set_logical_device_configuration(
+        tf.config.list_physical_devices("CPU")[0],
+        [tf.config.LogicalDeviceConfiguration()] * 2)
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+scope = strategy.scope()
+scope.__enter__()
+import keras
+"""
+TRAIN = """
+import keras_nrs
+from tests.support.data import image_data
+from tests.support.networks import cnn
+keras.utils.set_random_seed(7)
+x, y = image_data(64)
+data = tf.data.Dataset.from_tensor_slices((x, y)).batch(16, drop_remainder=True)
+model = cnn(dropout=0.5)
+nrs = keras_nrs.wrap(model, eps=0.3, perturbation="relative")
+
+class Waiting(keras.callbacks.Callback):
+    def on_epoch_begin(self, epoch, logs=None):
+        print("epoch", epoch, flush=True)
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if self.model._initial_epoch is None and args.get("pause"):
+            time.sleep(args["pause"])
+
+callbacks = [Waiting()]
+if "backup" in args:
+    callbacks.insert(0, keras.callbacks.BackupAndRestore(
+        args["backup"], delete_checkpoint=False))
+history = nrs.fit(
+    data, epochs=args["epochs"], verbose=0, shuffle=False, callbacks=callbacks).history
+found = {"history": history, "evaluate": nrs.evaluate(data, verbose=0),
+         "weights": [w.tolist() for w in model.get_weights()]}
+nrs.save(args["file"])
+print("FOUND", json.dumps(found), flush=True)
+"""
+
+
+def free_port() -> int:
+    """The first of two ports that are free."""
+    while True:
+        with socket.socket() as first, socket.socket() as second:
+            first.bind(("127.0.0.1", 0))
+            port: int = first.getsockname()[1]
+            try:
+                second.bind(("127.0.0.1", port + 1))
+            except OSError:
+                continue
+            return port
+
+
+def start(script: str, num_devices: int, output: Path, **args: Any) -> Any:
+    backend = "jax" if script is JAX else "tensorflow"
+    flags = f"--xla_force_host_platform_device_count={num_devices}"
+    environment = os.environ | {
+        "KERAS_BACKEND": backend,
+        "XLA_FLAGS": f"{flags} --xla_backend_optimization_level=0",
+    }
+    with output.open("w") as file:
+        return subprocess.Popen(
+            [sys.executable, "-c", script + TRAIN, json.dumps(args)],
+            env=environment,
+            cwd=ROOT,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+
+
+def found(process: Any, output: Path) -> dict[str, Any]:
+    """What a run printed at its end."""
+    code = process.wait(timeout=240)
+    text = output.read_text()
+    assert code == 0, text[-4000:]
+    line = next(line for line in text.splitlines() if line.startswith("FOUND"))
+    result: dict[str, Any] = json.loads(line.removeprefix("FOUND"))
+    return result
+
+
+def run(script: str, tmp_path: Path, processes: int, **args: Any) -> list[Any]:
+    port = free_port()
+    started = []
+    num_devices = 4 // processes if script is JAX else 2
+    for index in range(processes):
+        output = tmp_path / f"{processes}-{index}.log"
+        arguments = {
+            "index": index,
+            "processes": processes,
+            "port": port,
+            "epochs": 3,
+            "file": str(tmp_path / f"{processes}.keras"),
+        }
+        process = start(script, num_devices, output, **(arguments | args))
+        started.append((process, output))
+    return [found(process, output) for process, output in started]
+
+
+def assert_same_run(first: dict[str, Any], second: dict[str, Any]) -> None:
+    # 12 steps, each of which sums fewer than 1,000 numbers of order one and passes on
+    # the errors of the last one, doubled at the most every 2 steps.
+    bound = 64 * 1000 * ROUNDING
+    for a, b in zip(first["weights"], second["weights"], strict=True):
+        np.testing.assert_allclose(a, b, rtol=bound, atol=bound)
+    for name, values in first["history"].items():
+        np.testing.assert_allclose(values, second["history"][name], rtol=bound)
+    np.testing.assert_allclose(first["evaluate"], second["evaluate"], rtol=bound)
+
+
+@pytest.mark.only_jax
+def test_two_processes_are_one_with_the_same_devices(tmp_path: Path) -> None:
+    (alone,) = run(JAX, tmp_path, 1)
+    first, second = run(JAX, tmp_path, 2)
+    assert first == second
+    assert_same_run(first, alone)
+    assert (tmp_path / "2.keras").exists()
+    assert not list(tmp_path.glob(".unfinished*"))
+
+
+@pytest.mark.only_tensorflow
+def test_two_workers_are_one_with_the_same_devices(tmp_path: Path) -> None:
+    (alone,) = run(TENSORFLOW, tmp_path, 1)
+    first, second = run(TENSORFLOW, tmp_path, 2)
+    assert_same_run(first, second)
+    assert_same_run(first, alone)
+    assert (tmp_path / "2.keras").exists()
+
+
+def start_two(script: str, tmp_path: Path, **args: Any) -> tuple[list[Any], list[Path]]:
+    """Two processes that take their time, and where they print."""
+    port = free_port()
+    outputs = [tmp_path / f"killed-{index}.log" for index in range(2)]
+    file = str(tmp_path / "killed.keras")
+    common = {"processes": 2, "port": port, "pause": 0.3, "file": file} | args
+    processes = [
+        start(script, 2, output, index=index, **common)
+        for index, output in enumerate(outputs)
+    ]
+    return processes, outputs
+
+
+def wait_for(output: Path, text: str) -> None:
+    limit = time.monotonic() + 120
+    while text not in output.read_text():
+        assert time.monotonic() < limit, output.read_text()[-4000:]
+        time.sleep(0.1)
+
+
+@pytest.mark.only_jax
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_dead_process_ends_the_others_and_a_restart_goes_on(
+    tmp_path: Path, victim: int
+) -> None:
+    args = {"heartbeat": 10, "backup": str(tmp_path / "backup"), "epochs": 4}
+    processes, outputs = start_two(JAX, tmp_path, **args)
+    # In the middle of the third epoch, with two of them saved.
+    wait_for(outputs[0], "epoch 2")
+    processes[victim].send_signal(signal.SIGKILL)
+    killed_at = time.monotonic()
+    assert processes[1 - victim].wait(timeout=60) != 0
+    print(f"ended {time.monotonic() - killed_at:.0f} s after the other was killed")
+    assert processes[victim].wait() == -signal.SIGKILL
+    assert not any("FOUND" in output.read_text() for output in outputs)
+
+    restarted = run(JAX, tmp_path, 2, **args)
+    texts = [(tmp_path / f"2-{index}.log").read_text() for index in range(2)]
+    assert all("epoch 2" in text and "epoch 1" not in text for text in texts)
+    (uninterrupted,) = run(JAX, tmp_path, 1, epochs=4)
+    assert restarted[0]["weights"] == restarted[1]["weights"]
+    for a, b in zip(restarted[0]["weights"], uninterrupted["weights"], strict=True):
+        bound = 256 * 1000 * ROUNDING  # 16 steps.
+        np.testing.assert_allclose(a, b, rtol=bound, atol=bound)
+
+
+@pytest.mark.only_tensorflow
+def test_a_dead_worker_ends_the_other(tmp_path: Path) -> None:
+    processes, outputs = start_two(TENSORFLOW, tmp_path, epochs=20)
+    wait_for(outputs[0], "epoch 1")
+    processes[1].send_signal(signal.SIGKILL)
+    assert processes[0].wait(timeout=60) != 0
+    processes[1].wait()

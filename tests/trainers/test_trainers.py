@@ -1,0 +1,305 @@
+"""What the trainers of all backends do: compiled steps, data, modes."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+import keras_nrs
+from tests.support.arrays import ROUNDING
+from tests.support.asserts import assert_equal
+from tests.support.asserts import numpy_values
+from tests.support.data import image_data
+from tests.support.networks import Subclassed
+from tests.support.networks import cnn
+from tests.support.networks import compile_classifier
+from tests.support.perturbations import FixedPerturbation
+from tests.support.processes import run_python
+
+NRS = {"eps": 1.0, "seed": 0}
+
+
+def batches(x: np.ndarray, y: np.ndarray, size: int = 16) -> Iterator[Any]:
+    while True:
+        for start in range(0, len(x), size):
+            yield x[start : start + size], y[start : start + size]
+
+
+class Batches(keras.utils.PyDataset):
+    def __init__(self, x: np.ndarray, y: np.ndarray) -> None:
+        super().__init__()
+        self.x, self.y = x, y
+
+    def __len__(self) -> int:
+        return len(self.x) // 16
+
+    def __getitem__(self, index: int) -> Any:
+        batch = slice(16 * index, 16 * (index + 1))
+        return self.x[batch], self.y[batch]
+
+
+def test_data_formats_give_the_same_training() -> None:
+    import tensorflow as tf
+    import torch
+
+    x, y = image_data()
+    tensors = torch.utils.data.TensorDataset(torch.tensor(x), torch.tensor(y))
+    formats: dict[str, dict[str, Any]] = {
+        "arrays": {"x": x, "y": y, "batch_size": 16},
+        "generator": {"x": batches(x, y), "steps_per_epoch": 4},
+        "PyDataset": {"x": Batches(x, y)},
+        "tf.data": {"x": tf.data.Dataset.from_tensor_slices((x, y)).batch(16)},
+        "DataLoader": {"x": torch.utils.data.DataLoader(tensors, batch_size=16)},
+    }
+    nrs = keras_nrs.wrap(cnn(), eps=1.0, seed=0)
+    start = nrs.get_weights()
+    seed_state = numpy_values([nrs.seed_generator.state])[0]
+    results = {}
+    for name, arguments in formats.items():
+        compile_classifier(nrs)
+        nrs.set_weights(start)
+        nrs.seed_generator.state.assign(seed_state)
+        nrs.fit(**arguments, shuffle=False, epochs=2, verbose=0)
+        results[name] = nrs.get_weights()
+    for name in formats:
+        for a, b in zip(results[name], results["arrays"], strict=True):
+            np.testing.assert_array_equal(a, b, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "compiled_with", [{"run_eagerly": True}, {"jit_compile": True}], ids=str
+)
+def test_execution_modes(compiled_with: dict[str, bool]) -> None:
+    if keras.config.backend() == "torch" and "jit_compile" in compiled_with:
+        # `torch.compile` takes a minute: `tests/compatibility` has it.
+        compiled_with = {"jit_compile": False}
+    x, y = image_data(48)
+    model = cnn(batch_norm=False, compile=False)
+    compile_classifier(model, **compiled_with)
+    nrs = keras_nrs.wrap(model, interval=2, **NRS)
+    name, value = next(iter(compiled_with.items()))
+    assert getattr(nrs, name) is value
+    history = nrs.fit(x, y, batch_size=16, verbose=0).history
+    assert history["model_divergence"][0] > 0
+
+
+@pytest.mark.only_jax
+@pytest.mark.only_tensorflow  # Keras has no steps_per_execution on PyTorch.
+def test_steps_per_execution() -> None:
+    """Five steps in executions of two are five single steps."""
+    x, y = image_data(80)
+
+    def weights(steps: int) -> list[np.ndarray]:
+        keras.utils.set_random_seed(0)
+        model = cnn(dropout=0.2, compile=False)
+        compile_classifier(model, steps_per_execution=steps)
+        nrs = keras_nrs.wrap(model, interval=2, **NRS)
+        assert nrs.steps_per_execution == steps
+        nrs.fit(x, y, batch_size=16, shuffle=False, verbose=0)
+        return numpy_values(model.variables)
+
+    assert_equal(weights(1), weights(2))
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_mixed_precision(policy: str) -> None:
+    x, y = image_data()
+    keras.config.set_dtype_policy(policy)
+    try:
+        model = cnn(dropout=0.2, compile=False)
+        nrs = keras_nrs.wrap(model, eps=2.0, seed=0)
+        compile_classifier(nrs)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    is_scaled = isinstance(nrs.optimizer, keras.optimizers.LossScaleOptimizer)
+    assert is_scaled == (policy == "mixed_float16")
+    assert nrs.dtype_policy.name == policy
+    before = model.get_weights()
+    history = nrs.fit(x, y, batch_size=16, epochs=3, verbose=0).history
+    # The logs are unscaled.
+    assert 0 < history["model_divergence"][-1] < 10
+    assert 0 < history["loss"][-1] < 20
+    assert not np.array_equal(before[0], model.get_weights()[0])
+
+
+def test_gradient_accumulation_and_ema() -> None:
+    """Four steps of a fourth of the batch are one step, and each has its delta."""
+    x, y = image_data(64)
+
+    def weights(
+        batch_size: int, epochs: int = 1, **options: Any
+    ) -> tuple[list[np.ndarray], Any]:
+        keras.utils.set_random_seed(0)
+        model = cnn(batch_norm=False, compile=False)
+        compile_classifier(model, optimizer=keras.optimizers.SGD(0.1, **options))
+        nrs = keras_nrs.wrap(model, eps=0.2, perturbation=FixedPerturbation())
+        nrs.fit(x, y, batch_size=batch_size, epochs=epochs, shuffle=False, verbose=0)
+        return model.get_weights(), nrs
+
+    whole, _ = weights(64)
+    accumulated, nrs = weights(16, gradient_accumulation_steps=4)
+    assert int(nrs.optimizer.iterations) == 1
+    assert numpy_values([nrs.seed_generator.state])[0][1] == 4
+    for a, b in zip(whole, accumulated, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    # The average starts at the first step, and `fit` leaves it in the weights.
+    twice, _ = weights(64, epochs=2)
+    ema, _ = weights(64, epochs=2, use_ema=True, ema_momentum=0.75)
+    for a, b, c in zip(whole, twice, ema, strict=True):
+        np.testing.assert_allclose(0.75 * a + 0.25 * b, c, atol=1e-6)
+
+
+TWENTY_STEPS = """
+import json, keras, numpy as np, keras_nrs
+from tests.support.data import image_data
+from tests.support.networks import cnn
+from tests.support.perturbations import FixedPerturbation
+x, y = image_data(64)
+model = cnn()
+rng = np.random.default_rng(0)
+model.set_weights([0.3 * rng.normal(size=w.shape) + (w.mean() == 1) for w in
+                   model.get_weights()])
+bn = model.layers[1]
+bn.moving_mean.assign(np.zeros(4)); bn.moving_variance.assign(np.ones(4))
+nrs = keras_nrs.wrap(model, eps=0.05, perturbation=FixedPerturbation())
+history = nrs.fit(x, y, batch_size=16, epochs=5, shuffle=False, verbose=0).history
+print(json.dumps([[w.tolist() for w in model.get_weights()], history]))
+"""
+
+
+@pytest.mark.only_jax  # The test starts the other backends itself.
+def test_three_backends_reach_the_same_weights() -> None:
+    results = [
+        json.loads(run_python(TWENTY_STEPS, backend).splitlines()[-1])
+        for backend in ("jax", "tensorflow", "torch")
+    ]
+    (weights, history), *others = results
+    assert history["model_divergence"][-1] > 1e-3
+    for other_weights, other_history in others:
+        # 20 steps, each of which rounds 1,000-term sums of order-one numbers and
+        # passes on the errors of the last one, doubled at the most every 5 steps.
+        bound = 16 * 1000 * ROUNDING
+        for a, b in zip(weights, other_weights, strict=True):
+            np.testing.assert_allclose(a, b, rtol=bound, atol=bound)
+        for name, values in history.items():
+            np.testing.assert_allclose(values, other_history[name], rtol=bound)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"scheme": "baseline"}, {"eps": 0.0, "alpha": 0.0, "beta": 0.0}]
+)
+@pytest.mark.parametrize("kind", ["sequential", "subclassed"])
+def test_nothing_regularized_is_bare_keras(
+    kind: str, arguments: dict[str, Any]
+) -> None:
+    """Bit for bit, with dropout, BatchNorm, a penalty and validation."""
+    x, y = image_data(50)
+
+    def make() -> keras.Model:
+        if kind == "sequential":
+            return cnn(dropout=0.5, penalty=1e-3)
+        model = Subclassed()
+        compile_classifier(model)
+        return model
+
+    def run(**kwargs: Any) -> tuple[Any, Any, Any]:
+        keras.utils.set_random_seed(3)
+        model = make()
+        trained = keras_nrs.wrap(model, **kwargs) if kwargs else model
+        history = trained.fit(
+            x, y, batch_size=16, epochs=3, validation_split=0.2, verbose=0
+        ).history
+        variables = model.variables + model.optimizer.variables
+        return numpy_values(variables), history, trained
+
+    bare_values, bare_history, _ = run()
+    values, history, nrs = run(**arguments)
+    assert_equal(values, bare_values)
+    assert {name: history[name] for name in bare_history} == bare_history
+    extra = set(history) - set(bare_history)
+    assert extra == {tracker.name for tracker in nrs._trackers}
+
+
+def test_interval_skips_the_perturbed_pass_at_run_time() -> None:
+    """Counted by a perturbation that calls back into Python."""
+    calls: list[int] = []
+
+    class Counting(keras_nrs.perturbations.Perturbation):
+        def sample(self, weights: Any, eps: Any, rng: Any) -> Any:
+            count_at_run_time(calls)
+            return [keras.ops.zeros(w.shape) for w in weights]
+
+    x, y = image_data(80)
+    nrs = keras_nrs.wrap(cnn(), eps=0, perturbation=Counting(), interval=4)
+    nrs.fit(x, y, batch_size=10, verbose=0)
+    wait_for_device()
+    assert len(calls) == 2
+
+
+def count_at_run_time(calls: list[int]) -> None:
+    """Append to `calls` whenever the compiled program passes here."""
+    if keras.config.backend() == "jax":
+        import jax
+
+        jax.debug.callback(lambda: calls.append(1))
+    elif keras.config.backend() == "tensorflow":
+        import tensorflow as tf
+
+        tf.py_function(lambda: calls.append(1), [], [])
+    else:
+        calls.append(1)
+
+
+def wait_for_device() -> None:
+    if keras.config.backend() == "jax":
+        import jax
+
+        jax.effects_barrier()
+
+
+def test_eps_and_alpha_take_effect_without_retracing() -> None:
+    traces: list[int] = []
+
+    class Counting(keras_nrs.perturbations.Ball):
+        def sample(self, weights: Any, eps: Any, rng: Any) -> Any:
+            traces.append(1)
+            return super().sample(weights, eps, rng)
+
+    class Assign(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+            self.model.eps = 0.0 if batch < 3 else 2.0
+            self.model.alpha.assign(0.5)
+
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            seen.append(float(logs["model_divergence"]))
+
+    seen: list[float] = []
+    x, y = image_data(64)
+    nrs = keras_nrs.wrap(cnn(), eps=1.0, perturbation=Counting())
+    nrs.fit(x, y, batch_size=8, verbose=0, callbacks=[Assign()])
+    assert seen[2] == 0.0
+    assert seen[3] > 0.0
+    assert float(keras.ops.convert_to_numpy(nrs.eps.value)) == 2.0
+    assert float(keras.ops.convert_to_numpy(nrs.alpha.value)) == 0.5
+    if keras.config.backend() != "torch":  # which runs eagerly
+        assert len(traces) <= 2  # Keras traces once more where shapes are unknown
+
+
+def test_same_seed_same_run_and_other_seed_other_run() -> None:
+    x, y = image_data()
+
+    def weights(seed: int | None, global_seed: int = 0) -> list[np.ndarray]:
+        keras.utils.set_random_seed(0)
+        model = cnn()
+        keras.utils.set_random_seed(global_seed)
+        nrs = keras_nrs.wrap(model, eps=2.0, seed=seed)
+        nrs.fit(x, y, batch_size=16, epochs=2, shuffle=False, verbose=0)
+        return numpy_values(model.variables)
+
+    assert_equal(weights(7), weights(7, global_seed=1))
+    assert_equal(weights(None), weights(None))
+    assert not np.array_equal(weights(7)[0], weights(8)[0])
+    assert not np.array_equal(weights(None)[0], weights(None, global_seed=1)[0])

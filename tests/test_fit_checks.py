@@ -9,6 +9,7 @@ import pytest
 from keras import layers
 
 import keras_nrs
+from keras_nrs import fit_checks
 from keras_nrs.fit_checks import ProcessesAgree
 from tests.support.data import image_data
 from tests.support.faults import LOGITS
@@ -129,13 +130,17 @@ def test_added_to_the_users_callback_list() -> None:
         nrs.fit(x, y, batch_size=16, verbose=0, callbacks=callbacks)
 
 
-def test_processes_that_would_wait_for_each_other_are_told() -> None:
+def test_processes_that_would_wait_for_each_other_are_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     class Model:
         _initial_epoch = None
 
-        def values_of_processes(self, values: list[int]) -> list[list[int]]:
-            return [values, [values[0] - 1, values[1]]]
-
+    monkeypatch.setattr(
+        fit_checks,
+        "values_of_processes",
+        lambda values: [values, [values[0] - 1, values[1]]],
+    )
     callback = ProcessesAgree()
     callback.set_params({"steps": 4})
     callback._model = Model()

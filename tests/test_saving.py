@@ -11,6 +11,7 @@ import pytest
 from keras import layers
 
 import keras_nrs
+from keras_nrs import nrs_model
 from tests.support.asserts import assert_equal
 from tests.support.asserts import numpy_values
 from tests.support.data import image_data
@@ -200,7 +201,7 @@ def test_only_the_first_process_writes(
     from tests.support.networks import cnn
 
     nrs = keras_nrs.wrap(cnn())
-    monkeypatch.setattr(type(nrs), "process_index", lambda self: 1)
+    monkeypatch.setattr(nrs_model, "process_index", lambda model: 1)
     nrs.save(tmp_path / "model.keras")
     nrs.save_weights(tmp_path / "model.weights.h5")
     assert not list(tmp_path.iterdir())

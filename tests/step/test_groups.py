@@ -11,6 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from keras import ops
 
+from keras_nrs.step.groups import Coverage
 from keras_nrs.step.groups import Group
 from keras_nrs.step.groups import split_into_groups
 from tests.support.asserts import assert_equal
@@ -31,8 +32,7 @@ FRACTIONS = st.floats(0.01, 1.0)
 
 
 def num_perturbed(group: Group) -> int:
-    num = group.num_perturbed
-    return group.stop - group.start if num is None else num
+    return int(group.num_perturbed)
 
 
 @settings(deadline=None, max_examples=200)
@@ -97,7 +97,7 @@ def test_a_size_that_is_a_tensor_gives_the_same_groups(
 
 def test_a_whole_batch_is_one_group() -> None:
     (group,) = split_into_groups(7)
-    assert group == Group(0, 0, 7, None, 7, 1.0, 1.0, 1.0, 1.0)
+    assert group == Group(0, 0, 7, Coverage.ALL, 7, 7, 1.0, 1.0, 1.0, 1.0)
 
 
 @pytest.mark.parametrize("kind", ["plain", "batch_norm", "dropout"])

@@ -10,7 +10,7 @@ from keras import ops
 
 import keras_nrs
 from keras_nrs.backend import RandomStream
-from keras_nrs.step.batch_objective import _SEED_STRIDE
+from keras_nrs.step.batch_objective import SEED_STRIDE
 from tests.support.arrays import ROUNDING
 from tests.support.asserts import numpy_values
 from tests.support.gradients import value_and_gradients
@@ -52,7 +52,7 @@ def network(kind: str) -> keras.Model:
 
 def seeds_of_group(model: keras.Model, state: list[Any], group: int) -> list[Any]:
     """The state with which the dropout masks of a group are drawn."""
-    stride = np.array([group * _SEED_STRIDE, 0], "int64").astype("int32")
+    stride = np.array([group * SEED_STRIDE, 0], "int64").astype("int32")
     weights = set(map(id, model.weights))
     return [
         s if id(v) in weights else s + ops.cast(ops.convert_to_tensor(stride), s.dtype)

@@ -77,8 +77,8 @@ def _normalized(x: Tensor) -> Tensor:
 
 def _attention(x: Tensor, heads: int, dropout: float) -> Tensor:
     hidden = x.shape[-1]
-    # Glorot's bound for a matrix from `hidden` to `hidden`, which the kernels are that
-    # Keras keeps in three dimensions, and takes for convolutions when it initializes.
+    # Glorot's bound for a matrix from `hidden` to `hidden`. Keras stores these matrices
+    # in three dimensions, and would initialize them like the kernels of convolutions.
     bound = (6 / (hidden + hidden)) ** 0.5
     return layers.MultiHeadAttention(
         heads,
@@ -110,14 +110,15 @@ def vit(
     """Vision transformer with a class token: 5.4, 21.3 or 85.1 million parameters.
 
     Args:
-        input_shape: Height, width and channels; sides are multiples of `patch_size`.
+        input_shape: Height, width and channels. Height and width are multiples of
+            `patch_size`.
         num_classes: Number of logits, >= 2.
         size: `"ti"` (192 hidden units, 3 heads), `"s"` (384, 6) or `"b"` (768, 12), or
-            two such numbers, the first a multiple of the second. The two dense layers
-            of a block have 4 times the hidden units between them.
+            a pair (hidden units, heads), the first a multiple of the second. The MLP of
+            a block has 4 times as many units between its two layers.
         patch_size: Side of the square patches, in pixels.
         depth: Number of blocks, >= 1.
-        dropout: Rate after each dense layer of a block and in the attention.
+        dropout: Rate after each dense layer of a block, and in the attention.
 
     Returns:
         A model of inputs `(batch, *input_shape)` and logits `(batch, num_classes)`.

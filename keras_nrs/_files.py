@@ -19,7 +19,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".unfinished-{_machine()}-"
+    prefix = f".unfinished-{_machine_id()}-"
     unfinished = path.with_name(f"{prefix}{os.getpid()}-{path.name}")
     try:
         yield unfinished
@@ -40,7 +40,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 @functools.cache
-def _machine() -> str:
+def _machine_id() -> str:
     """Eight letters for this machine or container, within which process ids differ."""
     try:
         namespace = os.stat("/proc/self/ns/pid").st_ino

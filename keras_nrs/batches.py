@@ -81,7 +81,7 @@ class Batches:
         # A data set that shuffles would give other first batches each time.
         is_truncated = steps is not None and not is_arrays
         if isinstance(x, Iterator) or is_truncated or self._steps == 1:
-            self._on_host = list(self._read())
+            self._on_host = list(self._read_numpy())
             if not self._on_host:
                 raise ValueError("`x` must yield at least one batch. Received: none.")
         # A single batch stays on the device, and callers may cache results for it.
@@ -93,7 +93,7 @@ class Batches:
         if self._on_host:
             return len(self._on_host)
         if self._steps is None:
-            self._steps = sum(1 for _ in self._read())
+            self._steps = sum(1 for _ in self._read_numpy())
         return int(self._steps)
 
     @property
@@ -104,9 +104,9 @@ class Batches:
     def __iter__(self) -> Iterator[Batch]:
         if self._single is not None:
             return iter([self._single])
-        return map(self._to_batch, self._on_host or self._read())
+        return map(self._to_batch, self._on_host or self._read_numpy())
 
-    def _read(self) -> Iterator[Any]:
+    def _read_numpy(self) -> Iterator[Any]:
         """The batches as NumPy arrays, in the memory of the host."""
         self._adapter.on_epoch_begin()
         try:
@@ -119,10 +119,10 @@ class Batches:
         if self._preprocess is not None:
             data = self._preprocess(x, y, sample_weight)
             x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        return Batch(*map(_as_tensors, (x, y, sample_weight)))
+        return Batch(*map(_to_tensors, (x, y, sample_weight)))
 
 
-def _as_tensors(structure: Any) -> Any:
+def _to_tensors(structure: Any) -> Any:
     if structure is None:
         return None
     return keras.tree.map_structure(
@@ -190,14 +190,14 @@ def _check_not_endless(x: Any, steps: int | None) -> None:
 def check_not_empty(x: Any) -> None:
     """Raise an error if data is known to be empty, which `fit()` may not notice."""
     leaves = keras.tree.flatten(x)
-    if all(_length(leaf) == 0 for leaf in leaves):
+    if all(_length_if_known(leaf) == 0 for leaf in leaves):
         raise ValueError(
             "`x` must hold at least one sample. Received: x of type "
             f"{type(x).__name__} without any."
         )
 
 
-def _length(data: Any) -> int | None:
+def _length_if_known(data: Any) -> int | None:
     """Number of samples or batches, `None` if it is unknown or infinite."""
     if data is None:
         return 0

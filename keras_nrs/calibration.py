@@ -121,7 +121,7 @@ def calibrate_eps(  # noqa: PLR0913
             "`model` must have trainable weights to perturb. Received: a model named "
             f"{meter.model.name!r} without any."
         )
-    if not all(map(_is_finite, outputs)):
+    if not all(map(_outputs_are_finite, outputs)):
         raise ValueError(
             "`model` must have finite outputs on `x`. Received: a model named "
             f"{meter.model.name!r} with outputs that are not finite. Look for NaN in "
@@ -141,19 +141,19 @@ def calibrate_eps(  # noqa: PLR0913
     low, high = _bracket(divergences_at, target)
     while high / low > _PRECISION:
         middle = math.sqrt(low * high)
-        if _reaches(divergences_at(middle), target):
+        if _reaches_target(divergences_at(middle), target):
             high = middle
         else:
             low = middle
     return CalibratedEps(high, divergences_at(high), meter.perturbation)
 
 
-def _is_finite(outputs: Any) -> bool:
+def _outputs_are_finite(outputs: Any) -> bool:
     arrays = map(ops.convert_to_numpy, keras.tree.flatten(outputs))
     return all(np.isfinite(array.astype("float64")).all() for array in arrays)
 
 
-def _reaches(samples: np.ndarray, target: float) -> bool:
+def _reaches_target(samples: np.ndarray, target: float) -> bool:
     """Whether the mean reaches the target. NaN counts: it comes from a large eps."""
     return not float(np.mean(samples)) < target
 
@@ -164,8 +164,8 @@ def _bracket(
     """Two values of eps, a factor of 2 apart, with the target between them."""
     eps = _START
     samples = divergences_at(eps)
-    factor = 0.5 if _reaches(samples, target) else 2.0
-    while _reaches(samples, target) == (factor < 1):
+    factor = 0.5 if _reaches_target(samples, target) else 2.0
+    while _reaches_target(samples, target) == (factor < 1):
         eps *= factor
         if not _START / _LARGEST_FACTOR < eps < _START * _LARGEST_FACTOR:
             raise ValueError(

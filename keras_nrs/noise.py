@@ -22,7 +22,7 @@ _SUM_STDDEV = math.sqrt(4 * (256**2 - 1) / 12)
 _QUANTILES = (0.95884520, 0.01667119, -0.00203201, 0.00031770)
 
 
-def _mixed(words: Tensor) -> Tensor:
+def _mix_bits(words: Tensor) -> Tensor:
     """The finalizer of MurmurHash3, a bijection: each bit depends on every bit."""
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
         shifted = ops.right_shift(words, np.uint32(shift))
@@ -50,7 +50,7 @@ def words(key: Tensor, shape: tuple[int, ...]) -> Tensor:
         key: Tensor of shape `(2,)` and dtype uint32.
         shape: A shape of less than 2**31 elements.
     """
-    return _mixed(ops.bitwise_xor(_mixed(_indices(shape) + key[0]), key[1]))
+    return _mix_bits(ops.bitwise_xor(_mix_bits(_indices(shape) + key[0]), key[1]))
 
 
 def normal(words: Tensor, dtype: str) -> Tensor:

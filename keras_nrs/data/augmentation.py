@@ -140,7 +140,7 @@ def random_resized_crop(image: Tensor, seed: Tensor, size: int) -> Tensor:
         max_attempts=10,
         use_image_if_no_bounding_boxes=True,
     )
-    return _resized(tf.slice(image, begin, lengths), size, size)
+    return _resize(tf.slice(image, begin, lengths), size, size)
 
 
 def resized_center_crop(image: Tensor, size: int) -> Tensor:
@@ -151,12 +151,12 @@ def resized_center_crop(image: Tensor, size: int) -> Tensor:
     shape = tf.shape(image)
     scale = size * RESIZED_TO_CROPPED / tf.cast(tf.reduce_min(shape[:2]), tf.float64)
     sides = tf.cast(tf.round(scale * tf.cast(shape[:2], tf.float64)), tf.int32)
-    image = _resized(image, sides[0], sides[1])
+    image = _resize(image, sides[0], sides[1])
     top, left = tf.unstack((sides - size) // 2)
     return image[top : top + size, left : left + size]
 
 
-def _resized(image: Tensor, height: Tensor, width: Tensor) -> Tensor:
+def _resize(image: Tensor, height: Tensor, width: Tensor) -> Tensor:
     image = tf.image.resize(image, [height, width], "bilinear", antialias=True)
     return tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
 

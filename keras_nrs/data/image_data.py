@@ -107,7 +107,7 @@ class ImageData:
         self._check_features()
         check_int("batch_size", self.batch_size, 1, self.num_train)
         splits = list(self._builder.info.splits)
-        if splits and self._split("test") not in splits:
+        if splits and self._split_name("test") not in splits:
             raise ValueError(
                 "`name` must be a set with a split 'test' or 'validation'. Received: "
                 f"name={self.name!r}, whose splits are {splits}."
@@ -169,7 +169,7 @@ class ImageData:
     @functools.cached_property
     def num_train(self) -> int:
         """Number of training images."""
-        return int(self._samples("train").cardinality())
+        return int(self._split_samples("train").cardinality())
 
     @property
     def steps_per_epoch(self) -> int:
@@ -187,10 +187,10 @@ class ImageData:
             published_mean, published_std = MOMENTS[self._builder.name]
             return np.array(published_mean, "f4"), np.array(published_std, "f4")
         count, total, squares = 0, np.zeros(()), np.zeros(())
-        for sample in tfds.as_numpy(self._samples("train")):
+        for sample in tfds.as_numpy(self._split_samples("train")):
             image = sample["image"]
             if isinstance(image, bytes):
-                image = self._decoded(image).numpy()
+                image = self._decode_image(image).numpy()
             pixels = image / 255.0
             count += pixels.shape[0] * pixels.shape[1]
             total = total + pixels.sum((0, 1))
@@ -217,7 +217,7 @@ class ImageData:
         check_int("first_epoch", first_epoch, minimum=0)
         steps = self.steps_per_epoch if steps_per_epoch is None else steps_per_epoch
         check_int("steps_per_epoch", steps, 1, self.steps_per_epoch)
-        samples = self._samples("train")
+        samples = self._split_samples("train")
         height, width, channels = self.image_shape
         is_small = height * width * channels * self.num_train <= _CACHED_BYTES
         num_shuffled = _SHUFFLED_IMAGES
@@ -240,7 +240,7 @@ class ImageData:
             return self._training_batches(shuffled, epoch_seed)
 
         epochs = tf.data.Dataset.range(first_epoch, np.iinfo("int32").max)
-        return _in_order(epochs.flat_map(batches_of_epoch))
+        return _with_fixed_order(epochs.flat_map(batches_of_epoch))
 
     def train_images(self) -> tf.data.Dataset:
         """The batches of the training split, in order and without augmentation."""
@@ -263,7 +263,7 @@ class ImageData:
 
         def resized(position: Tensor, sample: Any) -> Any:
             draw = tf.random.experimental.stateless_fold_in(seed, position)
-            image = self._decoded(sample["image"])
+            image = self._decode_image(sample["image"])
             image = random_resized_crop(image, draw, self.image_shape[0])
             return sample | {"image": image}
 
@@ -284,13 +284,13 @@ class ImageData:
         return batches.map(augmented, tf.data.AUTOTUNE)
 
     def _evaluation_batches(self, part: str) -> tf.data.Dataset:
-        samples = self._samples(part)
+        samples = self._split_samples(part)
         _ = self.moments
         if self.image_size is not None:
             size = self.image_size
 
             def resized(sample: Any) -> Any:
-                image = self._decoded(sample["image"])
+                image = self._decode_image(sample["image"])
                 return sample | {"image": resized_center_crop(image, size)}
 
             samples = samples.map(resized, tf.data.AUTOTUNE)
@@ -303,7 +303,7 @@ class ImageData:
             return self._normalized(pixels), self._one_hot(batch["label"], 0.0)
 
         batches = samples.batch(self.batch_size // self.num_shards)
-        return _in_order(batches.map(normalized, tf.data.AUTOTUNE))
+        return _with_fixed_order(batches.map(normalized, tf.data.AUTOTUNE))
 
     def _normalized(self, pixels: Tensor) -> Tensor:
         mean, std = self.moments
@@ -313,28 +313,28 @@ class ImageData:
         one_hot = tf.one_hot(labels, self.num_classes)
         return one_hot * (1 - smoothing) + smoothing / self.num_classes
 
-    def _samples(self, part: str) -> tf.data.Dataset:
+    def _split_samples(self, part: str) -> tf.data.Dataset:
         """A split's samples in a fixed order.
 
         Images that will be resized are not decoded yet, to save memory.
         """
-        self._prepare()
+        self._prepare_files()
         files = {} if self.image_size is None else {"image": tfds.decode.SkipDecoding()}
         return self._builder.as_dataset(
-            split=self._split(part),
+            split=self._split_name(part),
             decoders=tfds.decode.PartialDecoding({"image", "label"}, decoders=files),
         )
 
-    def _decoded(self, file: Tensor) -> Tensor:
+    def _decode_image(self, file: Tensor) -> Tensor:
         return self._builder.info.features["image"].decode_example(file)
 
-    def _prepare(self) -> None:
+    def _prepare_files(self) -> None:
         # TFDS prints that it downloads, which the digits do not need.
         is_quiet = isinstance(self._builder, Digits)
         with contextlib.redirect_stdout(io.StringIO() if is_quiet else sys.stdout):
             self._builder.download_and_prepare()
 
-    def _split(self, part: str) -> str:
+    def _split_name(self, part: str) -> str:
         if part == "test":
             name = _TEST_SPLITS.get(self._builder.name, "test")
             splits = list(self._builder.info.splits)
@@ -347,7 +347,7 @@ class ImageData:
         return f"train[:{first}%]" if self.validation_percent else "train"
 
 
-def _in_order(dataset: tf.data.Dataset) -> tf.data.Dataset:
+def _with_fixed_order(dataset: tf.data.Dataset) -> tf.data.Dataset:
     """The data set, in an order that does not depend on the speed of threads."""
     options = tf.data.Options()
     options.deterministic = True

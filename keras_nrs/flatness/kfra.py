@@ -144,7 +144,7 @@ def kfra_max_eigenvalue(
                 _activation_slopes(link, a)
                 for link, a in zip(chain[1:], inputs[1:], strict=True)
             ]
-        hessians = output_hessians(_array(output))
+        hessians = output_hessians(_to_float64(output))
         largest = max(largest, float(np.linalg.eigvalsh(hessians)[:, -1].max()))
         terms = [hessians.sum(axis=0)]
         terms += [
@@ -158,7 +158,7 @@ def kfra_max_eigenvalue(
     layers = {}
     for i, link in enumerate(chain):
         if i > 0:
-            above = _array(chain[i - 1].dense.kernel)
+            above = _to_float64(chain[i - 1].dense.kernel)
             block = means[len(chain) + i - 1] * (above @ block @ above.T)
         largest_of_factors = map(_largest_eigenvalue, (means[i], block))
         layers[link.dense.name] = math.prod(largest_of_factors)
@@ -173,13 +173,13 @@ def _largest_eigenvalue(matrix: Array) -> float:
     return float(np.linalg.eigvalsh(matrix)[-1])
 
 
-def _array(tensor: Tensor) -> Array:
+def _to_float64(tensor: Tensor) -> Array:
     return ops.convert_to_numpy(tensor).astype("float64")
 
 
 def _sum_of_input_products(link: "_Link", inputs: Tensor) -> Array:
     """The sum of a a.T over a batch, with a 1 in a for the bias."""
-    a = _array(inputs)
+    a = _to_float64(inputs)
     if link.dense.use_bias:
         a = np.column_stack([a, np.ones(len(a))])
     return a.T @ a
@@ -198,7 +198,7 @@ def _activation_slopes(link: "_Link", inputs: Tensor) -> Array:
             value = function(value)
         return ops.sum(value)
 
-    return _array(gradient(total, [ops.stop_gradient(h)])[0])
+    return _to_float64(gradient(total, [ops.stop_gradient(h)])[0])
 
 
 class _Link(NamedTuple):
@@ -237,7 +237,7 @@ def _dense_chain(model: Any, *, only_last: bool) -> tuple[list[_Link], list[str]
                 break
         elif isinstance(layer, _ELEMENTWISE) or _is_elementwise(layer, bool(chain)):
             functions.insert(0, layer)
-        elif not _does_nothing(layer, parents[0], tensor):
+        elif not _is_identity(layer, parents[0], tensor):
             break
         tensor = parents[0]
     _check_chain(model, chain, layer, only_last)
@@ -245,7 +245,7 @@ def _dense_chain(model: Any, *, only_last: bool) -> tuple[list[_Link], list[str]
     return chain, [getattr(f, "__name__", type(f).__name__).lower() for f in names]
 
 
-def _does_nothing(layer: Any, before: Any, after: Any) -> bool:
+def _is_identity(layer: Any, before: Any, after: Any) -> bool:
     """Whether a layer returns its input as it is, in inference mode."""
     is_same_shape = tuple(before.shape) == tuple(after.shape)
     return isinstance(layer, _IDENTITIES) or (

@@ -203,11 +203,11 @@ def loss_landscape(  # noqa: PLR0913
             w + np.tensordot(point, of_directions, axes=1)
             for w, *of_directions in zip(theta, *chosen, strict=True)
         ]
-        return _tensors(moved, weights), state
+        return _to_tensors(moved, weights), state
 
     batches = Batches(model, x, y, sample_weight, batch_size=batch_size, steps=steps)
     loss_of = _loss_function(model, batches, regularizers)
-    return _measure(
+    return _measure_losses(
         lambda point: loss_of(variables_at(point)),
         (coordinates,) * len(chosen),
         checkpoint=checkpoint,
@@ -277,7 +277,7 @@ def interpolate(  # noqa: PLR0913
         # An extrapolated variance of BatchNormalization could be negative.
         coordinates_of_parts = coordinate, min(max(coordinate, 0.0), 1.0)
         weights, state = (
-            _tensors(
+            _to_tensors(
                 [_lerp(a, b, c) for a, b in zip(first, second, strict=True)],
                 like,
             )
@@ -289,7 +289,7 @@ def interpolate(  # noqa: PLR0913
 
     batches = Batches(model, x, y, sample_weight, batch_size=batch_size, steps=steps)
     loss_of = _loss_function(model, batches, regularizers)
-    return _measure(
+    return _measure_losses(
         lambda point: loss_of(variables_at(point)),
         (coordinates,),
         checkpoint=checkpoint,
@@ -304,7 +304,7 @@ def _lerp(first: Array, second: Array, coordinate: float) -> Array:
     return (1 - coordinate) * first.astype("float64") + coordinate * second
 
 
-def _tensors(arrays: Sequence[Array], like: Sequence[Any]) -> list[Any]:
+def _to_tensors(arrays: Sequence[Array], like: Sequence[Any]) -> list[Any]:
     dtypes = [keras.backend.standardize_dtype(t.dtype) for t in like]
     pairs = zip(arrays, dtypes, strict=True)
     return [ops.convert_to_tensor(np.asarray(a), dtype) for a, dtype in pairs]
@@ -334,7 +334,7 @@ def _loss_function(
     return loss_of
 
 
-def _measure(
+def _measure_losses(
     loss_at: Callable[[tuple[float, ...]], float],
     coordinates: tuple[Array, ...],
     *,

@@ -177,13 +177,13 @@ class BatchDivergence(BatchLoss):
         self._divergences = divergence
         if divergence.resolved is None:
             inputs = Inputs(first_batch, *stateless.current_values(self.model))
-            outputs = self._outputs(inputs.weights, inputs)
+            outputs = self._call_model(inputs.weights, inputs)
             divergence.of(self.model, outputs, first_batch.y)
 
     def _build_loss(self, first_batch: Batch) -> None:
         """Nothing: there may be no labels."""
 
-    def _outputs(self, values: list[Tensor], inputs: Inputs) -> Any:
+    def _call_model(self, values: list[Tensor], inputs: Inputs) -> Any:
         model, x = self.model, inputs.batch.x
         with full_precision(model), stateless.scope(model, values, inputs.state):
             return model(x, **stateless.call_kwargs(model, training=False))
@@ -191,12 +191,12 @@ class BatchDivergence(BatchLoss):
     def __call__(self, weights: list[Tensor], inputs: Inputs) -> Tensor:
         values = self._all_weights(weights, inputs)
         clean = keras.tree.map_structure(
-            ops.stop_gradient, self._outputs(inputs.weights, inputs)
+            ops.stop_gradient, self._call_model(inputs.weights, inputs)
         )
         return total_divergence(
             self._divergences.resolved or [],
             inputs.batch.y,
             clean,
-            self._outputs(values, inputs),
+            self._call_model(values, inputs),
             inputs.batch.sample_weight,
         )

@@ -265,10 +265,10 @@ def hessian_operator(
            [0., 4., 2.],
            [1., 2., 2.]])
     """
-    return _operator(model, x, y, **options)
+    return _make_operator(model, x, y, **options)
 
 
-def _operator(  # noqa: PLR0913
+def _make_operator(  # noqa: PLR0913
     model: keras.Model,
     x: Any,
     y: Any,

@@ -54,7 +54,7 @@ class ClassTokenAndPositions(layers.Layer):  # type: ignore[misc]
         return batch, length + 1, hidden
 
 
-def _size(size: Any) -> _Size:
+def _parse_size(size: Any) -> _Size:
     if isinstance(size, str):
         return SIZES[check_choice("size", size, SIZES)]
     try:
@@ -71,7 +71,7 @@ def _size(size: Any) -> _Size:
     return _Size(hidden, heads)
 
 
-def _normalized(x: Tensor) -> Tensor:
+def _layer_norm(x: Tensor) -> Tensor:
     return layers.LayerNormalization(epsilon=1e-6)(x)
 
 
@@ -129,7 +129,7 @@ def vit(
     References:
         Dosovitskiy et al. (2021), https://arxiv.org/abs/2010.11929
     """
-    hidden, heads = _size(size)
+    hidden, heads = _parse_size(size)
     check_int("patch_size", patch_size, minimum=1)
     check_int("depth", depth, minimum=1)
     check_rate("dropout", dropout)
@@ -141,9 +141,9 @@ def vit(
     if dropout:
         x = layers.Dropout(dropout)(x)
     for _ in range(depth):
-        x = layers.add([x, _attention(_normalized(x), heads, dropout)])
-        x = layers.add([x, _mlp(_normalized(x), dropout)])
-    class_token = _normalized(x)[:, 0]
+        x = layers.add([x, _attention(_layer_norm(x), heads, dropout)])
+        x = layers.add([x, _mlp(_layer_norm(x), dropout)])
+    class_token = _layer_norm(x)[:, 0]
     outputs = logits(class_token, num_classes, kernel_initializer="zeros")
     name = size if isinstance(size, str) else f"{hidden}_{heads}"
     return keras.Model(inputs, outputs, name=f"vit_{name}_{patch_size}")

@@ -9,12 +9,12 @@ from typing import Any
 import keras
 import numpy as np
 
-# Seeds and counters are of 32 bits on all backends.
+# Seeds and counters have 32 bits on all backends.
 _LARGEST_INT = 2**31 - 1
 
 
 def check_nonnegative(name: str, value: Any) -> float:
-    """A number or a scalar tensor as a float, or an error that names the argument."""
+    """A number or scalar tensor as a float >= 0, or an error naming the argument."""
     if tuple(getattr(value, "shape", ("no tensor",))) == ():
         value = keras.ops.convert_to_numpy(value).item()
     if isinstance(value, bool) or not isinstance(value, Real):
@@ -34,7 +34,7 @@ def check_nonnegative(name: str, value: Any) -> float:
 
 
 def check_scalar(name: str, value: Any) -> Any:
-    """A number >= 0, or a scalar tensor, whose value may not be known yet."""
+    """A number >= 0 as a float, or a scalar tensor, which may have no value yet."""
     is_scalar = tuple(getattr(value, "shape", ("no tensor",))) == ()
     if is_scalar and not isinstance(value, Real | np.ndarray):
         return value

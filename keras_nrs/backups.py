@@ -1,4 +1,4 @@
-"""Backups of `keras.callbacks.BackupAndRestore` that no kill tears apart."""
+"""Backups of `BackupAndRestore` that stay whole when a run is killed."""
 
 import copy
 import json
@@ -7,25 +7,25 @@ from typing import Any
 
 import keras
 
+from keras_nrs import keras_internals
 from keras_nrs._files import write_text
 
-_FILE = "keras_nrs.json"
-_WEIGHTS = "epoch-*-batch-*.weights.h5"
+_STATES_FILE = "keras_nrs.json"
+_WEIGHTS_FILES = "epoch-*-batch-*.weights.h5"
 
 
-class AtomicBackup(keras.callbacks.BackupAndRestore):  # type: ignore[misc]
+class AtomicBackup(keras_internals.OverridableBackup):
     """A backup that is the last one or the new one, whenever the process is killed.
 
-    Keras writes weights and epoch one after the other, into the files of the last
-    backup. Of a run that is killed in between, the weights are of one epoch and the
-    number is of another, or there is no number that can be read. Here weights have a
-    file of their own, which counts once the file with the epoch names it. And an epoch
-    is backed up once all callbacks have seen its end (`EndOfEpoch`), or those after
-    this one, which may write files as well, would miss it.
+    Keras overwrites the weights of the last backup, and then its epoch. A kill in
+    between leaves weights and epoch that do not belong together, or half a file. Here
+    each backup has a new file of weights, which counts once the file of states names
+    it. `EndOfEpoch` starts the backup of an epoch after all other callbacks, so that
+    their files are up to date as well.
     """
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Left to `EndOfEpoch`."""
+        """Nothing: `EndOfEpoch` calls `back_up_epoch()`."""
 
     def back_up_epoch(self, epoch: int, logs: Any) -> None:
         super().on_epoch_end(epoch, logs)
@@ -34,28 +34,27 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):  # type: ignore[misc]
     def _folder(self) -> Path:
         return Path(self.backup_dir)
 
-    def _states(self) -> list[dict[str, Any]]:
-        """What there is to go on from, the newest last."""
-        path = self._folder / _FILE
+    def _read_states(self) -> list[dict[str, Any]]:
+        """The backed up states, the newest last."""
+        path = self._folder / _STATES_FILE
         return json.loads(path.read_text("utf-8")) if path.exists() else []
 
-    def _save_model(self) -> None:
-        epoch, batch = self._current_epoch, self._last_batch_seen
-        name = f"epoch-{epoch}-batch-{batch}.weights.h5"
+    def write_state(self) -> None:
+        name = f"epoch-{self.epoch}-batch-{self.batch}.weights.h5"
         self.model.save_weights(self._folder / name)
-        kept = [state for state in self._states() if state["weights"] != name]
-        kept = kept[-1:] if self.double_checkpoint else []
-        states = [*kept, {"epoch": epoch, "batch": batch, "weights": name}]
-        write_text(self._folder / _FILE, json.dumps(states))
-        for path in self._folder.glob(_WEIGHTS):
+        states = [state for state in self._read_states() if state["weights"] != name]
+        states = states[-1:] if self.double_checkpoint else []
+        states.append({"epoch": self.epoch, "batch": self.batch, "weights": name})
+        write_text(self._folder / _STATES_FILE, json.dumps(states))
+        for path in self._folder.glob(_WEIGHTS_FILES):
             if path.name not in {state["weights"] for state in states}:
                 path.unlink(missing_ok=True)
 
-    def _load_model(self) -> None:
-        states = self._states()
+    def restore_state(self) -> None:
+        states = self._read_states()
         if not states or not self.model.built:
-            # There is none, or Keras wrote it, or Keras says what the model lacks.
-            super()._load_model()
+            # Keras reads a backup of its own, and raises if the model is not built.
+            super().restore_state()
             return
         optimizer = self.model.optimizer
         if not optimizer.built:
@@ -68,17 +67,18 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):  # type: ignore[misc]
             except OSError:
                 if not states:
                     raise
-        self._current_epoch = self.model._initial_epoch = state["epoch"]
+        self.epoch = state["epoch"]
+        keras_internals.set_initial_epoch(self.model, self.epoch)
 
     def on_train_end(self, logs: Any = None) -> None:
         if self.delete_checkpoint:
-            # First, so that what is left of a deletion that is killed does not count.
-            (self._folder / _FILE).unlink(missing_ok=True)
+            # First, so that a deletion that is killed leaves no backup that counts.
+            (self._folder / _STATES_FILE).unlink(missing_ok=True)
         super().on_train_end(logs)
 
 
 class EndOfEpoch(keras.callbacks.Callback):  # type: ignore[misc]
-    """Backs up an epoch. Behind all other callbacks."""
+    """Backs up an epoch after all other callbacks have seen its end."""
 
     def __init__(self, backup: AtomicBackup) -> None:
         super().__init__()
@@ -89,25 +89,24 @@ class EndOfEpoch(keras.callbacks.Callback):  # type: ignore[misc]
 
 
 def with_atomic_backups(callbacks: list[Any], *, is_first_process: bool) -> list[Any]:
-    """The callbacks, with copies of those of `BackupAndRestore` that back up safely.
+    """The callbacks, with an atomic copy of each `BackupAndRestore`.
 
-    Those of subclasses, and for folders that are not on this machine, stay as they
-    are. The first of several processes alone writes and deletes.
+    Subclasses, and backups in folders that are not on this machine, stay as they are.
+    In a run of several processes only the first one writes and deletes files.
     """
-    kind = keras.callbacks.BackupAndRestore
-    found = []
+    keras_class = keras.callbacks.BackupAndRestore
+    replaced = []
     for callback in callbacks:
         backup = callback
-        if type(callback) is kind and "://" not in str(callback.backup_dir):
+        if type(callback) is keras_class and "://" not in str(callback.backup_dir):
             backup = copy.copy(callback)
             backup.__class__ = AtomicBackup
-        if isinstance(backup, kind) and not is_first_process:
+        if isinstance(backup, keras_class) and not is_first_process:
+            # Reading the variables may take all processes, so this one saves as well:
+            # save_weights() of an NRSModel writes in the first process alone.
             backup = copy.copy(backup)
-            backup._save_model = lambda backup=backup: (
-                # Reading the variables may take all processes. This writes nothing.
-                backup.model.save_weights(backup._weights_path)
-            )
+            keras_internals.back_up_weights_alone(backup)
             backup.delete_checkpoint = False
-        found.append(backup)
-    ends = [EndOfEpoch(backup) for backup in found if isinstance(backup, AtomicBackup)]
-    return [*found, *ends]
+        replaced.append(backup)
+    atomic = [backup for backup in replaced if isinstance(backup, AtomicBackup)]
+    return [*replaced, *map(EndOfEpoch, atomic)]

@@ -1,4 +1,4 @@
-"""A data set as batches, in all the forms that `fit()` takes."""
+"""Batches of data in all the forms that `fit()` takes."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 import keras
 from keras import ops
-from keras.src.trainers.data_adapters import get_data_adapter
 
 from keras_nrs._checks import check_int
+from keras_nrs.keras_internals import get_data_adapter
 
 
 class Batch(NamedTuple):
-    """A batch as tensors: the inputs, and the labels and weights if there are any."""
+    """A batch as tensors. `y` and `sample_weight` may be `None`."""
 
     x: Any
     y: Any
@@ -27,24 +27,22 @@ class Batch(NamedTuple):
 class Batches:
     """The batches of a data set, the same at each iteration.
 
-    Only one batch at a time is in the memory of the device. Those of a generator,
-    which runs once, and those that `steps` takes of a data set, which may be shuffled,
-    are kept in the memory of the host.
+    The device holds one batch at a time. The host keeps all batches of a generator,
+    which runs once, and the first `steps` batches of a data set, which may shuffle.
 
     Args:
-        model: The model, whose preprocessor (of KerasHub's tasks) is applied.
-        x: Inputs: an array of shape `(num_samples, ...)` or a list or dict of them, or
-            what yields batches `x`, `(x, y)` or `(x, y, sample_weight)`: a
-            `tf.data.Dataset`, a `keras.utils.PyDataset`, a `DataLoader` of PyTorch or
-            a generator (that ends, or with `steps`).
+        model: The model. The preprocessor of a KerasHub task is applied.
+        x: Inputs: an array of shape `(num_samples, ...)`, or a list or dict of them.
+            Or batches `x`, `(x, y)` or `(x, y, sample_weight)`: a `tf.data.Dataset`, a
+            `keras.utils.PyDataset`, a `DataLoader` of PyTorch, or a generator that
+            ends or comes with `steps`.
         y: Labels, if `x` is arrays.
         sample_weight: Weights of the samples, if `x` is arrays.
         batch_size: Samples in a batch, if `x` is arrays.
         steps: Number of batches to use. Defaults to all.
 
     Raises:
-        TypeError, ValueError: if an argument is not as described, or if there is no
-            data.
+        TypeError, ValueError: if an argument is not as described, or there is no data.
     """
 
     def __init__(
@@ -77,38 +75,38 @@ class Batches:
                 f"{error}"
             ) from error
         self._steps = steps or self._adapter.num_batches
-        self._kept: list[Any] = []
+        self._on_host: list[Any] = []
         self._single: Batch | None = None
-        _check_ends(x, self._steps)
-        # Some of the batches of a shuffled data set would be others each time.
-        is_some = steps is not None and not is_arrays
-        if isinstance(x, Iterator) or is_some or self._steps == 1:
-            self._kept = list(self._read())
-            if not self._kept:
+        _check_not_endless(x, self._steps)
+        # A data set that shuffles would give other first batches each time.
+        is_truncated = steps is not None and not is_arrays
+        if isinstance(x, Iterator) or is_truncated or self._steps == 1:
+            self._on_host = list(self._read_numpy())
+            if not self._on_host:
                 raise ValueError("`x` must yield at least one batch. Received: none.")
-        # Of a single batch the tensors are kept, and with them what depends on them.
-        if len(self._kept) == 1:
-            self._single = self._batch(self._kept[0])
+        # A single batch stays on the device, and callers may cache results for it.
+        if len(self._on_host) == 1:
+            self._single = self._to_batch(self._on_host[0])
 
     def __len__(self) -> int:
-        """Number of batches. Those of a data set that does not know are counted."""
-        if self._kept:
-            return len(self._kept)
+        """Number of batches, counted if the data set does not know it."""
+        if self._on_host:
+            return len(self._on_host)
         if self._steps is None:
-            self._steps = sum(1 for _ in self._read())
+            self._steps = sum(1 for _ in self._read_numpy())
         return int(self._steps)
 
     @property
     def is_single(self) -> bool:
-        """Whether all iterations give the same one `Batch`."""
+        """Whether there is one batch, the same `Batch` at each iteration."""
         return self._single is not None
 
     def __iter__(self) -> Iterator[Batch]:
         if self._single is not None:
             return iter([self._single])
-        return map(self._batch, self._kept or self._read())
+        return map(self._to_batch, self._on_host or self._read_numpy())
 
-    def _read(self) -> Iterator[Any]:
+    def _read_numpy(self) -> Iterator[Any]:
         """The batches as NumPy arrays, in the memory of the host."""
         self._adapter.on_epoch_begin()
         try:
@@ -116,15 +114,15 @@ class Batches:
         finally:
             self._adapter.on_epoch_end()
 
-    def _batch(self, data: Any) -> Batch:
+    def _to_batch(self, data: Any) -> Batch:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         if self._preprocess is not None:
             data = self._preprocess(x, y, sample_weight)
             x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        return Batch(*map(_as_tensors, (x, y, sample_weight)))
+        return Batch(*map(_to_tensors, (x, y, sample_weight)))
 
 
-def _as_tensors(structure: Any) -> Any:
+def _to_tensors(structure: Any) -> Any:
     if structure is None:
         return None
     return keras.tree.map_structure(
@@ -133,14 +131,14 @@ def _as_tensors(structure: Any) -> Any:
 
 
 def check_data(x: Any, y: Any, sample_weight: Any) -> bool:
-    """Whether the data is arrays, or an error if their lengths do not fit."""
+    """Whether the data is arrays, or an error if they differ in length."""
     leaves = keras.tree.flatten(x)
     if not leaves or not all(hasattr(leaf, "shape") for leaf in leaves):
         if y is not None or sample_weight is not None:
             raise ValueError(
-                "`y` and `sample_weight` must be None where `x` is not arrays: it "
-                f"yields them. Received: x of type {type(x).__name__} and another "
-                "argument."
+                "`y` and `sample_weight` must be None where `x` is not arrays, because "
+                f"`x` yields all three. Received: x of type {type(x).__name__} and "
+                "another argument."
             )
         if isinstance(x, list | tuple | dict | str | int | float) or x is None:
             raise TypeError(
@@ -158,43 +156,49 @@ def check_data(x: Any, y: Any, sample_weight: Any) -> bool:
                 f"{name} of type {type(argument).__name__}. For example: "
                 f"{name}=numpy.array({name})"
             )
+    arguments = {"x": x, "y": y, "sample_weight": sample_weight}
     lengths = {
-        name: sorted({leaf.shape[0] if leaf.shape else 0 for leaf in of_argument})
-        for name, argument in (("x", x), ("y", y), ("sample_weight", sample_weight))
+        name: sorted(
+            {
+                leaf.shape[0] if leaf.shape else 0
+                for leaf in keras.tree.flatten(argument)
+                if leaf is not None
+            }
+        )
+        for name, argument in arguments.items()
         if argument is not None
-        for of_argument in [[a for a in keras.tree.flatten(argument) if a is not None]]
     }
     if len({n for ns in lengths.values() for n in ns}) != 1 or lengths["x"] == [0]:
         raise ValueError(
-            "`x` must be arrays with one number of samples, at least one, which `y` "
-            f"and `sample_weight` have too. Received: {lengths}."
+            "`x` must be arrays with one number of samples, at least one, and `y` and "
+            f"`sample_weight` must have the same number. Received: {lengths}."
         )
     return True
 
 
-def _check_ends(x: Any, steps: int | None) -> None:
+def _check_not_endless(x: Any, steps: int | None) -> None:
     """Raise an error if a data set is known to be endless."""
     cardinality = getattr(x, "cardinality", lambda: 0)()
     is_endless = int(cardinality) == -1 or isinstance(x, keras.utils.PyDataset)
     if steps is None and is_endless:
         raise ValueError(
-            "`steps` must be the number of batches to use where `x` is an endless data "
+            "`steps` must be the number of batches to use if `x` is an endless data "
             f"set. Received: steps=None and x of type {type(x).__name__}."
         )
 
 
 def check_not_empty(x: Any) -> None:
-    """Raise an error if data is known to be none, which `fit()` may not notice."""
+    """Raise an error if data is known to be empty, which `fit()` may not notice."""
     leaves = keras.tree.flatten(x)
-    if all(_length(leaf) == 0 for leaf in leaves):
+    if all(_length_if_known(leaf) == 0 for leaf in leaves):
         raise ValueError(
             "`x` must hold at least one sample. Received: x of type "
             f"{type(x).__name__} without any."
         )
 
 
-def _length(data: Any) -> int | None:
-    """Number of samples or batches, `None` if it is not known or there is no end."""
+def _length_if_known(data: Any) -> int | None:
+    """Number of samples or batches, `None` if it is unknown or infinite."""
     if data is None:
         return 0
     try:

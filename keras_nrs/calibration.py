@@ -1,4 +1,4 @@
-"""Finding an eps that is neither inert nor destructive."""
+"""Search for an eps that is neither inert nor destructive."""
 
 import math
 from collections.abc import Callable
@@ -15,17 +15,18 @@ from keras_nrs.batches import Batches
 from keras_nrs.divergence_meter import divergence_meter
 from keras_nrs.divergence_meter import keys_of_samples
 
-# eps is searched by factors of 2 from here, and then bisected to this precision.
+# The search starts here, goes on by factors of 2, and ends with a bisection.
 _START, _LARGEST_FACTOR, _PRECISION = 0.1, 2.0**30, 1.01
 
 
 class CalibratedEps(float):
-    """An eps, with how well it meets its target.
+    """An eps, and how well it meets its target.
 
     Attributes:
         divergence: Mean model divergence at this eps, over the sampled deltas.
         standard_error: Standard error of that mean.
-        perturbation: What it is the eps of. `wrap()` takes it for no other.
+        perturbation: The perturbation that it was found for. `wrap()` accepts no
+            other.
     """
 
     divergence: float
@@ -62,40 +63,40 @@ def calibrate_eps(  # noqa: PLR0913
 ) -> CalibratedEps:
     """Find the eps at which the model divergence has a given mean.
 
-    Draws `num_samples` perturbations, in inference mode, and scales all of them
-    together until the mean divergence over them and over `x` reaches the target:
-    first by factors of 2, then by bisection to 1 %. As the same noise is used at
-    every eps, the estimate grows smoothly with eps.
+    Draws `num_samples` perturbations in inference mode, and scales them together until
+    the mean divergence over them and over `x` reaches the target, first by factors of
+    2, then by bisection to 1 %. All values of eps use the same noise, so the estimate
+    grows smoothly with eps.
 
-    The divergence of a network changes while it is trained, and is small before, when
-    all outputs are alike: calibrate one that has been trained for a little while. With
-    a relative eps above 0.5 training can diverge: aim lower if that is what comes out.
+    A new network has nearly equal outputs, and so a small divergence, which grows in
+    training. Calibrate a network that was trained for a short time. With a relative eps
+    above 0.5 training can diverge: if the result is larger, lower the target.
 
     Args:
         model: A built model, wrapped or not.
-        x: Inputs: array or list or dict of arrays of shape `(num_inputs, ...)`, or
-            batches from a data set or generator. A few hundred inputs are enough; all
-            are held in memory.
+        x: Inputs: an array of shape `(num_inputs, ...)`, a list or dict of arrays, or
+            batches from a data set or generator. A few hundred inputs are enough. All
+            inputs are held in memory.
         target_divergence: Mean model divergence to reach, > 0, in the unit of the
             divergence (nats for the Kullback-Leibler divergences).
-        perturbation: As in `keras_nrs.wrap`. Defaults to that of a wrapped model,
-            and to `"ball"` for others.
-        divergence: As in `keras_nrs.wrap`. Defaults to that of a wrapped model, and
-            to `"auto"`, which needs a compiled model, for others.
+        perturbation: As in `keras_nrs.wrap`. Defaults to the perturbation of a wrapped
+            model, and to `"ball"` for other models.
+        divergence: As in `keras_nrs.wrap`. Defaults to the divergence of a wrapped
+            model, and to `"auto"`, which needs a compiled model, for other models.
         num_samples: Number of perturbations, >= 1. Raise it if the standard error is
-            not small against the divergence.
+            large compared with the divergence.
         batch_size: Number of inputs at a time, >= 1.
         seed: Seed of the perturbations.
 
     Returns:
-        eps, a `float` with more attributes: `divergence`, the mean that it gives,
-        `standard_error`, the standard error of that mean (NaN for one sample), and
-        `perturbation`. There are no labels here, so positions of a loss's
+        eps, a `float` with three more attributes: `divergence`, the mean divergence at
+        this eps, `standard_error`, the standard error of that mean (NaN for one
+        sample), and `perturbation`. Without labels, positions of a loss's
         `ignore_class` count.
 
     Raises:
-        TypeError, ValueError: if an argument is not as described, or if the target
-            cannot be reached.
+        TypeError, ValueError: if an argument is not as described, or the target cannot
+            be reached.
 
     Example:
 
@@ -117,17 +118,17 @@ def calibrate_eps(  # noqa: PLR0913
     sizes = [batch.num_samples for batch in batches]
     if not meter.model.trainable_variables:
         raise ValueError(
-            "`model` must have trainable weights, which are perturbed. Received: a "
-            f"model named {meter.model.name!r} without any."
+            "`model` must have trainable weights to perturb. Received: a model named "
+            f"{meter.model.name!r} without any."
         )
-    if not all(map(_is_finite, outputs)):
+    if not all(map(_outputs_are_finite, outputs)):
         raise ValueError(
             "`model` must have finite outputs on `x`. Received: a model named "
-            f"{meter.model.name!r}, whose outputs are not. Look for NaN in `x` and in "
-            "the weights: training may have diverged."
+            f"{meter.model.name!r} with outputs that are not finite. Look for NaN in "
+            "`x` and in the weights: training may have diverged."
         )
 
-    def measure(eps: float) -> np.ndarray:
+    def divergences_at(eps: float) -> np.ndarray:
         values = [
             [
                 meter.divergence(batch, clean, eps, key)
@@ -137,35 +138,34 @@ def calibrate_eps(  # noqa: PLR0913
         ]
         return np.average(values, axis=1, weights=sizes)
 
-    low, high = _bracket(measure, target)
+    low, high = _bracket(divergences_at, target)
     while high / low > _PRECISION:
         middle = math.sqrt(low * high)
-        if _reaches(measure(middle), target):
+        if _reaches_target(divergences_at(middle), target):
             high = middle
         else:
             low = middle
-    return CalibratedEps(high, measure(high), meter.perturbation)
+    return CalibratedEps(high, divergences_at(high), meter.perturbation)
 
 
-def _is_finite(outputs: Any) -> bool:
+def _outputs_are_finite(outputs: Any) -> bool:
     arrays = map(ops.convert_to_numpy, keras.tree.flatten(outputs))
     return all(np.isfinite(array.astype("float64")).all() for array in arrays)
 
 
-def _reaches(samples: np.ndarray, target: float) -> bool:
-    """Whether the mean reaches the target; a model that breaks down is beyond it."""
-    mean = float(np.mean(samples))
-    return not mean < target
+def _reaches_target(samples: np.ndarray, target: float) -> bool:
+    """Whether the mean reaches the target. NaN counts: it comes from a large eps."""
+    return not float(np.mean(samples)) < target
 
 
 def _bracket(
-    measure: Callable[[float], np.ndarray], target: float
+    divergences_at: Callable[[float], np.ndarray], target: float
 ) -> tuple[float, float]:
     """Two values of eps, a factor of 2 apart, with the target between them."""
     eps = _START
-    samples = measure(eps)
-    factor = 0.5 if _reaches(samples, target) else 2.0
-    while _reaches(samples, target) == (factor < 1):
+    samples = divergences_at(eps)
+    factor = 0.5 if _reaches_target(samples, target) else 2.0
+    while _reaches_target(samples, target) == (factor < 1):
         eps *= factor
         if not _START / _LARGEST_FACTOR < eps < _START * _LARGEST_FACTOR:
             raise ValueError(
@@ -174,5 +174,5 @@ def _bracket(
                 f"{float(np.mean(samples)):.3g}. Pass a target that the outputs can "
                 "reach, and a perturbation that changes them."
             )
-        samples = measure(eps)
+        samples = divergences_at(eps)
     return (eps, 2 * eps) if factor < 1 else (eps / 2, eps)

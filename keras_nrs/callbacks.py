@@ -17,26 +17,26 @@ from keras_nrs.fit_checks import eps_and_alpha
 class NRSSchedule(keras.callbacks.Callback):  # type: ignore[misc]
     """Sets eps and alpha of an `NRSModel` at the beginning of each epoch.
 
-    Both are 0 before `start_epoch`, and grow linearly to their value over
-    `warmup_epochs`: the first of these has `1 / warmup_epochs` of it. Nothing is
-    compiled again. The values of an epoch are in its logs, as `eps` and `alpha`.
-    Training may be stopped and go on at any epoch (`initial_epoch`, a backup, a saved
-    model): a value depends on the epoch alone.
+    Both are 0 before `start_epoch`, and then grow linearly over `warmup_epochs` to
+    their full values, starting with `1 / warmup_epochs` of them. Nothing is compiled
+    again. The logs of an epoch hold its values as `eps` and `alpha`. A value depends on
+    the epoch alone, so training may stop and go on at any epoch (`initial_epoch`, a
+    backup, a saved model).
 
-    With eps = 0 and alpha = 0 a step still has its second pass, and its loss twice;
-    `wrap(normalize=True)` leaves the loss as it is.
+    Even with eps = 0 and alpha = 0 a step has its second pass, which doubles the loss.
+    `wrap(normalize=True)` halves it again.
 
     Args:
-        eps: A number >= 0, or a function from the epoch (counted from 0) to it, which
-            warm-up multiplies. Defaults to the value that was given to `wrap()` or
-            assigned (`model.eps = 0.2`) last, which the model has again at the end.
+        eps: A number >= 0, or a function that returns it for an epoch, counted from 0.
+            Warm-up multiplies it. Defaults to the last value that `wrap()` got or that
+            was assigned (`model.eps = 0.2`), which is restored at the end of training.
         alpha: As `eps`.
         start_epoch: First epoch with a perturbation, >= 0.
         warmup_epochs: Number of epochs, >= 0, until the full value is reached.
 
     Raises:
-        TypeError, ValueError: if an argument is not as described, or at the beginning
-            of training if the model is not wrapped.
+        TypeError, ValueError: if an argument is not as described, or the model is not
+            wrapped.
 
     Example:
 
@@ -90,29 +90,29 @@ class NRSSchedule(keras.callbacks.Callback):  # type: ignore[misc]
 
 
 class FlatnessMonitor(keras.callbacks.Callback):  # type: ignore[misc]
-    """Measures flatness during training, on data that is held out or on any other.
+    """Measures flatness during training, on held-out or other data.
 
-    After every `every`-th epoch, and in inference mode, adds to the logs
+    After every `every`-th epoch it measures, in inference mode, and adds to the logs
 
     - `val_model_divergence`: the mean model divergence, if `eps` is given or the model
       is wrapped;
     - `val_eigenvalue`, or `val_eigenvalue_1` to `val_eigenvalue_k`: the largest
       eigenvalues of the Hessian.
 
-    They are in the history, the progress bar and TensorBoard, like validation logs:
-    only at epochs at which they were measured. Put this callback before those that read
-    logs, such as `TensorBoard`, `CSVLogger` or `ModelCheckpoint`. It works for models
-    that are not wrapped, too. Needs `keras-nrs[flatness]`. Callbacks that watch one of
-    them, such as `EarlyStopping`, need `mode="min"`.
+    Like validation logs, these are in the history, the progress bar and TensorBoard at
+    the epochs of a measurement. Put this callback before callbacks that read logs, such
+    as `TensorBoard`, `CSVLogger` or `ModelCheckpoint`. A callback that monitors one of
+    the logs, such as `EarlyStopping`, needs `mode="min"`. The model need not be
+    wrapped. Needs `keras-nrs[flatness]`.
 
     Args:
-        x: Inputs, or batches of inputs and labels, as in `hessian_operator`; a
-            generator will not do, as it runs once.
+        x: Inputs, or batches of inputs and labels, as in `hessian_operator`, but no
+            generator, which runs only once.
         y: Labels, if `x` is arrays.
         every: Number of epochs between measurements, >= 1.
         k: Number of eigenvalues, >= 0.
-        eps: Size of the perturbations. Defaults to the value that a wrapped model has
-            at the time; without one the divergence is not measured.
+        eps: Size of the perturbations. Defaults to the current eps of a wrapped model.
+            The divergence of other models is only measured if `eps` is given.
         divergence_options: More arguments of `keras_nrs.flatness.model_divergence`:
             `perturbation`, `num_samples`, `seed` and others.
         eigenvalue_options: More arguments of `keras_nrs.flatness.hessian_eigenvalues`:
@@ -142,7 +142,7 @@ class FlatnessMonitor(keras.callbacks.Callback):  # type: ignore[misc]
         eigenvalue_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        # A missing extra is an error now rather than after the first epoch.
+        # Imported here, so that a missing extra is an error before training.
         from keras_nrs import flatness
 
         self._flatness = flatness
@@ -155,12 +155,12 @@ class FlatnessMonitor(keras.callbacks.Callback):  # type: ignore[misc]
         self.every = check_int("every", every, minimum=1)
         self.k = check_int("k", k, minimum=0)
         self.eps = None if eps is None else check_nonnegative("eps", eps)
-        self._divergence_options = _options(
+        self._divergence_options = _check_options(
             "divergence_options",
             divergence_options,
             inspect.signature(flatness.model_divergence).parameters,
         )
-        self._eigenvalue_options = _options(
+        self._eigenvalue_options = _check_options(
             "eigenvalue_options",
             eigenvalue_options,
             {
@@ -168,17 +168,17 @@ class FlatnessMonitor(keras.callbacks.Callback):  # type: ignore[misc]
                 **flatness.operator.OperatorOptions.__annotations__,
             },
         )
-        # As a measurement would check them, but now.
+        # A measurement checks this as well, but only after the first epochs.
         is_arrays = check_data(x, y, None)
         is_fisher = self._eigenvalue_options.get("curvature") == "fisher"
         if self.k and is_arrays and y is None and not is_fisher:
             raise ValueError(
-                "`y` must be labels where `x` is arrays, unless k=0. Received: y=None."
+                "`y` must be labels if `x` is arrays, unless k=0. Received: y=None."
             )
         self._data = x, y
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Raise what would be an error after the first epochs."""
+        """Raise errors that a measurement would raise after the first epochs."""
         if not self.k:
             return
         names = self._flatness.operator.OperatorOptions.__annotations__
@@ -215,13 +215,13 @@ class FlatnessMonitor(keras.callbacks.Callback):  # type: ignore[misc]
             logs.update(zip(names, values, strict=True))
 
 
-def _options(name: str, given: Any, known: Iterable[str]) -> dict[str, Any]:
-    """Options for a measurement, or an error if they cannot be."""
-    known = sorted(set(known) - {"model", "x", "y", "k", "options"})
-    options = {} if given is None else given
-    if not isinstance(options, dict) or not set(options) <= set(known):
+def _check_options(name: str, value: Any, arguments: Iterable[str]) -> dict[str, Any]:
+    """The options for a measurement, or an error if it has no such arguments."""
+    allowed = sorted(set(arguments) - {"model", "x", "y", "k", "options"})
+    options = {} if value is None else value
+    if not isinstance(options, dict) or not set(options) <= set(allowed):
         raise ValueError(
-            f"`{name}` must be a dict with keys among {known}. Received: "
-            f"{name}={given!r}."
+            f"`{name}` must be a dict with keys among {allowed}. Received: "
+            f"{name}={value!r}."
         )
     return options

@@ -1,4 +1,4 @@
-"""The divergence between the outputs of two models, Definition 2 of the paper."""
+"""Divergences between the outputs of two models: Definition 2 of the paper."""
 
 from typing import Any
 
@@ -12,24 +12,22 @@ from keras_nrs._checks import check_positive
 
 Tensor = Any
 
-# As many axes as a NumPy array can have.
-_MOST_AXES = 64
+# The largest number of axes of a NumPy array.
+_MAX_AXES = 64
 
 
 class Divergence(keras.losses.Loss):  # type: ignore[misc]
     """Base class of the divergences d(theta, theta + delta).
 
-    A divergence is a `keras.losses.Loss` whose first argument is the output of the
-    model and whose second is the output of the perturbed model: `sample_weight`,
-    masks and `reduction` act on it as they do on the loss. Gradients flow through
-    both arguments.
+    A divergence is a `keras.losses.Loss` of the model's outputs and the perturbed
+    model's outputs. `sample_weight`, masks and `reduction` act on it as on any loss,
+    and gradients flow through both arguments.
 
-    To make your own, subclass and implement `call(outputs, perturbed_outputs)`,
-    which returns one value for each sample (or for each position).
+    To make your own, subclass this and implement `call(outputs, perturbed_outputs)`.
 
     Args:
         reduction: As in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
-            With `"auto"` divergences it is that of the compiled loss.
+            `divergence="auto"` takes the reduction of the compiled loss.
         name: Name of the divergence.
 
     Reference: [Zhao and Zhang, 2022](https://arxiv.org/abs/2201.06064),
@@ -65,18 +63,18 @@ class Divergence(keras.losses.Loss):  # type: ignore[misc]
         )
         if not is_same or not -rank <= axis < rank:
             raise ValueError(
-                "`outputs` and `perturbed_outputs` must be tensors of the same shape, "
-                f"which has an axis {axis}. Received: the shapes {shapes[0]} and "
+                "`outputs` and `perturbed_outputs` must be tensors of the same shape "
+                f"with an axis {axis}. Received: the shapes {shapes[0]} and "
                 f"{shapes[1]}, for {type(self).__name__}."
             )
         return super().__call__(outputs, perturbed_outputs, sample_weight)
 
     def call(self, outputs: Tensor, perturbed_outputs: Tensor) -> Tensor:
-        """The divergence of each sample or position.
+        """The divergence of each sample, or of each position.
 
         Args:
             outputs: Tensor of shape `(batch_size, ...)`, the model's output.
-            perturbed_outputs: Tensor of the same shape, the perturbed model's.
+            perturbed_outputs: Tensor of the same shape, the perturbed model's output.
 
         Returns:
             Tensor of shape `(batch_size, ...)` without the outputs' last axis.
@@ -88,14 +86,14 @@ class Divergence(keras.losses.Loss):  # type: ignore[misc]
 
 @keras.saving.register_keras_serializable(package="keras_nrs")
 class CategoricalKL(Divergence):
-    """KL(p || q) of the categorical distributions that two classifiers give.
+    """KL(p || q) of the categorical distributions of two classifiers.
 
-    Computed from log-softmax in float32: finite for logits of 1e4, exactly zero for
-    equal outputs. The outputs must be finite.
+    Computed from log-softmax in float32, so that it is finite for logits of 1e4 and
+    exactly zero for equal outputs. The outputs must be finite.
 
     Args:
-        from_logits: Whether the outputs are logits rather than probabilities. Logits
-            are never clipped; probabilities are, at `keras.config.epsilon()`.
+        from_logits: Whether the outputs are logits rather than probabilities. Only
+            probabilities are clipped, at `keras.config.epsilon()`.
         axis: The axis of the classes. Defaults to the last.
         reduction: As in `Divergence`.
         name: As in `Divergence`.
@@ -118,7 +116,7 @@ class CategoricalKL(Divergence):
     ) -> None:
         super().__init__(reduction=reduction, name=name)
         self.from_logits = check_bool("from_logits", from_logits)
-        self.axis = check_int("axis", axis, -_MOST_AXES, _MOST_AXES - 1)
+        self.axis = check_int("axis", axis, -_MAX_AXES, _MAX_AXES - 1)
 
     def _log_probabilities(self, outputs: Tensor) -> Tensor:
         if not self.from_logits:
@@ -140,13 +138,13 @@ class CategoricalKL(Divergence):
 
 @keras.saving.register_keras_serializable(package="keras_nrs")
 class BernoulliKL(Divergence):
-    """KL(p || q) of independent yes-or-no labels: binary and multi-label models.
+    """KL(p || q) of independent yes-or-no labels, for binary and multi-label models.
 
-    The mean over the last axis, as in `keras.losses.BinaryCrossentropy`.
+    The mean over `axis`, as in `keras.losses.BinaryCrossentropy`.
 
     Args:
-        from_logits: Whether the outputs are logits rather than probabilities. Logits
-            are never clipped; probabilities are, at `keras.config.epsilon()`.
+        from_logits: Whether the outputs are logits rather than probabilities. Only
+            probabilities are clipped, at `keras.config.epsilon()`.
         axis: The axis of the labels. Defaults to the last.
         reduction: As in `Divergence`.
         name: As in `Divergence`.
@@ -169,7 +167,7 @@ class BernoulliKL(Divergence):
     ) -> None:
         super().__init__(reduction=reduction, name=name)
         self.from_logits = check_bool("from_logits", from_logits)
-        self.axis = check_int("axis", axis, -_MOST_AXES, _MOST_AXES - 1)
+        self.axis = check_int("axis", axis, -_MAX_AXES, _MAX_AXES - 1)
 
     def _logits(self, outputs: Tensor) -> Tensor:
         if self.from_logits:
@@ -193,9 +191,9 @@ class BernoulliKL(Divergence):
 
 @keras.saving.register_keras_serializable(package="keras_nrs")
 class GaussianKL(Divergence):
-    """KL of two normal distributions of equal variance: regression models.
+    """KL of two normal distributions of equal variance, for regression models.
 
-    `(f - f') ** 2 / (2 * stddev ** 2)`, the mean over the last axis, as in
+    The mean of `(f - f') ** 2 / (2 * stddev ** 2)` over the last axis, as in
     `keras.losses.MeanSquaredError`.
 
     Args:

@@ -1,4 +1,4 @@
-"""Errors of losses that name the labels they were given."""
+"""Errors that say which labels a loss was given."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,15 +9,14 @@ import keras
 
 @contextmanager
 def naming_labels(y: Any, outputs: Any, sample_weight: Any = None) -> Iterator[None]:
-    """A context in which an error of a loss says what labels the loss was given.
+    """A context in which an error of a loss names the shapes of its labels.
 
-    Where they cannot belong to the outputs the error is a `ValueError`, on all
-    backends.
+    Labels that cannot belong to the outputs are a `ValueError` on all backends.
 
     Args:
         y: Labels.
-        outputs: Of the model, or `None` if they are not known.
-        sample_weight: Weights of the samples, if there are any.
+        outputs: The model's outputs, `None` if they are not known.
+        sample_weight: Weights of the samples, or `None`.
     """
     try:
         yield
@@ -29,8 +28,8 @@ def naming_labels(y: Any, outputs: Any, sample_weight: Any = None) -> Iterator[N
             ) from error
         text = (
             "`y` must be labels that the loss can compare with the model's outputs: "
-            "of the same shape or, if they are indices of classes, without its last "
-            "axis; and `sample_weight` must have the first axes of that shape. "
+            "of the same shape or, for indices of classes, without its last axis. "
+            "`sample_weight` must have the first axes of that shape. "
             f"Received: y of shape {_shapes(y)} for outputs of shape "
             f"{_shapes(outputs)}, with sample_weight of shape {_shapes(sample_weight)}."
         )
@@ -47,7 +46,7 @@ def _shapes(structure: Any) -> Any:
 
 
 def _labels_fit(y: Any, outputs: Any, sample_weight: Any) -> bool:
-    """Whether there are labels for all outputs, whose shapes a loss may take."""
+    """Whether all outputs have labels, of shapes that a loss may take."""
     if isinstance(y, dict) and isinstance(outputs, dict) and set(y) != set(outputs):
         return False
     labels, tensors = keras.tree.flatten(y), keras.tree.flatten(outputs)
@@ -55,17 +54,17 @@ def _labels_fit(y: Any, outputs: Any, sample_weight: Any) -> bool:
     if len(labels) != len(tensors) or any(label is None for label in labels):
         return False
     return all(
-        _is_one_of(label, shape, shape[:-1], (*shape[:-1], 1))
+        _has_one_of(label, shape, shape[:-1], (*shape[:-1], 1))
         for label, shape in zip(labels, _shapes(tensors), strict=True)
     ) and all(
         w is None
-        or _is_one_of(w, shape[: len(w.shape)], (*shape[: len(w.shape) - 1], 1))
+        or _has_one_of(w, shape[: len(w.shape)], (*shape[: len(w.shape) - 1], 1))
         for w, shape in zip(weights, _shapes(tensors), strict=False)
     )
 
 
-def _is_one_of(tensor: Any, *shapes: tuple[int | None, ...]) -> bool:
-    """Whether a tensor has one of some shapes, of which not all may be known."""
+def _has_one_of(tensor: Any, *shapes: tuple[int | None, ...]) -> bool:
+    """Whether a tensor has one of these shapes, in which `None` fits any length."""
     own = tuple(getattr(tensor, "shape", ()))
     return any(
         len(own) == len(shape)

@@ -1,9 +1,9 @@
-"""Noise from a hash of each element's index: a few fused operations for an element.
+"""Noise from a hash of each element's index, in a few operations for each element.
 
-A compiler makes one loop of it, with no random bits in memory. `jax.random.normal` and
-`tf.random.stateless_normal` take several times as long on a CPU
-(`tests/benchmarks/growth.py`): for large kernels and small batches longer than both
-passes.
+A compiler fuses them into one loop, which keeps no random bits in memory. On a CPU
+`jax.random.normal` and `tf.random.stateless_normal` take several times as long
+(`tests/benchmarks/growth.py`): longer than both passes, for large kernels and small
+batches.
 """
 
 import math
@@ -14,15 +14,15 @@ from keras import ops
 
 Tensor = Any
 
-# The sum of 4 uniform bytes, as a standardized variable, is near a normal one. This odd
-# polynomial takes its quantiles to those of the normal distribution: least squares
-# weighted by probability (`tests/test_noise.py` repeats the fit), scaled to variance 1.
+# The sum of 4 uniform bytes, standardized, is nearly normal. This odd polynomial maps
+# its quantiles to normal ones: a least squares fit weighted by probability and scaled
+# to variance 1, which `tests/test_noise.py` repeats.
 _SUM_MEAN = 510.0
 _SUM_STDDEV = math.sqrt(4 * (256**2 - 1) / 12)
 _QUANTILES = (0.95884520, 0.01667119, -0.00203201, 0.00031770)
 
 
-def _mixed(words: Tensor) -> Tensor:
+def _mix_bits(words: Tensor) -> Tensor:
     """The finalizer of MurmurHash3, a bijection: each bit depends on every bit."""
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
         shifted = ops.right_shift(words, np.uint32(shift))
@@ -31,7 +31,7 @@ def _mixed(words: Tensor) -> Tensor:
 
 
 def _indices(shape: tuple[int, ...]) -> Tensor:
-    """The index of each element, from one for each axis so that it can be sharded."""
+    """The index of each element, summed over the axes so that it can be sharded."""
     indices = ops.zeros(shape, "uint32")
     stride = 1
     for axis, length in reversed(list(enumerate(shape))):
@@ -50,15 +50,15 @@ def words(key: Tensor, shape: tuple[int, ...]) -> Tensor:
         key: Tensor of shape `(2,)` and dtype uint32.
         shape: A shape of less than 2**31 elements.
     """
-    return _mixed(ops.bitwise_xor(_mixed(_indices(shape) + key[0]), key[1]))
+    return _mix_bits(ops.bitwise_xor(_mix_bits(_indices(shape) + key[0]), key[1]))
 
 
 def normal(words: Tensor, dtype: str) -> Tensor:
     """Standard normal numbers, one from each word.
 
-    They take 1,021 values from -4.85 to 4.85, which are 0.007 apart around zero. The
-    distribution function is that of the normal distribution to 0.0018, and the kurtosis
-    is 2.9995.
+    They take 1,021 values from -4.85 to 4.85, 0.007 apart around zero. Their
+    distribution function differs from the normal one by at most 0.0018, and their
+    kurtosis is 2.9995.
     """
     mask = np.uint32(0x00FF00FF)
     pairs = ops.bitwise_and(words, mask)
@@ -79,5 +79,5 @@ def rademacher(words: Tensor, dtype: str) -> Tensor:
 
 
 def _to_float(words: Tensor, dtype: str) -> Tensor:
-    # By way of signed integers, which processors convert faster.
+    # Processors convert signed integers faster than unsigned ones.
     return ops.cast(ops.cast(words, "int32"), dtype)

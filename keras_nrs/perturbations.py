@@ -1,4 +1,4 @@
-"""How the weight perturbation delta is drawn."""
+"""Distributions of the weight perturbation delta."""
 
 import itertools
 import math
@@ -20,10 +20,10 @@ Tensor = Any
 RADII = ("volume", "uniform", "sphere")
 NOISES = ("normal", "rademacher")
 
-# Keeps float32 rounding of norms of up to about 1e9 elements inside the ball.
+# Keeps delta inside the ball despite float32 rounding, for up to about 1e9 elements.
 _ROUNDING_MARGIN = 1 - 2.0**-20
 
-# More elements than this are drawn for each weight on its own: indices have 31 bits.
+# Indices have 31 bits: more elements than this need one draw for each weight.
 _MAX_DRAW = 2**31
 
 
@@ -39,7 +39,7 @@ def _reciprocal(norm: Tensor) -> Tensor:
 
 
 def _common_dtype(tensors: Sequence[Any]) -> str:
-    """float32, or float64 if any of the tensors has it."""
+    """float64 if any tensor has it, otherwise float32."""
     dtypes = {keras.backend.standardize_dtype(tensor.dtype) for tensor in tensors}
     return "float64" if "float64" in dtypes else "float32"
 
@@ -49,7 +49,7 @@ def _num_elements(tensors: Sequence[Tensor]) -> int:
 
 
 def _shaped_like(weights: list[Tensor], tensors: list[Tensor]) -> list[Tensor]:
-    """The tensors, or the parts of a single flat one, in the shapes of the weights."""
+    """The tensors, or parts of one flat tensor, in the shapes of the weights."""
     if len(tensors) == len(weights):
         return [ops.reshape(t, w.shape) for w, t in zip(weights, tensors, strict=True)]
     (flat,) = tensors
@@ -61,7 +61,7 @@ def _shaped_like(weights: list[Tensor], tensors: list[Tensor]) -> list[Tensor]:
 
 
 def random_stream(rng: Any) -> RandomStream:
-    """A `RandomStream` from an int, a `SeedGenerator`, a key, or itself."""
+    """A `RandomStream` of an int, a `SeedGenerator`, a key, or another stream."""
     if isinstance(rng, RandomStream):
         return rng
     if isinstance(rng, Integral):
@@ -71,25 +71,25 @@ def random_stream(rng: Any) -> RandomStream:
     if tuple(getattr(rng, "shape", ())) != (2,):
         raise TypeError(
             "`rng` must be an int, a keras.random.SeedGenerator, or a key of shape "
-            f"(2,) that one gave. Received: rng={rng!r}."
+            f"(2,) from its next(). Received: rng={rng!r}."
         )
     return RandomStream(rng)
 
 
 class Perturbation:
-    """Base class of the distributions from which delta is drawn.
+    """Base class of the distributions of delta.
 
-    At every step an `NRSModel` calls `sample()` with the trainable weights and adds
-    what it returns to them for the perturbed pass. delta is a constant of the step:
-    no gradient flows through it.
+    At every step an `NRSModel` calls `sample()` with the trainable weights, and adds
+    the result to them for the perturbed pass. delta is a constant of the step: no
+    gradient flows through it.
 
-    To make your own, subclass and implement `sample()`. Add `get_config()` and
-    `@keras.saving.register_keras_serializable()` if the model is to be saved.
+    To make your own, subclass this and implement `sample()`. To save the model, add
+    `get_config()` and `@keras.saving.register_keras_serializable()`.
 
     Args:
-        where: `None`, or a function of a `keras.Variable` that tells whether it is
-            perturbed. Non-trainable and integer variables never are. If the model is
-            to be saved, a function that is registered with Keras, not a lambda.
+        where: `None`, or a predicate of a `keras.Variable` that selects the perturbed
+            variables. Non-trainable and integer variables are never perturbed. To save
+            the model, use a function that is registered with Keras, not a lambda.
 
     Reference: [Zhao and Zhang, 2022](https://arxiv.org/abs/2201.06064), Section 3.3.
 
@@ -104,13 +104,13 @@ class Perturbation:
     ```
     """
 
-    # Also for subclasses that do not call `super().__init__()`.
+    # A default for subclasses that do not call `super().__init__()`.
     where: Callable[[Any], bool] | None = None
 
     def __init__(self, *, where: Callable[[Any], bool] | None = None) -> None:
         if where is not None and not callable(where):
             raise TypeError(
-                "`where` must be None or a function of a variable. Received: "
+                "`where` must be None or a predicate of a variable. Received: "
                 f"where={where!r}. For example: where=lambda v: 'kernel' in v.path"
             )
         self.where = where
@@ -119,16 +119,17 @@ class Perturbation:
         """Draw one delta.
 
         Args:
-            weights: Float tensors or variables: those that are to be perturbed.
+            weights: Float tensors or variables, the perturbed ones.
             eps: Scalar, the size of the neighborhood.
             rng: A source of random tensors, with `rng.normal(shape)`,
-                `rng.rademacher(shape)` and `rng.uniform(shape)`. Every call gives
-                independent numbers; the same step gives the same ones. The built-in
-                classes also take an `int` or a `keras.random.SeedGenerator`.
+                `rng.rademacher(shape)` and `rng.uniform(shape)`. Calls at one step
+                return independent numbers, and a repeated step returns the same ones.
+                The built-in classes also take an `int` or a
+                `keras.random.SeedGenerator`.
 
         Returns:
-            A list of tensors with the shapes of `weights`, in float32 (in float64 if
-            any of the weights is).
+            A list of tensors with the shapes of `weights`, in float64 if any weight has
+            it, otherwise in float32.
         """
         raise NotImplementedError(
             f"{type(self).__name__} must implement sample(weights, eps, rng)."
@@ -144,8 +145,8 @@ class Perturbation:
         has_own_init = own.__init__ is not Perturbation.__init__
         if has_own_init and own.get_config is Perturbation.get_config:
             raise NotImplementedError(
-                f"{own.__name__} has an __init__() of its own, so it must implement "
-                "get_config() to be saved: return a dict of its arguments."
+                f"{own.__name__} has its own __init__(), so it must implement "
+                "get_config() to be saved: return a dict of the arguments."
             )
         return {"where": self.where}
 
@@ -199,9 +200,10 @@ class _RandomDirection(Perturbation):
         raise NotImplementedError
 
     def _noise(self, weights: list[Tensor], rng: RandomStream) -> list[Tensor]:
-        """Independent noise for every element: a tensor for each weight, or a flat one.
+        """Independent noise for every element.
 
-        One for all weights takes fewer operations.
+        One flat tensor for all weights, which takes fewer operations, or a tensor for
+        each weight.
         """
         draw = rng.normal if self.noise == "normal" else rng.rademacher
         dtype = keras.backend.standardize_dtype(weights[0].dtype)
@@ -234,14 +236,14 @@ class _RandomDirection(Perturbation):
 
 @keras.saving.register_keras_serializable(package="keras_nrs")
 class Ball(_RandomDirection):
-    """delta in the ball B(0, eps) of the space of all perturbed weights: the paper's.
+    """The paper's delta, in the ball B(0, eps) around all perturbed weights together.
 
     `delta = eps * u * g / norm(g)`, where g is random noise over all perturbed
     weights and u is in [0, 1].
 
-    With the paper's eps = 0.1 this ball is so small that, on every network we
-    measured, NRS had no effect beyond doubling the loss. See `RelativeBall`, whose
-    radius grows with the network, or find an eps with `keras_nrs.calibrate_eps`.
+    With the paper's eps = 0.1 this ball is very small: on every network we measured,
+    NRS only doubled the loss. Use `RelativeBall`, whose radius grows with the network,
+    or find an eps with `keras_nrs.calibrate_eps`.
 
     Args:
         radius: Distribution of the length of delta. `"volume"`: delta is uniform in
@@ -252,8 +254,8 @@ class Ball(_RandomDirection):
             direction is uniform on the sphere. On JAX and TensorFlow its elements
             take 1,021 values (`keras_nrs/noise.py`), on PyTorch's CPU 65,536.
             `"rademacher"`: -1 or 1, cheaper.
-        where: `None`, or a function of a `keras.Variable` that tells whether it is
-            perturbed.
+        where: `None`, or a predicate of a `keras.Variable` that selects the perturbed
+            variables.
 
     Reference: [Zhao and Zhang, 2022](https://arxiv.org/abs/2201.06064), Algorithm 1.
 
@@ -276,9 +278,8 @@ class Ball(_RandomDirection):
 class RelativeBall(_RandomDirection):
     """delta in a ball whose radius is eps times the norm of the weights.
 
-    `delta = eps * norm(theta) * u * g / norm(g)`. eps has no unit, and values carry
-    over between networks: 0.15 to 0.5 is a start, and above that training can
-    diverge.
+    `delta = eps * norm(theta) * u * g / norm(g)`. eps has no unit, and its values carry
+    over between networks. Start with 0.15 to 0.5; above 0.5 training can diverge.
 
     Args:
         radius: As in `Ball`. Defaults to `"uniform"`.
@@ -300,7 +301,7 @@ class RelativeBall(_RandomDirection):
 
 @keras.saving.register_keras_serializable(package="keras_nrs")
 class LayerwiseBall(_RandomDirection):
-    """delta in one ball for each variable, eps times the norm of that variable wide.
+    """delta in a ball for each variable, whose radius is eps times its norm.
 
     `delta_l = eps * norm(theta_l) * u_l * g_l / norm(g_l)` for each variable l. A
     variable that is zero, such as a fresh bias, stays unperturbed. Useful values of
@@ -331,11 +332,11 @@ class LayerwiseBall(_RandomDirection):
 class ReleasedCode(_RandomDirection):
     """delta as the authors' released code scales it, which differs from the paper.
 
-    `delta = eps * u * g / norm(theta)`: the noise is divided by the norm of the
-    weights instead of its own, so that with `"normal"` noise `norm(delta)` is about
-    `eps * u * sqrt(n) / norm(theta)`, tens of times eps for WideResNet-28-10. The
-    published results were made with this. Unlike in the released code, weights of
-    equal shape get independent noise, and no gradient flows through the scale.
+    `delta = eps * u * g / norm(theta)`. The noise g is divided by the norm of the
+    weights, not by its own. With `"normal"` noise `norm(delta)` is about `eps * u *
+    sqrt(n) / norm(theta)`, which is tens of times eps for WideResNet-28-10. The paper's
+    results were made with this code. Two things differ here: weights of equal shape get
+    independent noise, and no gradient flows through the scale.
 
     Args:
         radius: Distribution of u, as in `Ball`. Defaults to `"uniform"`, as in the
@@ -370,13 +371,13 @@ _NAMES: dict[str, type[Perturbation]] = {
 
 
 def get_perturbation(identifier: str | Perturbation) -> Perturbation:
-    """The perturbation with a name, or `identifier` itself if it is one already."""
+    """The perturbation of a name, or `identifier` if it is a `Perturbation`."""
     if isinstance(identifier, Perturbation):
         return identifier
     if not isinstance(identifier, str) or identifier not in _NAMES:
         raise ValueError(
-            f"`perturbation` must be one of {list(_NAMES)} or an instance (not the "
-            "class) of a keras_nrs.perturbations.Perturbation. Received: "
+            f"`perturbation` must be one of {list(_NAMES)} or an instance, not a "
+            "class, of keras_nrs.perturbations.Perturbation. Received: "
             f"perturbation={identifier!r}."
         )
     return _NAMES[identifier]()
@@ -389,7 +390,7 @@ def sample_deltas(
     eps: Tensor,
     rng: Any,
 ) -> list[Tensor | None]:
-    """One delta for each variable, `None` where it is not perturbed."""
+    """One delta for each variable, `None` for a variable that is not perturbed."""
     selected = [i for i, v in enumerate(variables) if perturbation.selects(v)]
     deltas: list[Tensor | None] = [None] * len(variables)
     if not variables:
@@ -397,8 +398,8 @@ def sample_deltas(
     if not selected:
         paths = [v.path for v in variables]
         raise ValueError(
-            "`where` must choose at least one trainable variable. Received: "
-            f"where={perturbation.where!r}, which chooses none of "
+            "`where` must select at least one trainable variable. Received: "
+            f"where={perturbation.where!r}, which selects none of "
             f"{paths if len(paths) < 10 else [*paths[:9], '...']}."
         )
     sampled = perturbation.sample([values[i] for i in selected], eps, rng)
@@ -423,13 +424,13 @@ def sample_deltas(
 def add_deltas(
     values: Sequence[Tensor], deltas: Sequence[Tensor | None]
 ) -> list[Tensor]:
-    """theta + delta, added in float32 at least, in the dtype of theta."""
+    """theta + delta in the dtype of theta, added in float32 or float64."""
     return [
-        value if delta is None else _add(value, delta)
+        value if delta is None else _add_delta(value, delta)
         for value, delta in zip(values, deltas, strict=True)
     ]
 
 
-def _add(value: Tensor, delta: Tensor) -> Tensor:
+def _add_delta(value: Tensor, delta: Tensor) -> Tensor:
     dtype = _common_dtype([value, delta])
     return ops.cast(ops.cast(value, dtype) + ops.cast(delta, dtype), value.dtype)

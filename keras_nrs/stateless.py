@@ -1,5 +1,6 @@
-"""Running a model on given values of its variables, which keep their own."""
+"""Calling a model with given values of its variables, which keep their own."""
 
+import inspect
 from collections.abc import Callable
 from collections.abc import Hashable
 from collections.abc import Iterator
@@ -10,12 +11,15 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_nrs import keras_internals
+
 Tensor = Any
 
 
 def call_kwargs(model: Any, *, training: bool | None) -> dict[str, Any]:
-    """The keyword arguments with which to call a model: not all take `training`."""
-    return {"training": training} if model._call_has_training_arg else {}
+    """The keyword arguments of a call of `model`: `training`, if it takes that."""
+    takes_training = "training" in inspect.signature(model.call).parameters
+    return {"training": training} if takes_training else {}
 
 
 def current_values(model: Any) -> tuple[list[Tensor], list[Tensor]]:
@@ -33,13 +37,13 @@ def scope(
     state: Sequence[Tensor],
     metrics: Sequence[Tensor] | None = None,
 ) -> keras.StatelessScope:
-    """A scope in which a model has these values and keeps its own.
+    """A scope in which the variables of a model have the given values.
 
     Args:
         model: A built model.
         weights: Values of its trainable variables.
         state: Values of its non-trainable variables.
-        metrics: Values of the variables of its metrics, if they matter.
+        metrics: Values of the variables of its metrics. By default these keep theirs.
     """
     variables = model.trainable_variables + model.non_trainable_variables
     values = [*weights, *state]
@@ -53,29 +57,29 @@ def scope(
 
 @contextmanager
 def layer_losses(model: Any, losses: Sequence[Tensor]) -> Iterator[None]:
-    """Make `compute_loss()` add these losses instead of the layers' own."""
+    """A context in which `compute_loss()` adds these losses, not the layers' own."""
+    # An empty list would mean the layers' own.
     zero = ops.zeros((), keras.config.floatx())
-    model._losses_override = list(losses) or [zero]
+    keras_internals.override_layer_losses(model, losses or [zero])
     try:
         yield
     finally:
-        model._losses_override = []
+        keras_internals.override_layer_losses(model, [])
 
 
 def cached_on_model(model: Any, key: Hashable, make: Callable[[], Any]) -> Any:
-    """What `make()` gives, made once for a model and a key.
+    """The result of `make()`, made once for each model and key.
 
-    For functions that are compiled: measured again at every epoch, they would be
-    compiled again. What `compile()` replaced belongs to the key.
+    It saves compiling a measurement again at every epoch. A model that was compiled
+    again, or has other trainable weights, needs a new result.
     """
-    kept = vars(model).get("_kept_by_keras_nrs")
-    if kept is None:
-        kept = {}
-        # Past Keras, which would track it as a part of the model.
-        object.__setattr__(model, "_kept_by_keras_nrs", kept)
-    # As does which weights are trainable.
+    cache = vars(model).get("_keras_nrs_cache")
+    if cache is None:
+        cache = {}
+        # Keras would track a plain attribute as a part of the model.
+        object.__setattr__(model, "_keras_nrs_cache", cache)
     trainable = tuple(map(id, model.trainable_variables))
-    full_key = key, model._compile_loss, trainable
-    if full_key not in kept:
-        kept[full_key] = make()
-    return kept[full_key]
+    full_key = key, keras_internals.compiled_loss(model), trainable
+    if full_key not in cache:
+        cache[full_key] = make()
+    return cache[full_key]

@@ -37,7 +37,7 @@ def ended_process() -> int:
 
 
 def left_by(process: int | str, path: Path, machine: str = "") -> Path:
-    machine = machine or _files._machine()
+    machine = machine or _files._machine_id()
     left = path.with_name(f".unfinished-{machine}-{process}-{path.name}")
     left.write_text("left")
     return left
@@ -53,7 +53,7 @@ def test_what_the_dead_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
         left_by("x", path),
         left_by("9" * 30, path),
     ]
-    folder = path.with_name(f".unfinished-{_files._machine()}-{dead}9-{path.name}")
+    folder = path.with_name(f".unfinished-{_files._machine_id()}-{dead}9-{path.name}")
     if not _files._is_running(int(f"{dead}9")):
         folder.mkdir()
     write_text(path, "new")

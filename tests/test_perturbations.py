@@ -375,7 +375,7 @@ def test_where_narrows_what_is_perturbed() -> None:
 
 
 def test_where_that_selects_nothing() -> None:
-    with pytest.raises(ValueError, match="`where` must choose at least one"):
+    with pytest.raises(ValueError, match="`where` must select at least one"):
         sample_deltas(Ball(where=lambda v: False), some_variables())
 
 

@@ -1,4 +1,4 @@
-"""The paper's data: TensorFlow Datasets, augmented in `tf.data`, for every backend.
+"""The paper's data, from TensorFlow Datasets through `tf.data`, for every backend.
 
 Needs `pip install "keras-nrs[experiments]"`.
 """
@@ -19,8 +19,8 @@ except ModuleNotFoundError as error:
     ) from error
 
 if keras.config.backend() != "tensorflow":
-    # The accelerators' memory is for the backend that trains. An error says that the
-    # user's program runs TensorFlow on them already.
+    # The backend that trains needs the memory of the accelerators. TensorFlow raises an
+    # error if the user's program has used them already.
     with contextlib.suppress(RuntimeError):
         tf.config.set_visible_devices([], "GPU")
 

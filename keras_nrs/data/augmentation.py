@@ -1,8 +1,8 @@
-"""Augmentations of batches of images, as functions of what was drawn for them.
+"""Augmentations of batches of images, as functions of random numbers.
 
-Keras's layers draw from a state of their own, and `RandomCrop` draws one position for
-a whole batch. Here what is drawn depends on a seed alone, so that training that was
-interrupted goes on with the images that it would have seen.
+Keras's layers draw from a state of their own, and `RandomCrop` draws one position for a
+whole batch. Here random numbers depend on a seed alone, so that interrupted training
+goes on with the same images.
 """
 
 from collections.abc import Callable
@@ -15,20 +15,19 @@ Tensor = Any
 
 PADDING = 4
 CUTOUT_SIZE = 16
-# Of the sides of an image that is resized to be evaluated, to those of its crop.
+# Side of an image that is resized for evaluation, relative to the side of its crop.
 RESIZED_TO_CROPPED = 256 / 224
 
 
 class Draws:
     """Random numbers for the samples of a batch.
 
-    A process that has some of the samples draws for them what one process with the
-    whole batch does.
+    The numbers of a sample do not depend on the number of processes.
 
     Args:
         seed: Integers of shape `(2,)`.
         batch_size: Number of samples in all processes.
-        rows: Which of the samples these are, of shape `(n,)`.
+        rows: Positions of this process's samples in the batch, of shape `(n,)`.
     """
 
     def __init__(self, seed: Tensor, batch_size: int, rows: Tensor) -> None:
@@ -53,12 +52,12 @@ class Draws:
 
 
 def crop(images: Tensor, top: Tensor, left: Tensor, padding: int = PADDING) -> Tensor:
-    """Moves each image within a frame of zeros.
+    """Crop each image, padded with zeros, to its own size.
 
     Args:
-        images: Of shape `(n, height, width, channels)`.
-        top, left: Where in the padded image the result begins, integers of shape
-            `(n,)` in `[0, 2 * padding]`.
+        images: Images of shape `(n, height, width, channels)`.
+        top, left: Position of the crop in the padded image, integers of shape `(n,)` in
+            `[0, 2 * padding]`.
         padding: Zeros on each side, in pixels.
 
     Returns:
@@ -73,17 +72,17 @@ def crop(images: Tensor, top: Tensor, left: Tensor, padding: int = PADDING) -> T
 
 
 def flip(images: Tensor, is_flipped: Tensor) -> Tensor:
-    """Mirrors the images left to right for which `is_flipped`, of shape `(n,)`."""
+    """Mirror images left to right where `is_flipped`, of shape `(n,)`, is true."""
     return tf.where(is_flipped[:, None, None, None], images[:, :, ::-1], images)
 
 
 def cut_out(images: Tensor, y: Tensor, x: Tensor, size: int = CUTOUT_SIZE) -> Tensor:
-    """Sets a square of each image to zero (DeVries and Taylor, 2017).
+    """Set a square of each image to zero (DeVries and Taylor, 2017).
 
     Args:
-        images: Of shape `(n, height, width, channels)`, normalized: zero is the mean.
-        y, x: The square's center, integers of shape `(n,)`. What is outside of the
-            image is cut off, so that squares near a border are smaller.
+        images: Normalized images of shape `(n, height, width, channels)`.
+        y, x: Center of the square, integers of shape `(n,)`. A square near a border
+            ends there.
         size: Side of the square, in pixels.
 
     Returns:
@@ -101,12 +100,12 @@ def cut_out(images: Tensor, y: Tensor, x: Tensor, size: int = CUTOUT_SIZE) -> Te
 
 
 def mix_up(images: Tensor, labels: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Each sample and the one before it, averaged (Zhang et al., 2018).
+    """Average each sample with the one before it (Zhang et al., 2018).
 
     Args:
-        images: Of shape `(n, height, width, channels)`, in random order.
-        labels: Probabilities, of shape `(n, num_classes)`.
-        weight: Of the sample itself, a number in [0, 1].
+        images: Images of shape `(n, height, width, channels)`, in random order.
+        labels: Probabilities of shape `(n, num_classes)`.
+        weight: Weight of the sample itself, a number in [0, 1].
 
     Returns:
         Images and labels of the same shapes.
@@ -121,7 +120,7 @@ def mix_up(images: Tensor, labels: Tensor, weight: Tensor) -> tuple[Tensor, Tens
 def random_resized_crop(image: Tensor, seed: Tensor, size: int) -> Tensor:
     """A random part of an image, resized (Szegedy et al., 2015).
 
-    The part has 8 to 100 % of the area, and 3/4 to 4/3 times its height as width.
+    The part has 8 to 100 % of the area, and a width of 3/4 to 4/3 of its height.
 
     Args:
         image: Pixels from 0 to 255, of shape `(height, width, channels)`.
@@ -141,35 +140,35 @@ def random_resized_crop(image: Tensor, seed: Tensor, size: int) -> Tensor:
         max_attempts=10,
         use_image_if_no_bounding_boxes=True,
     )
-    return _resized(tf.slice(image, begin, lengths), size, size)
+    return _resize(tf.slice(image, begin, lengths), size, size)
 
 
 def resized_center_crop(image: Tensor, size: int) -> Tensor:
     """The center of an image whose shorter side is resized to 8/7 of `size`.
 
-    Takes and returns what `random_resized_crop` does.
+    Arguments and result have the shapes and units of `random_resized_crop`.
     """
     shape = tf.shape(image)
     scale = size * RESIZED_TO_CROPPED / tf.cast(tf.reduce_min(shape[:2]), tf.float64)
     sides = tf.cast(tf.round(scale * tf.cast(shape[:2], tf.float64)), tf.int32)
-    image = _resized(image, sides[0], sides[1])
+    image = _resize(image, sides[0], sides[1])
     top, left = tf.unstack((sides - size) // 2)
     return image[top : top + size, left : left + size]
 
 
-def _resized(image: Tensor, height: Tensor, width: Tensor) -> Tensor:
+def _resize(image: Tensor, height: Tensor, width: Tensor) -> Tensor:
     image = tf.image.resize(image, [height, width], "bilinear", antialias=True)
     return tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
 
 
 class Augmentation(NamedTuple):
-    """What happens to the images of a training batch.
+    """The augmentation of a training batch.
 
     Attributes:
         crops: Whether images are padded by 4 pixels and cropped at random.
         flips: Whether half of the images are mirrored left to right.
         cuts_out: Whether a square of 16 pixels is set to zero.
-        mixes: Whether samples are averaged in pairs, with a weight from Beta(1, 1).
+        mixes: Whether pairs of samples are averaged, with a weight from Beta(1, 1).
     """
 
     crops: bool = False
@@ -187,10 +186,10 @@ class Augmentation(NamedTuple):
         """Normalized images and labels, augmented.
 
         Args:
-            pixels: From 0 to 255, of shape `(n, height, width, channels)`.
-            labels: Probabilities, of shape `(n, num_classes)`.
+            pixels: Pixels from 0 to 255, of shape `(n, height, width, channels)`.
+            labels: Probabilities of shape `(n, num_classes)`.
             draws: Random numbers for these samples.
-            normalize: Makes images of pixels.
+            normalize: A function from pixels to normalized images.
         """
         _, height, width, _ = pixels.shape
         if self.crops:

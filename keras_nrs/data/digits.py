@@ -13,10 +13,10 @@ _LARGEST_PIXEL = 16
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):  # type: ignore[misc]
-    """1,797 images of 8 x 8 in 10 classes, which need no download.
+    """1,797 images of 8 x 8 in 10 classes, without a download.
 
-    Once `keras_nrs.data` is imported, `tfds.load("digits")` gives splits `train` (1,000
-    images) and `test` (797), both with equal shares of the classes.
+    After the import of `keras_nrs.data`, `tfds.load("digits")` has the splits `train`
+    (1,000 images) and `test` (797 images), with equal shares of the classes.
     """
 
     VERSION = tfds.core.Version("1.0.0")

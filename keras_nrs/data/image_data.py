@@ -31,9 +31,9 @@ MOMENTS = {
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
     "imagenet2012": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
-# The labels of their own test splits are not public.
+# The test splits of these sets have no public labels.
 _TEST_SPLITS = {"imagenet2012": "validation", "places365_small": "validation"}
-# Training sets up to this size stay in memory as pixels, and are shuffled as a whole.
+# Training sets up to this size are kept in memory and shuffled as a whole.
 _CACHED_BYTES = 2**30
 _SHUFFLED_IMAGES = 16_384
 
@@ -42,29 +42,30 @@ _SHUFFLED_IMAGES = 16_384
 class ImageData:
     """Batches of normalized images `(batch, height, width, channels)` and labels.
 
-    Labels are probabilities `(batch, num_classes)`, for `CategoricalCrossentropy`. What
-    a training step sees depends on the seed, the epoch and the step alone: not on
-    where training was interrupted, nor on how many processes share the batches.
+    Labels are probabilities `(batch, num_classes)`, for `CategoricalCrossentropy`. The
+    batch of a training step depends on the seed, the epoch and the step alone, not on
+    interruptions, nor on the number of processes.
 
     Args:
-        name: Of a set in TensorFlow Datasets whose features are an `image` and a
+        name: Name of a set in TensorFlow Datasets with the features `image` and
             `label`, or `"digits"`, which needs no download.
-        batch_size: Training samples in a step, in all processes together. What is left
-            at the end of an epoch is not trained on.
+        batch_size: Training samples in a step, in all processes together. An epoch
+            leaves out samples that do not fill a batch.
         augmentation: `"none"`; `"flip"`; `"basic"` (pad by 4 pixels, random crop,
             flip); `"cutout"` (basic, and a square of 16 pixels set to zero);
             `"heavy"` (basic and mixup).
-        image_size: Height and width to which images are resized: random parts of them
-            for training (8 to 100 % of the area), their centers to evaluate. `None`
-            keeps the size, which must be the same for all.
+        image_size: Height and width to which images are resized. Training takes random
+            parts of images (8 to 100 % of the area), evaluation takes their centers.
+            `None` keeps the size, which must be the same for all images.
         label_smoothing: Share of a training label that goes to all classes equally.
-        validation_percent: Part of the training images that is held out, the last ones
-            of the split: an integer from 0 to 90.
-        seed: Of the order and the augmentation.
-        num_shards, shard_index: Number of processes and which of them this is. Each
-            trains on its share of each batch, and evaluates all samples. Train under
-            `keras.distribution.DataParallel(auto_shard_dataset=False)` then.
-        data_dir: Folder of the prepared sets; `None` is that of TensorFlow Datasets.
+        validation_percent: Percentage of the training images that is held out, from the
+            end of the split: an integer from 0 to 90.
+        seed: Seed of the order and the augmentation.
+        num_shards, shard_index: Number of processes, and the index of this process.
+            Each process trains on its share of each batch, and evaluates all samples.
+            With several processes, train under
+            `keras.distribution.DataParallel(auto_shard_dataset=False)`.
+        data_dir: Folder of the prepared sets. Defaults to TensorFlow Datasets' own.
 
     Raises:
         TypeError, ValueError: if an argument is not as described.
@@ -106,21 +107,21 @@ class ImageData:
         self._check_features()
         check_int("batch_size", self.batch_size, 1, self.num_train)
         splits = list(self._builder.info.splits)
-        if splits and self._split("test") not in splits:
+        if splits and self._split_name("test") not in splits:
             raise ValueError(
                 "`name` must be a set with a split 'test' or 'validation'. Received: "
                 f"name={self.name!r}, whose splits are {splits}."
             )
         if self.num_shards > 1 and AUGMENTATIONS[self.augmentation].mixes:
             raise ValueError(
-                f"augmentation={self.augmentation!r} mixes the samples of a batch, and "
-                f"needs all of it. Received: num_shards={self.num_shards}. Pass 1."
+                f"augmentation={self.augmentation!r} mixes the samples of a batch, so "
+                f"it needs num_shards=1. Received: num_shards={self.num_shards}."
             )
         cuts_out = AUGMENTATIONS[self.augmentation].cuts_out
         if cuts_out and min(self.image_shape[:2]) <= CUTOUT_SIZE:
             raise ValueError(
-                f"Squares of {CUTOUT_SIZE} pixels, which augmentation='cutout' clears, "
-                f"leave nothing of the images of {self.name!r}, whose shape is "
+                f"augmentation='cutout' clears squares of {CUTOUT_SIZE} pixels, which "
+                f"cover whole images of {self.name!r}. Received: images of shape "
                 f"{self.image_shape}. Use 'basic', or a larger image_size."
             )
 
@@ -130,15 +131,15 @@ class ImageData:
         for feature, kind in kinds.items():
             if not isinstance(dict(features).get(feature), kind):
                 raise ValueError(
-                    "`name` must be a set of images with one class each: features "
-                    f"'image' and 'label'. Received: name={self.name!r}, whose "
-                    f"features are {sorted(features)}."
+                    "`name` must be a set with the features 'image' and 'label', one "
+                    f"class for each image. Received: name={self.name!r} with the "
+                    f"features {sorted(features)}."
                 )
         if None in features["image"].shape[:2] and self.image_size is None:
             raise ValueError(
-                f"The images of {self.name!r} have several sizes. Pass "
-                "image_size=..., to which they are resized, such as 224. "
-                "Received: image_size=None."
+                f"`image_size` must be the size to which the images of {self.name!r} "
+                "are resized, such as 224, because they differ in size. Received: "
+                "image_size=None."
             )
 
     @functools.cached_property
@@ -168,7 +169,7 @@ class ImageData:
     @functools.cached_property
     def num_train(self) -> int:
         """Number of training images."""
-        return int(self._samples("train").cardinality())
+        return int(self._split_samples("train").cardinality())
 
     @property
     def steps_per_epoch(self) -> int:
@@ -179,23 +180,23 @@ class ImageData:
     def moments(self) -> tuple[Any, Any]:
         """Mean and standard deviation of each channel, with pixels in [0, 1].
 
-        The published values of CIFAR and ImageNet; of other sets, those of the
-        training images, for which all of them are read.
+        Published values for CIFAR and ImageNet. For other sets all training images are
+        read.
         """
         if self._builder.name in MOMENTS:
             published_mean, published_std = MOMENTS[self._builder.name]
             return np.array(published_mean, "f4"), np.array(published_std, "f4")
         count, total, squares = 0, np.zeros(()), np.zeros(())
-        for sample in tfds.as_numpy(self._samples("train")):
+        for sample in tfds.as_numpy(self._split_samples("train")):
             image = sample["image"]
             if isinstance(image, bytes):
-                image = self._decoded(image).numpy()
+                image = self._decode_image(image).numpy()
             pixels = image / 255.0
             count += pixels.shape[0] * pixels.shape[1]
             total = total + pixels.sum((0, 1))
             squares = squares + (pixels**2).sum((0, 1))
         mean = total / count
-        # A channel that is constant stays so.
+        # Where the deviation is 0, the channel is constant and stays constant.
         std = np.sqrt(np.maximum(squares / count - mean**2, 0))
         return mean.astype("float32"), np.where(std > 0, std, 1).astype("float32")
 
@@ -204,31 +205,31 @@ class ImageData:
     ) -> tf.data.Dataset:
         """The training batches of all epochs from `first_epoch` on, without end.
 
-        Sets of up to 1 GiB are kept in memory and shuffled as a whole. Of larger ones,
-        and of those whose images are resized, 16,384 images at a time are shuffled, in
-        the random order in which TFDS writes them.
+        Sets of up to 1 GiB are kept in memory and shuffled as a whole. Larger sets, and
+        sets whose images are resized, are shuffled by 16,384 images at a time, in the
+        random order in which TFDS writes them.
 
         Args:
-            first_epoch: The first one is 0.
-            steps_per_epoch: Batches of an epoch, which `fit()` must be told as well;
-                `None` is all, `data.steps_per_epoch`.
+            first_epoch: Index of an epoch, counted from 0.
+            steps_per_epoch: Batches in an epoch, also an argument of `fit()`. Defaults
+                to `data.steps_per_epoch`, which is all of them.
         """
         check_int("first_epoch", first_epoch, minimum=0)
         steps = self.steps_per_epoch if steps_per_epoch is None else steps_per_epoch
         check_int("steps_per_epoch", steps, 1, self.steps_per_epoch)
-        samples = self._samples("train")
+        samples = self._split_samples("train")
         height, width, channels = self.image_shape
         is_small = height * width * channels * self.num_train <= _CACHED_BYTES
         num_shuffled = _SHUFFLED_IMAGES
         if is_small and self.image_size is None:
             samples = samples.cache()
-            # One more than there are, so that the cache is read to its end.
+            # More than all images, so that the cache is read to its end.
             num_shuffled = self.num_train + 1
         seed = tf.constant([self.seed, 0])
-        _ = self.moments  # Computed now: below, it would be part of a graph.
+        _ = self.moments  # Computed here, because below is code of a graph.
 
         def batches_of_epoch(epoch: Tensor) -> tf.data.Dataset:
-            # Of this function's graph, so that the program's seed has no part in it.
+            # Fixes the graph's seed, so that the program's seed has no effect.
             tf.compat.v1.set_random_seed(1)
             epoch_seed = tf.random.experimental.stateless_fold_in(seed, epoch)
             shuffled = samples.shuffle(
@@ -239,21 +240,21 @@ class ImageData:
             return self._training_batches(shuffled, epoch_seed)
 
         epochs = tf.data.Dataset.range(first_epoch, np.iinfo("int32").max)
-        return _in_order(epochs.flat_map(batches_of_epoch))
+        return _with_fixed_order(epochs.flat_map(batches_of_epoch))
 
     def train_images(self) -> tf.data.Dataset:
-        """The training images as they are, once and in order, with their labels."""
-        return self._evaluated("train")
+        """The batches of the training split, in order and without augmentation."""
+        return self._evaluation_batches("train")
 
     def validation(self) -> tf.data.Dataset | None:
-        """The batches of the validation split, or `None` without one."""
+        """The batches of the held out images, `None` without `validation_percent`."""
         if not self.validation_percent:
             return None
-        return self._evaluated("validation")
+        return self._evaluation_batches("validation")
 
     def test(self) -> tf.data.Dataset:
-        """The batches of the test split; of ImageNet, its validation split."""
-        return self._evaluated("test")
+        """The batches of the test split, or of ImageNet's validation split."""
+        return self._evaluation_batches("test")
 
     def _training_batches(self, samples: Any, seed: Tensor) -> tf.data.Dataset:
         augmentation = AUGMENTATIONS[self.augmentation]
@@ -262,12 +263,12 @@ class ImageData:
 
         def resized(position: Tensor, sample: Any) -> Any:
             draw = tf.random.experimental.stateless_fold_in(seed, position)
-            image = self._decoded(sample["image"])
+            image = self._decode_image(sample["image"])
             image = random_resized_crop(image, draw, self.image_shape[0])
             return sample | {"image": image}
 
         def augmented(step: Tensor, batch: Any) -> tuple[Tensor, Tensor]:
-            # Below zero, where no sample's position is.
+            # Below zero, because the positions of samples are >= 0.
             draw = tf.random.experimental.stateless_fold_in(seed, -1 - step)
             pixels = tf.ensure_shape(batch["image"], (local_size, *self.image_shape))
             labels = self._one_hot(batch["label"], self.label_smoothing)
@@ -282,14 +283,14 @@ class ImageData:
         batches = shard.batch(local_size, drop_remainder=True).enumerate()
         return batches.map(augmented, tf.data.AUTOTUNE)
 
-    def _evaluated(self, part: str) -> tf.data.Dataset:
-        samples = self._samples(part)
+    def _evaluation_batches(self, part: str) -> tf.data.Dataset:
+        samples = self._split_samples(part)
         _ = self.moments
         if self.image_size is not None:
             size = self.image_size
 
             def resized(sample: Any) -> Any:
-                image = self._decoded(sample["image"])
+                image = self._decode_image(sample["image"])
                 return sample | {"image": resized_center_crop(image, size)}
 
             samples = samples.map(resized, tf.data.AUTOTUNE)
@@ -302,7 +303,7 @@ class ImageData:
             return self._normalized(pixels), self._one_hot(batch["label"], 0.0)
 
         batches = samples.batch(self.batch_size // self.num_shards)
-        return _in_order(batches.map(normalized, tf.data.AUTOTUNE))
+        return _with_fixed_order(batches.map(normalized, tf.data.AUTOTUNE))
 
     def _normalized(self, pixels: Tensor) -> Tensor:
         mean, std = self.moments
@@ -312,28 +313,28 @@ class ImageData:
         one_hot = tf.one_hot(labels, self.num_classes)
         return one_hot * (1 - smoothing) + smoothing / self.num_classes
 
-    def _samples(self, part: str) -> tf.data.Dataset:
+    def _split_samples(self, part: str) -> tf.data.Dataset:
         """A split's samples in a fixed order.
 
-        Images that are to be resized are files as yet, which take less memory.
+        Images that will be resized are not decoded yet, to save memory.
         """
-        self._prepare()
+        self._prepare_files()
         files = {} if self.image_size is None else {"image": tfds.decode.SkipDecoding()}
         return self._builder.as_dataset(
-            split=self._split(part),
+            split=self._split_name(part),
             decoders=tfds.decode.PartialDecoding({"image", "label"}, decoders=files),
         )
 
-    def _decoded(self, file: Tensor) -> Tensor:
+    def _decode_image(self, file: Tensor) -> Tensor:
         return self._builder.info.features["image"].decode_example(file)
 
-    def _prepare(self) -> None:
-        # What TFDS prints of a download is not true of the digits.
+    def _prepare_files(self) -> None:
+        # TFDS prints that it downloads, which the digits do not need.
         is_quiet = isinstance(self._builder, Digits)
         with contextlib.redirect_stdout(io.StringIO() if is_quiet else sys.stdout):
             self._builder.download_and_prepare()
 
-    def _split(self, part: str) -> str:
+    def _split_name(self, part: str) -> str:
         if part == "test":
             name = _TEST_SPLITS.get(self._builder.name, "test")
             splits = list(self._builder.info.splits)
@@ -346,11 +347,11 @@ class ImageData:
         return f"train[:{first}%]" if self.validation_percent else "train"
 
 
-def _in_order(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """The data set, whose order does not depend on the speed of its threads."""
+def _with_fixed_order(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """The data set, in an order that does not depend on the speed of threads."""
     options = tf.data.Options()
     options.deterministic = True
-    # Keras's distributions split batches themselves, unless there are shards.
+    # Keras's distributions split batches by themselves, unless there are shards.
     options.experimental_distribute.auto_shard_policy = (
         tf.data.experimental.AutoShardPolicy.OFF
     )

@@ -1,4 +1,4 @@
-"""How flat the minimum is that a model was trained to; for any Keras model."""
+"""Measurements of how flat a trained minimum is, for any Keras model."""
 
 from keras_nrs.flatness.density import SpectralDensity as SpectralDensity
 from keras_nrs.flatness.density import hessian_density as hessian_density

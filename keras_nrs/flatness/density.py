@@ -21,21 +21,21 @@ from keras_nrs.flatness.progress import Progress
 
 Array = NDArray[Any]
 
-# Lanczos has found an invariant subspace when less than this share of a vector is new.
-_NOTHING_NEW = 1e-7
+# Lanczos has found an invariant subspace if less than this share of a vector is new.
+_INVARIANT = 1e-7
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpectralDensity:
     """An estimate of how the eigenvalues of an operator are distributed.
 
-    The density is a mixture of points: `weights[i, j]` at `nodes[i, j]`, the mean over
-    the rows, which come from one random vector each.
+    The density is a mixture of points with the weight `weights[i, j]` at `nodes[i, j]`,
+    averaged over the rows. Each row comes from one random vector.
 
     Attributes:
         nodes: Shape `(num_samples, num_steps)`, in the unit of the loss per squared
             weight.
-        weights: Of the same shape; each row sums to 1.
+        weights: The same shape; each row sums to 1.
         size: Number of eigenvalues.
         num_products: Hessian-vector products used.
     """
@@ -57,7 +57,7 @@ class SpectralDensity:
         return float(np.mean(samples)), float(spread / np.sqrt(len(samples)))
 
     def density(self, points: Array, *, bandwidth: float) -> Array:
-        """The density at some points, each node smoothed to a normal distribution.
+        """The density at given points, each node smoothed to a normal distribution.
 
         Args:
             points: Shape `(m,)`.
@@ -80,7 +80,7 @@ class SpectralDensity:
         """Draw the density, on a logarithmic scale.
 
         Args:
-            path: Of an image to write, PNG or what else matplotlib knows.
+            path: Path of an image to write, in PNG or another format of matplotlib.
             bandwidth: As in `density()`. Defaults to 1 % of the range of the nodes.
 
         Returns:
@@ -103,20 +103,17 @@ def hessian_density(
     """The spectral density of the Hessian, by stochastic Lanczos quadrature.
 
     Args:
-        model: As in `hessian_operator`, as are `x` and `y`.
-        x: Inputs, or batches of inputs and labels.
-        y: Labels.
+        model, x, y: As in `hessian_operator`.
         num_samples: Number of random vectors, >= 1.
-        num_steps: Lanczos steps, and so Hessian-vector products, for each, >= 2. More
-            resolve more of the spectrum. `num_steps` vectors are kept in memory.
-        seed: Of the random vectors.
+        num_steps: Lanczos steps for each vector, >= 2, each of which takes one
+            Hessian-vector product and keeps one vector in memory. More steps resolve
+            more of the spectrum.
+        seed: Seed of the random vectors.
         verbose: 1 to show progress.
-        **options: `variables` (defaults to `"last_layer"`), `curvature`,
-            `regularizers`, `sample_weight`, `batch_size`, `steps` and `checkpoint`, as
-            in `hessian_operator`.
+        **options: The keyword arguments of `hessian_operator`, such as `variables`.
 
     Returns:
-        A `SpectralDensity`, which can `plot()` itself.
+        A `SpectralDensity`, which has a method `plot()`.
 
     Raises:
         TypeError, ValueError: if an argument is not as described.
@@ -163,9 +160,9 @@ def hessian_density(
 def _lanczos(
     operator: HessianOperator, start: Array, num_steps: int, progress: Progress
 ) -> tuple[Array, Array]:
-    """The tridiagonal matrix of a Krylov space: its diagonal and off-diagonal.
+    """Diagonal and off-diagonal of the tridiagonal matrix of a Krylov space.
 
-    With full reorthogonalization. It ends early where the space is invariant.
+    Lanczos with full reorthogonalization, which ends early if the space is invariant.
     """
     basis = [start / np.linalg.norm(start)]
     diagonal: list[float] = []
@@ -175,8 +172,8 @@ def _lanczos(
         if not np.isfinite(product).all():
             raise ValueError(
                 "`model` must have a finite Hessian. Received: a model named "
-                f"{operator.model.name!r}, whose Hessian-vector products are not. Its "
-                "training has probably diverged."
+                f"{operator.model.name!r} with Hessian-vector products that are not "
+                "finite. Its training has probably diverged."
             )
         progress.advance()
         diagonal.append(float(basis[-1] @ product))
@@ -187,7 +184,7 @@ def _lanczos(
             rest = rest - known.T @ (known @ rest)
         norm = float(np.linalg.norm(rest))
         is_last = step == num_steps - 1
-        if is_last or norm <= _NOTHING_NEW * np.linalg.norm(diagonal + off_diagonal):
+        if is_last or norm <= _INVARIANT * np.linalg.norm(diagonal + off_diagonal):
             break
         off_diagonal.append(norm)
         basis.append(rest / norm)

@@ -21,13 +21,13 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, kw_only=True)
 class ModelDivergence:
-    """A mean over random perturbations.
+    """A mean divergence over random perturbations.
 
     Attributes:
         mean: Mean model divergence, in the unit of the divergence (nats for the
             Kullback-Leibler divergences).
-        standard_error: Of that mean, over the perturbations. NaN for a single one.
-        values: Shape `(num_samples,)`: the divergence under each perturbation.
+        standard_error: Standard error of the mean. NaN for one perturbation.
+        values: Shape `(num_samples,)`, the divergence under each perturbation.
     """
 
     mean: float
@@ -49,22 +49,22 @@ def model_divergence(  # noqa: PLR0913
     seed: int = 0,
     verbose: int = 0,
 ) -> ModelDivergence:
-    """How much the outputs change when the weights do: E d(theta, theta + delta).
+    """The model divergence d(theta, theta + delta), averaged over delta.
 
-    In inference mode. The same perturbations, up to what they take from the weights,
-    are drawn for all models of one architecture that are measured with one seed.
+    In inference mode. The noise of delta is the same for all models of one architecture
+    and one seed; only its scale depends on the weights.
 
     Args:
         model: A built model, wrapped or not.
         x: Inputs: an array of shape `(num_inputs, ...)` or a list or dict of them, or
             batches from a `tf.data.Dataset`, a `keras.utils.PyDataset`, a `DataLoader`
             of PyTorch or a generator. Only one batch at a time is held.
-        y: Labels, if `x` is arrays. They matter only for losses with `ignore_class`.
+        y: Labels, if `x` is arrays. Only losses with `ignore_class` need them.
         eps: Size of the perturbations, >= 0, as in `keras_nrs.wrap`.
-        perturbation: As in `keras_nrs.wrap`. Defaults to that of a wrapped model, and
-            to `"ball"` for others.
-        divergence: As in `keras_nrs.wrap`. Defaults to that of a wrapped model, and to
-            `"auto"`, which needs a compiled model, for others.
+        perturbation: As in `keras_nrs.wrap`. Defaults to the perturbation of a wrapped
+            model, and to `"ball"` for other models.
+        divergence: As in `keras_nrs.wrap`. Defaults to the divergence of a wrapped
+            model, and to `"auto"`, which needs a compiled model, for other models.
         num_samples: Number of perturbations, >= 1.
         batch_size: Samples in a batch, if `x` is arrays.
         steps: Number of batches to use. Defaults to all.

@@ -27,11 +27,11 @@ from keras_nrs.flatness.progress import Progress
 Array = NDArray[Any]
 
 _WHICH = {"largest": "LA", "smallest": "SA", "magnitude": "LM"}
-# ARPACK looks at convergence after as many products. With SciPy's choice of 20 the
-# largest eigenvalue, which mostly stands out, would take nearly twice the time.
+# ARPACK checks convergence after this number of products. SciPy's 20 nearly doubles the
+# time for the largest eigenvalue, which mostly stands out.
 _FEWEST_VECTORS = 12
-# A matrix of this size is built whole.
-_SMALL = 24
+# Matrices up to this size are built and solved whole.
+_LARGEST_DENSE = 24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,16 +40,16 @@ class Eigenvalues:
 
     Attributes:
         eigenvalues: Shape `(k,)`, descending, in the unit of the loss per squared
-            weight. NaN for those that were not found.
+            weight. NaN for each eigenvalue that did not converge.
         residuals: Shape `(k,)`, norms of `H v - eigenvalue * v` for the unit
-            eigenvectors v, measured by one more product each. There is an eigenvalue
-            within this distance of each one reported.
-        converged: Whether all were found to the tolerance asked for.
+            eigenvectors v. The operator has an eigenvalue within this distance of each
+            reported one.
+        converged: Whether all eigenvalues converged to the tolerance.
         num_products: Hessian-vector products used, each of which takes two gradients
             over the data set.
-        eigenvectors: One for each eigenvalue, as a list of arrays in the shapes of
-            the model's trainable variables (zeros for those not selected), ready for
-            `loss_landscape(directions=...)`. `None` unless asked for.
+        eigenvectors: `None`, or one eigenvector for each eigenvalue, as a list with an
+            array for each trainable variable (0 where not selected), for
+            `loss_landscape(directions=...)`.
     """
 
     eigenvalues: Array
@@ -75,29 +75,24 @@ def hessian_eigenvalues(  # noqa: PLR0913
 ) -> Eigenvalues:
     """Some eigenvalues of the Hessian of the compiled loss over a data set.
 
-    By the implicitly restarted Lanczos method of ARPACK (`scipy.sparse.linalg.eigsh`)
-    on Hessian-vector products in float64; small matrices, and those of which most
-    eigenvalues are wanted, are built and solved whole.
+    ARPACK's implicitly restarted Lanczos method (`scipy.sparse.linalg.eigsh`) finds
+    them from Hessian-vector products. Small matrices are built and solved whole, as is
+    any matrix if about half of its eigenvalues are wanted.
 
     Args:
-        model: As in `hessian_operator`, as are `x` and `y`.
-        x: Inputs, or batches of inputs and labels.
-        y: Labels.
+        model, x, y: As in `hessian_operator`.
         k: Number of eigenvalues, >= 1 and at most the number of selected weights.
         which: `"largest"`, `"smallest"` (the most negative) or `"magnitude"`.
         tol: Relative accuracy of the eigenvalues, > 0. Products in float32 hardly
-            allow more than 1e-6.
-        max_products: Most products to use before giving up, >= 1.
+            allow less than 1e-6.
+        max_products: The search stops after this number of products, >= 1.
         return_eigenvectors: Whether to return the eigenvectors.
-        seed: Of the start vector.
+        seed: Seed of the start vector.
         verbose: 1 to show progress.
-        **options: `variables` (defaults to `"last_layer"`), `curvature`,
-            `regularizers`, `sample_weight`, `batch_size`, `steps` and `checkpoint`, as
-            in `hessian_operator`.
+        **options: The keyword arguments of `hessian_operator`, such as `variables`.
 
     Returns:
-        An `Eigenvalues`. Where not all converged there is a warning, and the others
-        are NaN.
+        An `Eigenvalues`. Eigenvalues that did not converge are NaN, with a warning.
 
     Raises:
         TypeError, ValueError: if an argument is not as described.
@@ -127,11 +122,11 @@ def hessian_eigenvalues(  # noqa: PLR0913
             f"`k` must be at most the number of selected weights, {n}. Received: k={k}."
         )
     progress = Progress(verbose, None, "product")
-    if n <= max(_SMALL, 2 * k + 1):
-        values, vectors, converged = _of_whole_matrix(operator, k, which)
+    if n <= max(_LARGEST_DENSE, 2 * k + 1):
+        values, vectors, converged = _by_dense_solver(operator, k, which)
     else:
         values, vectors, converged = _by_lanczos(
-            _counted(operator, progress),
+            _with_progress(operator, progress),
             k,
             _WHICH[which],
             tol=tol,
@@ -166,11 +161,11 @@ def hessian_eigenvalues(  # noqa: PLR0913
 
 
 class _NotFiniteError(Exception):
-    """A product is not finite: training has diverged, mostly."""
+    """A product is not finite, mostly because training has diverged."""
 
 
-def _counted(operator: HessianOperator, progress: Progress) -> LinearOperator:
-    """The operator, with progress shown at each product."""
+def _with_progress(operator: HessianOperator, progress: Progress) -> LinearOperator:
+    """The operator, which shows progress at each product."""
 
     def product(vector: Array) -> Array:
         result = operator.matvec(vector)
@@ -182,19 +177,19 @@ def _counted(operator: HessianOperator, progress: Progress) -> LinearOperator:
     return LinearOperator(operator.shape, matvec=product, dtype=operator.dtype)
 
 
-def _of_whole_matrix(
+def _by_dense_solver(
     operator: HessianOperator, k: int, which: str
 ) -> tuple[Array, Array, bool]:
     matrix = operator.to_dense()
     if not np.isfinite(matrix).all():
-        return *_nothing(len(matrix)), False
+        return *_no_eigenvalues(len(matrix)), False
     values, vectors = np.linalg.eigh(matrix)
     order = {
         "largest": np.argsort(-values),
         "smallest": np.argsort(values),
         "magnitude": np.argsort(-np.abs(values)),
     }[which][:k]
-    return *_descending(values[order], vectors[:, order]), True
+    return *_sorted_descending(values[order], vectors[:, order]), True
 
 
 def _by_lanczos(
@@ -221,21 +216,21 @@ def _by_lanczos(
             v0=np.random.default_rng(seed).standard_normal(n),
         )
     except ArpackNoConvergence as error:
-        return *_descending(error.eigenvalues, error.eigenvectors), False
+        return *_sorted_descending(error.eigenvalues, error.eigenvectors), False
     except _NotFiniteError:
-        return *_nothing(n), False
+        return *_no_eigenvalues(n), False
     except ArpackError:
-        # It does not take a matrix of zeros.
+        # ARPACK fails on a matrix of zeros.
         if operator.matvec(np.random.default_rng(seed + 1).standard_normal(n)).any():
             raise
         return np.zeros(k), np.eye(n, k), True
-    return *_descending(values, vectors), True
+    return *_sorted_descending(values, vectors), True
 
 
-def _nothing(n: int) -> tuple[Array, Array]:
+def _no_eigenvalues(n: int) -> tuple[Array, Array]:
     return np.zeros(0), np.zeros((n, 0))
 
 
-def _descending(values: Array, vectors: Array) -> tuple[Array, Array]:
+def _sorted_descending(values: Array, vectors: Array) -> tuple[Array, Array]:
     order = np.argsort(-values)
     return values[order], vectors[:, order]

@@ -31,9 +31,9 @@ Array = NDArray[Any]
 Direction = Sequence[Any]
 Values = tuple[list[Any], list[Any]]
 
-# Between two writes of a checkpoint, in seconds.
+# Seconds between two writes of a checkpoint.
 _WRITE_EVERY = 10.0
-# Which of a seed's random streams the directions are.
+# A random stream of the seed that no initializer draws from.
 _STREAM = 0x6E7273
 
 
@@ -44,25 +44,24 @@ class Landscape:
     Attributes:
         coordinates: One array for each direction, in multiples of it. 0 is the model.
         losses: Shape `(len(coordinates[0]),)`, or `(len(coordinates[0]),
-            len(coordinates[1]))`. NaN where it is not known yet, infinite where the
-            loss overflowed.
+            len(coordinates[1]))`. NaN means not computed yet, infinity an overflow.
     """
 
     coordinates: tuple[Array, ...]
     losses: Array
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write an `.npz` file, as a whole or not at all."""
+        """Write an `.npz` file whole or not at all."""
         arrays: Any = {f"coordinates_{i}": c for i, c in enumerate(self.coordinates)}
         with atomic_write(path) as unfinished, unfinished.open("wb") as file:
             np.savez(file, losses=self.losses, **arrays)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Landscape":
-        """Read what `save()` wrote.
+        """Read a file that `save()` wrote.
 
         Raises:
-            ValueError: if the file is of something else.
+            ValueError: if it is another file.
         """
         try:
             with Path(path).open("rb") as file, np.load(file) as arrays:
@@ -71,20 +70,20 @@ class Landscape:
                 coordinates = tuple(arrays[name] for name in names)
         except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(
-                "`path` must be of a landscape that `save()` wrote. Received: path="
-                f"{os.fspath(path)!r}, which is of something else, or damaged."
+                "`path` must be a file that Landscape.save() wrote. Received: path="
+                f"{os.fspath(path)!r}, which is another file, or damaged."
             ) from error
         return cls(coordinates=coordinates, losses=losses)
 
     def plot(
         self, path: str | os.PathLike[str] | None = None, *, kind: str = "contour"
     ) -> Any:
-        """Draw a curve, or contours or a surface for two directions.
+        """Draw a curve for one direction, contours or a surface for two.
 
-        To compare several, use `draw_landscapes`.
+        `draw_landscapes` compares several landscapes.
 
         Args:
-            path: Of an image to write, PNG or what else matplotlib knows.
+            path: Path of an image to write, in PNG or another format of matplotlib.
             kind: `"contour"` or `"surface"`.
 
         Returns:
@@ -94,22 +93,23 @@ class Landscape:
 
 
 def random_direction(model: keras.Model, *, seed: int) -> list[Array]:
-    """A direction of normal numbers in the kernels, with the norms of the filters.
+    """A random normal direction, scaled to the norms of the model's filters.
 
-    Every filter, which is a slice of a kernel along its last axis, gets the norm that
-    the model's filter has. So a step of 1 means the same for layers of any scale. It is
-    zero in vectors: biases, and the weights of BatchNormalization and the like.
+    A filter is a slice of a kernel along its last axis. Each filter of the direction
+    has the norm of the model's filter, so that a step of 1 means the same for layers of
+    any scale. Biases, the weights of BatchNormalization and other vectors get zeros.
 
     Args:
         model: A built model, wrapped or not.
-        seed: Of the random numbers. Models of one architecture get the same ones.
+        seed: Seed of the random numbers, which are the same for all models of one
+            architecture.
 
     Returns:
         An array for each trainable variable of the model.
 
     Reference: [Li et al., 2018](https://arxiv.org/abs/1712.09913), Section 4.
     """
-    # Not the stream of `default_rng(seed)`, which may have initialized the weights.
+    # `default_rng(seed)` itself may have initialized the weights.
     rng = np.random.default_rng((check_seed("seed", seed), _STREAM))
     model = base_model(model, needs_loss=False)
     return [
@@ -121,7 +121,7 @@ def random_direction(model: keras.Model, *, seed: int) -> list[Array]:
 
 
 def filter_normalized(direction: Array, weights: Array) -> Array:
-    """A direction of which each filter has the norm that it has in the weights."""
+    """The direction, each filter scaled to the norm of the weights' filter."""
     axes = tuple(range(weights.ndim - 1))
 
     def norm(array: Array) -> Array:
@@ -156,20 +156,20 @@ def loss_landscape(  # noqa: PLR0913
         model: A built model, compiled with a loss, wrapped or not.
         x: Inputs, or batches of inputs and labels, as in `hessian_operator`.
         y: Labels.
-        directions: 1 or 2 random directions (see `random_direction`), or a list of one
-            or two directions that are taken as they are: each an array for each
-            trainable variable. `hessian_eigenvalues(return_eigenvectors=True)` gives
-            such.
-        num_points: Number of points along each direction, >= 2. An odd number has the
-            model itself among them if `span` is symmetric.
+        directions: 1 or 2 for random directions (see `random_direction`), or a list of
+            one or two directions, each with an array for each trainable variable.
+            Listed directions are not scaled;
+            `hessian_eigenvalues(return_eigenvectors=True)` returns some.
+        num_points: Number of points along each direction, >= 2. An odd number includes
+            the model itself if `span` is symmetric.
         span: First and last coordinate along each direction.
-        seed: Of random directions.
+        seed: Seed of the random directions.
         regularizers: Whether the losses of layers count.
         sample_weight: Weights of the samples, if `x` is arrays.
         batch_size: Samples in a batch, if `x` is arrays.
         steps: Number of batches to use. Defaults to all.
-        checkpoint: Path of an `.npz` file in which the points are kept while they are
-            computed, so that a call that was stopped can go on.
+        checkpoint: Path of an `.npz` file that keeps the points while they are
+            computed, so that the same call, started again, goes on where it stopped.
         verbose: 1 to show progress.
 
     Returns:
@@ -198,17 +198,17 @@ def loss_landscape(  # noqa: PLR0913
     weights, state = stateless.current_values(model)
     theta = [ops.convert_to_numpy(w).astype("float64") for w in weights]
 
-    def at(point: tuple[float, ...]) -> Values:
+    def variables_at(point: tuple[float, ...]) -> Values:
         moved = [
             w + np.tensordot(point, of_directions, axes=1)
             for w, *of_directions in zip(theta, *chosen, strict=True)
         ]
-        return _tensors(moved, weights), state
+        return _to_tensors(moved, weights), state
 
     batches = Batches(model, x, y, sample_weight, batch_size=batch_size, steps=steps)
-    loss_at = _loss_function(model, batches, regularizers)
-    return _measure(
-        lambda point: loss_at(at(point)),
+    loss_of = _loss_function(model, batches, regularizers)
+    return _measure_losses(
+        lambda point: loss_of(variables_at(point)),
         (coordinates,) * len(chosen),
         checkpoint=checkpoint,
         verbose=verbose,
@@ -232,11 +232,11 @@ def interpolate(  # noqa: PLR0913
 ) -> Landscape:
     """The loss on the line through two models: 0 is the first, 1 the second.
 
-    All float variables are interpolated, the moving statistics of BatchNormalization
-    among them (these not beyond the models), so that the loss at 1 is the other's.
+    All float variables are interpolated, so that the loss at 1 is that of `other`. The
+    moving statistics of BatchNormalization are not extrapolated beyond the models.
 
     Args:
-        model: A built model, compiled with a loss, wrapped or not. The loss is its.
+        model: A built model, compiled with a loss, wrapped or not. Its loss is used.
         other: A model with variables of the same shapes, wrapped or not.
         x: Inputs, or batches of inputs and labels, as in `hessian_operator`.
         y: Labels.
@@ -267,18 +267,19 @@ def interpolate(  # noqa: PLR0913
     if shapes[0] != shapes[1]:
         raise ValueError(
             "`other` must have variables of the same shapes as `model`. Received: "
-            f"{len(shapes[1])} variables where `model` has {len(shapes[0])}, or of "
-            "other shapes. Make both with the same function."
+            f"{len(shapes[1])} variables for {len(shapes[0])} of `model`, or variables "
+            "of other shapes. Make both models with the same function."
         )
     numbers = [[list(map(ops.convert_to_numpy, p)) for p in end] for end in ends]
 
-    def at(point: tuple[float, ...]) -> Values:
+    def variables_at(point: tuple[float, ...]) -> Values:
         (coordinate,) = point
-        # Beyond the models a variance of BatchNormalization could be negative.
+        # An extrapolated variance of BatchNormalization could be negative.
         coordinates_of_parts = coordinate, min(max(coordinate, 0.0), 1.0)
         weights, state = (
-            _tensors(
-                [_between(a, b, c) for a, b in zip(first, second, strict=True)], like
+            _to_tensors(
+                [_lerp(a, b, c) for a, b in zip(first, second, strict=True)],
+                like,
             )
             for first, second, like, c in zip(
                 *numbers, ends[0], coordinates_of_parts, strict=True
@@ -287,23 +288,23 @@ def interpolate(  # noqa: PLR0913
         return weights, state
 
     batches = Batches(model, x, y, sample_weight, batch_size=batch_size, steps=steps)
-    loss_at = _loss_function(model, batches, regularizers)
-    return _measure(
-        lambda point: loss_at(at(point)),
+    loss_of = _loss_function(model, batches, regularizers)
+    return _measure_losses(
+        lambda point: loss_of(variables_at(point)),
         (coordinates,),
         checkpoint=checkpoint,
         verbose=verbose,
     )
 
 
-def _between(first: Array, second: Array, coordinate: float) -> Array:
-    """A point on the line; of integers, such as seeds, the first."""
+def _lerp(first: Array, second: Array, coordinate: float) -> Array:
+    """A point on the line. Integers, such as seeds, stay those of the first model."""
     if not keras.backend.is_float_dtype(str(first.dtype)):
         return first
     return (1 - coordinate) * first.astype("float64") + coordinate * second
 
 
-def _tensors(arrays: Sequence[Array], like: Sequence[Any]) -> list[Any]:
+def _to_tensors(arrays: Sequence[Array], like: Sequence[Any]) -> list[Any]:
     dtypes = [keras.backend.standardize_dtype(t.dtype) for t in like]
     pairs = zip(arrays, dtypes, strict=True)
     return [ops.convert_to_tensor(np.asarray(a), dtype) for a, dtype in pairs]
@@ -312,7 +313,7 @@ def _tensors(arrays: Sequence[Array], like: Sequence[Any]) -> list[Any]:
 def _loss_function(
     model: Any, batches: Batches, regularizers: bool
 ) -> Callable[[Values], float]:
-    """The function from values of the variables to the loss over the data set."""
+    """A function from values of the variables to the loss over the data set."""
     loss = BatchLoss(
         model,
         model.trainable_variables,
@@ -321,7 +322,7 @@ def _loss_function(
     )
     compiled = compile_function(loss)
 
-    def loss_at(values: Values) -> float:
+    def loss_of(values: Values) -> float:
         weights, state = values
         total, count = 0.0, 0
         for batch in batches:
@@ -330,34 +331,34 @@ def _loss_function(
             count += batch.num_samples
         return total / count
 
-    return loss_at
+    return loss_of
 
 
-def _measure(
+def _measure_losses(
     loss_at: Callable[[tuple[float, ...]], float],
     coordinates: tuple[Array, ...],
     *,
     checkpoint: str | os.PathLike[str] | None,
     verbose: int,
 ) -> Landscape:
-    """The losses at all points, of which some may be in the checkpoint."""
+    """The losses at all points. Points in the checkpoint are not computed again."""
     losses = np.full([len(c) for c in coordinates], np.nan)
     landscape = Landscape(coordinates=coordinates, losses=losses)
     missing = list(np.ndindex(losses.shape))
 
-    def at(index: tuple[int, ...]) -> float:
+    def loss_at_index(index: tuple[int, ...]) -> float:
         point = tuple(float(c[i]) for c, i in zip(coordinates, index, strict=True))
         value = loss_at(point)
         return np.inf if np.isnan(value) else value
 
     if checkpoint is not None and Path(checkpoint).exists():
-        losses[...] = _known(landscape, checkpoint, at)
+        losses[...] = _read_checkpoint(landscape, checkpoint, loss_at_index)
         missing = [index for index in missing if np.isnan(losses[index])]
     progress = Progress(verbose, len(missing), "point")
     written = time.monotonic()
     try:
         for index in missing:
-            losses[index] = at(index)
+            losses[index] = loss_at_index(index)
             progress.advance()
             if checkpoint is not None and time.monotonic() - written > _WRITE_EVERY:
                 landscape.save(checkpoint)
@@ -369,27 +370,28 @@ def _measure(
     return landscape
 
 
-def _known(
+def _read_checkpoint(
     landscape: Landscape,
     checkpoint: str | os.PathLike[str],
-    at: Callable[[tuple[int, ...]], float],
+    loss_at_index: Callable[[tuple[int, ...]], float],
 ) -> Array:
-    """The losses in a checkpoint, or an error if it is of another measurement."""
+    """The losses in a checkpoint, or an error if another measurement wrote it."""
     known = Landscape.load(checkpoint)
     is_same = len(known.coordinates) == len(landscape.coordinates) and all(
         np.array_equal(a, b)
         for a, b in zip(known.coordinates, landscape.coordinates, strict=False)
     )
-    # Corners are where other models, data and directions differ most.
+    # Another model, data set or direction differs most in a corner, the first index.
     found = np.argwhere(np.isfinite(known.losses))
     if is_same and len(found):
         index = tuple(int(i) for i in found[0])
-        is_same = bool(np.isclose(known.losses[index], at(index), rtol=1e-4))
+        loss = loss_at_index(index)
+        is_same = bool(np.isclose(known.losses[index], loss, rtol=1e-4))
     if not is_same:
         raise ValueError(
             "`checkpoint` must be of the same model, data, directions and points. "
-            f"Received: checkpoint={os.fspath(checkpoint)!r}, which is of another "
-            "measurement. Delete the file, or choose another name."
+            f"Received: checkpoint={os.fspath(checkpoint)!r}, a file of another "
+            "measurement. Delete it, or choose another name."
         )
     return known.losses
 
@@ -401,7 +403,7 @@ def _check_span(span: Any) -> tuple[float, float]:
         first, last = np.nan, np.nan
     if not np.isfinite([first, last]).all() or first >= last:
         raise ValueError(
-            "`span` must be two numbers, the first of which is less. Received: "
+            "`span` must be two numbers, finite and in ascending order. Received: "
             f"span={span!r}. For example: span=(-1, 1)"
         )
     return first, last
@@ -424,8 +426,8 @@ def _check_directions(model: Any, directions: Any, seed: int) -> list[list[Array
         raise ValueError(
             "`directions` must be 1, 2, or a list of one or two directions, each with "
             f"an array for each of the model's {len(shapes)} trainable variables. "
-            f"Received: a list of {len(chosen)}, with arrays of the shapes "
-            f"{[[p.shape for p in d][:3] for d in chosen]}, while the variables' begin "
-            f"with {shapes[:3]}."
+            f"Received: a list of {len(chosen)}, whose arrays begin with the shapes "
+            f"{[[p.shape for p in d][:3] for d in chosen]}. The variables begin with "
+            f"the shapes {shapes[:3]}."
         )
     return chosen

@@ -1,4 +1,4 @@
-"""The loss of a batch, and the divergence, as functions of some of the weights."""
+"""The loss and the divergence of a batch as functions of the selected weights."""
 
 from collections.abc import Iterator
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from typing import NamedTuple
 import keras
 from keras import ops
 
+from keras_nrs import keras_internals
 from keras_nrs import stateless
 from keras_nrs.batches import Batch
 from keras_nrs.labels import naming_labels
@@ -21,7 +22,13 @@ Tensor = Any
 
 
 class Inputs(NamedTuple):
-    """What the loss of a batch is computed from besides the selected weights."""
+    """All arguments of a batch's loss but the selected weights.
+
+    Attributes:
+        batch: The data.
+        weights: Values of all trainable variables; the selected weights replace theirs.
+        state: Values of the non-trainable variables.
+    """
 
     batch: Batch
     weights: list[Tensor]
@@ -42,23 +49,30 @@ def base_model(model: Any, *, needs_loss: bool = True) -> keras.Model:
             "`model` must be built and have trainable weights. Received: a model "
             f"named {model.name!r} without any. Call it on a batch of data first."
         )
-    if needs_loss and model._compile_loss is None:
+    if needs_loss and keras_internals.compiled_loss(model) is None:
         raise ValueError(
             "`model` must be compiled with a loss, whose curvature is measured. "
-            f"Received: a model named {model.name!r} without one. Call compile(loss="
+            f"Received: a model named {model.name!r} without a loss. Call compile(loss="
             "...) first."
         )
     return model
 
 
+def divergence_in_use(model: Any) -> ChosenDivergences:
+    """The divergence of a wrapped model, and `"auto"` for other models."""
+    if isinstance(model, NRSModel):
+        return model.divergence_in_use()
+    return ChosenDivergences("auto")
+
+
 @contextmanager
 def full_precision(model: Any) -> Iterator[None]:
-    """Let layers compute in the dtype of their variables, whatever their policy.
+    """A context in which layers compute in the dtype of their variables.
 
     In half precision a second derivative is mostly rounding errors.
     """
     changed = []
-    for layer in model._flatten_layers():
+    for layer in [model, *keras_internals.sublayers(model, recursive=True)]:
         policy = layer.dtype_policy
         is_quantized = policy.quantization_mode is not None
         if policy.compute_dtype != policy.variable_dtype and not is_quantized:
@@ -74,14 +88,14 @@ def full_precision(model: Any) -> Iterator[None]:
 class BatchLoss:
     """The loss of a batch as a pure function of the selected weights.
 
-    In inference mode, and in the dtype of the weights. Over a data set the loss is the
-    mean over its batches, weighted by their numbers of samples: that of `evaluate()`.
+    In inference mode, and in the dtype of the weights. The loss of a data set is the
+    mean over its batches, weighted by their numbers of samples, as in `evaluate()`.
 
     Args:
         model: A compiled model, which must not be wrapped.
-        variables: The variables of which it is a function, others are inputs.
+        variables: The selected variables.
         regularizers: Whether losses of layers count.
-        first_batch: A batch, to build what `compile()` left unbuilt.
+        first_batch: A batch, to build the compiled loss if `compile()` did not.
     """
 
     def __init__(
@@ -100,17 +114,17 @@ class BatchLoss:
             ids.index(id(v)) if id(v) in ids else None
             for v in model.trainable_variables
         ]
-        self._build(first_batch)
+        self._build_loss(first_batch)
 
-    def _build(self, first_batch: Batch) -> None:
-        if not self.model._compile_loss.built:
+    def _build_loss(self, first_batch: Batch) -> None:
+        if not keras_internals.compiled_loss(self.model).built:
             outputs = getattr(self.model, "outputs", None)
             with naming_labels(first_batch.y, outputs, first_batch.sample_weight):
-                self.model._symbolic_build(data_batch=tuple(first_batch))
+                keras_internals.build_for_batch(self.model, tuple(first_batch))
 
-    def selected(self, weights: Sequence[Any]) -> list[Any]:
-        """Those of one item for each trainable variable that are of `variables`."""
-        pairs = zip(self._positions, weights, strict=True)
+    def selected(self, items: Sequence[Any]) -> list[Any]:
+        """The items of the selected variables, of one item for each trainable one."""
+        pairs = zip(self._positions, items, strict=True)
         return [item for position, item in pairs if position is not None]
 
     def _all_weights(self, weights: list[Tensor], inputs: Inputs) -> list[Tensor]:
@@ -120,11 +134,11 @@ class BatchLoss:
         ]
 
     def __call__(self, weights: list[Tensor], inputs: Inputs) -> Tensor:
-        """The loss that the model was compiled with, of one batch.
+        """The compiled loss of one batch, a scalar.
 
         Args:
             weights: Tensors, values of the selected variables.
-            inputs: The rest.
+            inputs: All other arguments.
         """
         model, batch = self.model, inputs.batch
         values = self._all_weights(weights, inputs)
@@ -135,7 +149,8 @@ class BatchLoss:
                 naming_labels(batch.y, y_pred, batch.sample_weight),
                 stateless.layer_losses(model, losses),
             ):
-                return model._compute_loss(
+                return keras_internals.compute_loss(
+                    model,
                     batch.x,
                     batch.y,
                     y_pred,
@@ -162,13 +177,13 @@ class BatchDivergence(BatchLoss):
         self._divergences = divergence
         if divergence.resolved is None:
             inputs = Inputs(first_batch, *stateless.current_values(self.model))
-            outputs = self._outputs(inputs.weights, inputs)
+            outputs = self._call_model(inputs.weights, inputs)
             divergence.of(self.model, outputs, first_batch.y)
 
-    def _build(self, first_batch: Batch) -> None:
+    def _build_loss(self, first_batch: Batch) -> None:
         """Nothing: there may be no labels."""
 
-    def _outputs(self, values: list[Tensor], inputs: Inputs) -> Any:
+    def _call_model(self, values: list[Tensor], inputs: Inputs) -> Any:
         model, x = self.model, inputs.batch.x
         with full_precision(model), stateless.scope(model, values, inputs.state):
             return model(x, **stateless.call_kwargs(model, training=False))
@@ -176,12 +191,12 @@ class BatchDivergence(BatchLoss):
     def __call__(self, weights: list[Tensor], inputs: Inputs) -> Tensor:
         values = self._all_weights(weights, inputs)
         clean = keras.tree.map_structure(
-            ops.stop_gradient, self._outputs(inputs.weights, inputs)
+            ops.stop_gradient, self._call_model(inputs.weights, inputs)
         )
         return total_divergence(
             self._divergences.resolved or [],
             inputs.batch.y,
             clean,
-            self._outputs(values, inputs),
+            self._call_model(values, inputs),
             inputs.batch.sample_weight,
         )

@@ -22,11 +22,10 @@ from keras_nrs.flatness.loss import BatchDivergence
 from keras_nrs.flatness.loss import BatchLoss
 from keras_nrs.flatness.loss import Inputs
 from keras_nrs.flatness.loss import base_model
+from keras_nrs.flatness.loss import divergence_in_use
 from keras_nrs.flatness.product_log import ProductLog
 from keras_nrs.flatness.variables import Selection
 from keras_nrs.flatness.variables import select
-from keras_nrs.nrs_model import NRSModel
-from keras_nrs.step.output_divergences import ChosenDivergences
 
 try:
     from scipy.sparse.linalg import LinearOperator
@@ -44,7 +43,7 @@ CURVATURES = ("hessian", "fisher")
 
 
 class OperatorOptions(TypedDict, total=False):
-    """What `hessian_operator` takes by keyword, and those that build on it pass on."""
+    """The keyword arguments of `hessian_operator`, which other measurements pass on."""
 
     variables: Selection
     curvature: str
@@ -58,14 +57,14 @@ class OperatorOptions(TypedDict, total=False):
 class HessianOperator(LinearOperator):  # type: ignore[misc]
     """The Hessian of a model's loss over a data set as a `LinearOperator` of SciPy.
 
-    Made by `hessian_operator`, which describes the arguments. Vectors are in float64;
-    products are computed in the dtype of the weights, with the values that the weights
-    had when the operator was made.
+    Made by `hessian_operator`, which describes the arguments. Vectors are in float64.
+    Products are computed in the dtype of the weights, at the weights of the time when
+    the operator was made.
 
     Attributes:
         model: The model, unwrapped.
-        variables: The selected variables of the model. The elements of a vector are
-            theirs, each raveled, in this order.
+        variables: The selected variables of the model. A vector holds their elements,
+            each variable raveled, in this order.
         num_products: Number of products computed so far. Each takes two gradients over
             the data set.
     """
@@ -83,7 +82,7 @@ class HessianOperator(LinearOperator):  # type: ignore[misc]
         self.num_products = 0
         self._batches = batches
         self._loss = loss
-        # Copies: training writes into some of these, and gives others away.
+        # Copies, because training overwrites or donates these tensors.
         weights, state = stateless.current_values(self.model)
         self._values = list(map(ops.copy, weights)), list(map(ops.copy, state))
         self._weights = loss.selected(self._values[0])
@@ -106,7 +105,7 @@ class HessianOperator(LinearOperator):  # type: ignore[misc]
         vector = np.asarray(vector)
         if vector.shape != self.shape[:1]:
             raise ValueError(
-                f"`vector` must have the shape {self.shape[:1]}: an element for each "
+                f"`vector` must have the shape {self.shape[:1]}, one element for each "
                 f"selected weight. Received: a vector of shape {vector.shape}."
             )
         ends = np.cumsum([int(np.prod(v.shape)) for v in self.variables])
@@ -114,10 +113,7 @@ class HessianOperator(LinearOperator):  # type: ignore[misc]
         return [p.reshape(v.shape) for p, v in zip(parts, self.variables, strict=True)]
 
     def as_direction(self, vector: Array) -> list[Array]:
-        """A vector as arrays in the shapes of the model's trainable variables.
-
-        Those of variables that are not selected are zero.
-        """
+        """A vector as an array for each trainable variable, 0 where not selected."""
         selected = zip(self.variables, self.split(vector), strict=True)
         parts = {id(v): part for v, part in selected}
         return [
@@ -125,7 +121,7 @@ class HessianOperator(LinearOperator):  # type: ignore[misc]
         ]
 
     def to_dense(self) -> Array:
-        """The matrix itself, symmetric, of shape `(n, n)`: for small n."""
+        """The matrix, symmetric, of shape `(n, n)`. Takes n products."""
         matrix = self.matmat(np.eye(self.shape[0]))
         return (matrix + matrix.T) / 2
 
@@ -166,7 +162,7 @@ class HessianOperator(LinearOperator):  # type: ignore[misc]
             for total in totals
         ]
         means = np.stack(flat, axis=1) / num_samples
-        # The same with a checkpoint, which holds no more digits, and without.
+        # Rounded as a checkpoint rounds, so that results do not depend on having one.
         return means.astype(self.precision).astype("float64")
 
     def _as_tensors(self, vector: Array) -> list[Tensor]:
@@ -193,15 +189,15 @@ class HessianOperator(LinearOperator):  # type: ignore[misc]
             self._check_gradient(inputs)
             raise NotImplementedError(
                 f"The model named {self.model.name!r} cannot be differentiated twice: "
-                f"{keras.config.backend()} has a first derivative of its loss, and no "
-                "second one. Layers with kernels of their own, such as recurrent "
-                "layers on a GPU (use_cudnn=False helps) or operations with a custom "
-                "gradient, are the usual cause. To leave such layers out, choose other "
-                f"weights with `variables`. The error was: {error}"
+                f"{keras.config.backend()} has a first derivative of its loss, but no "
+                "second one. The usual causes are recurrent layers on a GPU, for which "
+                "use_cudnn=False helps, and operations with a custom gradient. Select "
+                "weights of other layers with `variables`, or replace the layers. The "
+                f"error was: {error}"
             ) from error
 
     def _check_gradient(self, inputs: Inputs) -> None:
-        """Let the error out if the first derivative fails too: it is not ours."""
+        """Raise the error of the first derivative, if that fails too."""
         compile_function(
             lambda weights, inputs: gradient(lambda w: self._loss(w, inputs), weights)
         )(self._weights, inputs)
@@ -215,35 +211,35 @@ def hessian_operator(
 ) -> HessianOperator:
     """The Hessian of the compiled loss over a data set, for SciPy.
 
-    The loss is that of `model.evaluate()`: in inference mode (no dropout, BatchNorm
-    with its moving statistics), the mean over batches weighted by their numbers of
-    samples. Layers compute in the dtype of their weights, in mixed precision too. The
-    memory that a product takes is bounded by the batch, not by the data set.
+    The loss is the one that `model.evaluate()` reports: in inference mode (no dropout,
+    BatchNorm with its moving statistics), the mean over batches weighted by their
+    numbers of samples. Layers compute in the dtype of their weights, even in mixed
+    precision. The batch size, not the data set, bounds the memory that a product takes.
 
     Args:
         model: A built model, compiled with a loss, wrapped or not.
         x: Inputs: an array of shape `(num_samples, ...)` or a list or dict of them, or
             batches `(x, y)` or `(x, y, sample_weight)` from a `tf.data.Dataset`, a
-            `keras.utils.PyDataset`, a `DataLoader` of PyTorch or a generator, which is
-            kept in memory.
+            `keras.utils.PyDataset`, a `DataLoader` of PyTorch or a generator. The
+            batches of a generator are kept in memory.
         y: Labels, if `x` is arrays.
-        variables: The weights in which to differentiate. `"last_layer"`: those of the
-            layer that makes the output (of the last layers with weights, where there
-            are several outputs). `"all"`: all trainable ones. Or a function of a
-            `keras.Variable` that chooses among these. Defaults to `"last_layer"`.
+        variables: The weights in which to differentiate. `"last_layer"`: the weights
+            of the last layer with weights, for each output. `"all"`: all trainable
+            weights. Or a predicate of a `keras.Variable` that selects among them.
+            Defaults to `"last_layer"`.
         curvature: `"hessian"`, or `"fisher"`: the Fisher information of the outputs,
             which is the Hessian of the model divergence d(theta, theta') at theta' =
-            theta. It is the generalized Gauss-Newton matrix for cross-entropies, in
-            the logits, and has no negative eigenvalues. Labels do not matter for it.
+            theta. For cross-entropies of logits it is the generalized Gauss-Newton
+            matrix. It has no negative eigenvalues, and labels do not matter for it.
             Defaults to `"hessian"`.
         regularizers: Whether the losses of layers (weight penalties, `add_loss`) count
             in the Hessian. Defaults to True.
         sample_weight: Weights of the samples, if `x` is arrays.
         batch_size: Samples in a batch, if `x` is arrays. Defaults to 32.
         steps: Number of batches to use. Defaults to all.
-        checkpoint: Path of a file in which each product is kept, so that the same
-            measurement started again goes on where it stopped. Its size is that of the
-            products: 4 bytes for each weight and product. Defaults to none.
+        checkpoint: Path of a file that keeps each product, so that the same
+            measurement, started again, goes on where it stopped. The file takes 4 bytes
+            for each weight and product. Defaults to no file.
 
     Returns:
         A `HessianOperator`, symmetric, of shape `(n, n)` for n selected weights, in
@@ -269,10 +265,10 @@ def hessian_operator(
            [0., 4., 2.],
            [1., 2., 2.]])
     """
-    return _operator(model, x, y, **options)
+    return _make_operator(model, x, y, **options)
 
 
-def _operator(  # noqa: PLR0913
+def _make_operator(  # noqa: PLR0913
     model: keras.Model,
     x: Any,
     y: Any,
@@ -287,14 +283,12 @@ def _operator(  # noqa: PLR0913
 ) -> HessianOperator:
     check_choice("curvature", curvature, CURVATURES)
     check_bool("regularizers", regularizers)
-    divergence = ChosenDivergences("auto")
-    if isinstance(model, NRSModel):
-        divergence = model.divergence_in_use()
+    divergence = divergence_in_use(model)
     model = base_model(model)
     selected = select(model, variables)
     batches = Batches(model, x, y, sample_weight, batch_size=batch_size, steps=steps)
 
-    def make() -> tuple[BatchLoss, Any]:
+    def make_loss() -> tuple[BatchLoss, Any]:
         first_batch = next(iter(batches))
         loss: BatchLoss
         if curvature == "fisher":
@@ -308,5 +302,5 @@ def _operator(  # noqa: PLR0913
         return loss, hessian_at(loss)
 
     key = curvature, regularizers, str(divergence), *(id(v) for v in selected)
-    loss, compiled = stateless.cached_on_model(model, key, make)
+    loss, compiled = stateless.cached_on_model(model, key, make_loss)
     return HessianOperator(batches, loss, compiled, checkpoint=checkpoint)

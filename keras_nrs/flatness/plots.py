@@ -2,25 +2,49 @@
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 from typing import Any
+from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from keras_nrs._checks import check_positive
 from keras_nrs._files import atomic_write
 
-if TYPE_CHECKING:
-    from keras_nrs.flatness.density import SpectralDensity
-    from keras_nrs.flatness.landscape import Landscape
+Array = NDArray[Any]
 
-# Okabe and Ito's palette, which the colour-blind tell apart.
+# Okabe and Ito's palette, whose colours the colour-blind can tell apart.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 LINES = ("-", "--", "-.", ":")
 _NUM_LEVELS = 16
 
 
-def _figure(columns: int, width: float = 4.6, height: float = 4.0) -> Any:
+class Losses(Protocol):
+    """A `Landscape`, as far as figures need one."""
+
+    @property
+    def coordinates(self) -> tuple[Array, ...]: ...
+
+    @property
+    def losses(self) -> Array: ...
+
+
+class Spectrum(Protocol):
+    """A `SpectralDensity`, as far as figures need one."""
+
+    @property
+    def nodes(self) -> Array: ...
+
+    @property
+    def weights(self) -> Array: ...
+
+    @property
+    def size(self) -> int: ...
+
+    def density(self, points: Array, *, bandwidth: float) -> Array: ...
+
+
+def _new_figure(columns: int, width: float = 4.6, height: float = 4.0) -> Any:
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
@@ -32,8 +56,8 @@ def _figure(columns: int, width: float = 4.6, height: float = 4.0) -> Any:
     return Figure(figsize=(width * columns, height), dpi=150, layout="constrained")
 
 
-def _style(axes: Any, *, columns: int = 1) -> None:
-    """Letters that can be read where the figure is as wide as a phone."""
+def _style_axes(axes: Any, *, columns: int = 1) -> None:
+    """Set letters that remain readable when the figure is as wide as a phone."""
     size = 13 + 3 * min(columns - 1, 2)
     for label in (axes.xaxis.label, axes.yaxis.label, axes.title):
         label.set_fontsize(size)
@@ -43,8 +67,8 @@ def _style(axes: Any, *, columns: int = 1) -> None:
         axes.legend(frameon=False, fontsize=size)
 
 
-def _written(figure: Any, path: str | os.PathLike[str] | None) -> Any:
-    """The figure, after it was written as a whole or not at all."""
+def _save_figure(figure: Any, path: str | os.PathLike[str] | None) -> Any:
+    """Write a figure whole or not at all, if there is a path, and return it."""
     if path is not None:
         with atomic_write(path) as unfinished:
             figure.savefig(unfinished, format=unfinished.suffix.lstrip(".") or "png")
@@ -52,17 +76,17 @@ def _written(figure: Any, path: str | os.PathLike[str] | None) -> Any:
 
 
 def _check_mapping(name: str, value: Any, attribute: str) -> None:
-    """Raise an error if this is no dict of measurements, or an empty one."""
+    """Raise an error unless `value` is a dict with at least one measurement."""
     is_mapping = isinstance(value, Mapping) and len(value) > 0
     if not is_mapping or not all(hasattr(v, attribute) for v in value.values()):
         raise TypeError(
-            f"`{name}` must be a dict from the names that the figure shows to what is "
-            f"drawn, at least one. Received: {name}={value!r}."
+            f"`{name}` must be a dict from a name, which the figure shows, to the "
+            f"measurement, with at least one item. Received: {name}={value!r}."
         )
 
 
 def draw_landscapes(
-    landscapes: Mapping[str, "Landscape"],
+    landscapes: Mapping[str, Losses],
     path: str | os.PathLike[str] | None = None,
     *,
     kind: str = "contour",
@@ -70,12 +94,12 @@ def draw_landscapes(
 ) -> Any:
     """Draw the landscapes of several models on one scale.
 
-    Those along one direction are curves in one panel; those along two are panels with
-    common levels (`kind="contour"`) or surfaces with common axes (`"surface"`).
+    Landscapes with one direction are curves in one panel. Landscapes with two are
+    panels with common levels (`kind="contour"`) or common axes (`"surface"`).
 
     Args:
-        landscapes: By the names that the figure shows.
-        path: Of an image to write, PNG or what else matplotlib knows.
+        landscapes: A dict from the names that the figure shows to `Landscape`s.
+        path: Path of an image to write, in PNG or another format of matplotlib.
         kind: `"contour"` or `"surface"`; for two directions only.
         log: Whether levels of contours are spaced evenly in the logarithm of the
             loss.
@@ -84,44 +108,44 @@ def draw_landscapes(
         A `matplotlib.figure.Figure`.
 
     Raises:
-        TypeError, ValueError: if an argument is not as described, or if they do not
-            have the same number of directions.
+        TypeError, ValueError: if an argument is not as described, or the landscapes
+            differ in their number of directions.
     """
     _check_mapping("landscapes", landscapes, "coordinates")
     dimensions = {len(landscape.coordinates) for landscape in landscapes.values()}
     if len(dimensions) != 1 or kind not in ("contour", "surface"):
         raise ValueError(
-            "`landscapes` must all have one direction, or all two, and `kind` must be "
-            f"'contour' or 'surface'. Received: {sorted(dimensions)} directions and "
+            "`landscapes` must all have one direction or all have two, and `kind` must "
+            f"be 'contour' or 'surface'. Received: {sorted(dimensions)} directions and "
             f"kind={kind!r}."
         )
     if dimensions == {1}:
         figure = _draw_curves(landscapes)
     else:
         figure = _draw_panels(landscapes, kind, log)
-    return _written(figure, path)
+    return _save_figure(figure, path)
 
 
-def _draw_curves(landscapes: Mapping[str, "Landscape"]) -> Any:
-    figure = _figure(1, width=6)
+def _draw_curves(landscapes: Mapping[str, Losses]) -> Any:
+    figure = _new_figure(1, width=6)
     axes = figure.subplots()
     for i, (name, landscape) in enumerate(landscapes.items()):
-        axes.plot(*landscape.coordinates, landscape.losses, **_line(i, name))
+        axes.plot(*landscape.coordinates, landscape.losses, **_line_style(i, name))
     axes.set_xlabel("distance (multiples of the direction)")
     axes.set_ylabel("loss")
     axes.grid(color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
-    _style(axes)
+    _style_axes(axes)
     return figure
 
 
-def _line(i: int, name: str) -> dict[str, Any]:
-    """How the i-th curve looks, in colour and in print."""
+def _line_style(i: int, name: str) -> dict[str, Any]:
+    """The style of the i-th curve, which differs in colour and in black and white."""
     color, line = COLORS[i % len(COLORS)], LINES[i % len(LINES)]
     return {"color": color, "linestyle": line, "linewidth": 2, "label": name or None}
 
 
-def _draw_panels(landscapes: Mapping[str, "Landscape"], kind: str, log: bool) -> Any:
+def _draw_panels(landscapes: Mapping[str, Losses], kind: str, log: bool) -> Any:
     losses = np.concatenate([a.losses.ravel() for a in landscapes.values()])
     losses = losses[np.isfinite(losses)]
     if not len(losses):
@@ -132,7 +156,7 @@ def _draw_panels(landscapes: Mapping[str, "Landscape"], kind: str, log: bool) ->
     if log and low > 0:
         norm = "log"
         levels = np.geomspace(low, high, _NUM_LEVELS)
-    figure = _figure(len(landscapes))
+    figure = _new_figure(len(landscapes))
     subplot_kw = {"projection": "3d"} if kind == "surface" else {}
     panels = figure.subplots(
         1,
@@ -144,7 +168,7 @@ def _draw_panels(landscapes: Mapping[str, "Landscape"], kind: str, log: bool) ->
     )[0]
     for axes, (name, landscape) in zip(panels, landscapes.items(), strict=True):
         x, y = landscape.coordinates
-        # Rows are of the first coordinate, which matplotlib draws along columns.
+        # Axis 0 of the losses is the first coordinate, and matplotlib takes it for y.
         if kind == "surface":
             grid = np.meshgrid(x, y, indexing="ij")
             axes.plot_surface(
@@ -161,13 +185,13 @@ def _draw_panels(landscapes: Mapping[str, "Landscape"], kind: str, log: bool) ->
         axes.set_title(name)
         axes.set_xlabel("distance, first direction")
         axes.set_ylabel("distance, second direction")
-        _style(axes, columns=len(landscapes))
+        _style_axes(axes, columns=len(landscapes))
         axes.locator_params(axis="y", nbins=5)
     return figure
 
 
 def draw_densities(
-    densities: Mapping[str, "SpectralDensity"],
+    densities: Mapping[str, Spectrum],
     path: str | os.PathLike[str] | None = None,
     *,
     bandwidth: float | None = None,
@@ -175,8 +199,8 @@ def draw_densities(
     """Draw spectral densities of several models into one panel.
 
     Args:
-        densities: By the names that the figure shows.
-        path: Of an image to write, PNG or what else matplotlib knows.
+        densities: A dict from the names that the figure shows to `SpectralDensity`s.
+        path: Path of an image to write, in PNG or another format of matplotlib.
         bandwidth: As in `SpectralDensity.density()`. Defaults to 1 % of the range of
             all nodes.
 
@@ -191,19 +215,19 @@ def draw_densities(
         bandwidth = 0.01 * width
     bandwidth = check_positive("bandwidth", bandwidth)
     points = np.linspace(low - 0.05 * width, high + 0.05 * width, 500)
-    figure = _figure(1, width=6)
+    figure = _new_figure(1, width=6)
     axes = figure.subplots()
     highest = 0.0
     for i, (name, density) in enumerate(densities.items()):
         values = density.density(points, bandwidth=bandwidth)
-        axes.semilogy(points, values, **_line(i, name))
+        axes.semilogy(points, values, **_line_style(i, name))
         highest = max(highest, values.max())
-    # Of n eigenvalues the density of a single one is the least that can be seen.
+    # The axis starts below the density of one eigenvalue, the smallest one to see.
     size = max(density.size for density in densities.values())
     axes.set_ylim(0.1 / (size * bandwidth * np.sqrt(2 * np.pi)), 2 * highest)
     axes.set_xlabel("eigenvalue (loss per squared weight)")
     axes.set_ylabel("density (share per unit)")
     axes.grid(color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
-    _style(axes)
-    return _written(figure, path)
+    _style_axes(axes)
+    return _save_figure(figure, path)

@@ -35,13 +35,13 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What is measured, alike for all models.
+    """The settings of all measurements, the same for all models.
 
     Args:
         variables: `"last_layer"` or `"all"`: the weights of the Hessian.
         k: Number of eigenvalues, >= 1.
-        eps: Size of the perturbations of the divergence, >= 0, relative to the norm of
-            the weights.
+        eps: Size of the divergence's perturbations relative to the norm of the
+            weights, >= 0.
         points: Points along each of the two directions of the landscape, >= 2.
         batch_size: Samples in a batch, >= 1.
 
@@ -65,7 +65,7 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurements:
-    """What is known of one model. Pairs are a mean and its standard error."""
+    """The measurements of one model. Pairs are a mean and its standard error."""
 
     loss: float
     divergence: tuple[float, float]
@@ -78,7 +78,7 @@ def load_data(name: str, model: keras.Model) -> tuple[Array, Array]:
     """Inputs and labels: `"digits"` of scikit-learn, or `x` and `y` of an `.npz` file.
 
     Raises:
-        ValueError: if there is no such file, or if it has no such arrays.
+        ValueError: if there is no such file, or the arrays are missing in it.
     """
     if name == "digits":
         from sklearn.datasets import load_digits
@@ -88,8 +88,8 @@ def load_data(name: str, model: keras.Model) -> tuple[Array, Array]:
         shape = getattr(base_model(model), "input_shape", None)
         if shape is None:
             raise ValueError(
-                "`data` must be an .npz file where a model does not know its input's "
-                f"shape. Received: data='digits' and a {type(model).__name__}."
+                "`data` must be an .npz file if a model does not know the shape of its "
+                f"input. Received: data='digits' and a {type(model).__name__}."
             )
         return images.reshape(-1, *shape[1:]), digits.target
     try:
@@ -98,15 +98,15 @@ def load_data(name: str, model: keras.Model) -> tuple[Array, Array]:
     except (OSError, KeyError, ValueError) as error:
         raise ValueError(
             "`data` must be 'digits' or an .npz file with the arrays x and y, as "
-            f"numpy.savez(file, x=x, y=y) writes it. Received: data={name!r}. {error}"
+            f"numpy.savez(file, x=x, y=y) writes them. Received: data={name!r}. {error}"
         ) from error
 
 
 def load_models(paths: Sequence[Path]) -> dict[str, keras.Model]:
-    """Saved models by their names: those of the files, which must differ.
+    """Saved models by the names of their files, or by whole paths if names repeat.
 
     Raises:
-        ValueError: if there is none, or if a file is no saved model.
+        ValueError: if a file does not hold a compiled model.
     """
     names = [path.stem for path in paths]
     if len(set(names)) != len(names):
@@ -118,9 +118,8 @@ def load_models(paths: Sequence[Path]) -> dict[str, keras.Model]:
             base_model(models[name])
         except (OSError, ValueError, TypeError) as error:
             raise ValueError(
-                "`models` must be files that model.save() of a compiled model wrote. "
-                "Received: "
-                f"{os.fspath(path)!r}. {error}"
+                "`models` must be files that save() of a compiled model wrote. "
+                f"Received: {os.fspath(path)!r}. {error}"
             ) from error
     return models
 
@@ -128,14 +127,14 @@ def load_models(paths: Sequence[Path]) -> dict[str, keras.Model]:
 class Report:
     """Measurements of models on the same data, in a folder.
 
-    What is in the folder from an earlier call, finished or stopped, is not measured
-    again, as long as model, data and settings are the same.
+    Measurements that an earlier call left in the folder, finished or stopped, are used
+    again if model, data and settings are the same.
 
     Args:
-        models: By the names that table and figures show.
-        x: Inputs, arrays.
-        y: Labels, arrays.
-        settings: What to measure.
+        models: A dict from the names that table and figures show to the models.
+        x: Inputs, an array.
+        y: Labels, an array.
+        settings: The settings of all measurements.
         output: The folder.
     """
 
@@ -160,11 +159,11 @@ class Report:
         """Measure all models, showing progress, and draw the figures."""
         for name, model in self.models.items():
             console.print(f"{name}: {self.settings.variables}")
-            self._measure(name, model)
+            self._measure_model(name, model)
         draw_landscapes(self.landscapes, self.output / "landscape.png")
         draw_densities(self.densities, self.output / "density.png")
 
-    def _measure(self, name: str, model: keras.Model) -> None:
+    def _measure_model(self, name: str, model: keras.Model) -> None:
         settings = self.settings
         folder = self.output / f"measured-{self._digest(model)}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -209,7 +208,7 @@ class Report:
         self.measurements[name] = measurements
 
     def _digest(self, model: keras.Model) -> str:
-        """What stands for the model, the data and the settings."""
+        """A name for the combination of model, data and settings."""
         description = asdict(self.settings), model.get_compile_config(), model.to_json()
         digest = hashlib.sha256(repr(description).encode())
         for array in (*model.get_weights(), self._x, self._y):
@@ -221,7 +220,7 @@ class Report:
         settings = self.settings
         rows = {"loss": [f"{m.loss:.4g}" for m in self.measurements.values()]}
         rows[f"model divergence, relative eps {settings.eps:g}"] = [
-            _with_error(m.divergence) for m in self.measurements.values()
+            _format_estimate(m.divergence) for m in self.measurements.values()
         ]
         for i in range(settings.k):
             number = f" {i + 1}" if settings.k > 1 else ""
@@ -229,11 +228,11 @@ class Report:
                 f"{m.eigenvalues[i]:.4g}" for m in self.measurements.values()
             ]
         rows["trace of the Hessian"] = [
-            _with_error(m.trace) for m in self.measurements.values()
+            _format_estimate(m.trace) for m in self.measurements.values()
         ]
         table = Table(
             title=f"Flatness on {len(self._x)} samples, weights: {settings.variables}",
-            caption="± is the standard error over the random vectors or perturbations.",
+            caption="±: standard error over the random vectors or perturbations.",
         )
         table.add_column("")
         for name in self.measurements:
@@ -243,6 +242,6 @@ class Report:
         return table
 
 
-def _with_error(pair: Sequence[float]) -> str:
-    mean, error = pair
+def _format_estimate(estimate: Sequence[float]) -> str:
+    mean, error = estimate
     return f"{mean:.4g} ± {error:.2g}"

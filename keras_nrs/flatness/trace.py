@@ -19,7 +19,7 @@ from keras_nrs.flatness.progress import Progress
 Array = NDArray[Any]
 
 _METHODS = ("hutch++", "hutchinson")
-# Below this many products Hutch++ has no samples from which to tell its error.
+# With fewer products Hutch++ has too few samples to estimate its error.
 _FEWEST_PRODUCTS = 6
 
 
@@ -29,7 +29,7 @@ class Trace:
 
     Attributes:
         value: The estimate, in the unit of the loss per squared weight.
-        standard_error: Its standard error. 0 where the estimate is exact.
+        standard_error: Its standard error, 0 if the estimate is exact.
         num_products: Hessian-vector products used, each of which takes two gradients
             over the data set.
     """
@@ -53,20 +53,16 @@ def hessian_trace(
     """The trace of the Hessian of the compiled loss: the sum of its eigenvalues.
 
     Args:
-        model: As in `hessian_operator`, as are `x` and `y`.
-        x: Inputs, or batches of inputs and labels.
-        y: Labels.
-        method: `"hutchinson"`: the mean of `z.T @ H @ z` over random signs z.
-            `"hutch++"`: the trace on the space that a third of the products span is
-            exact, and Hutchinson's estimator is for the rest only. It is better where
-            a few eigenvalues are large, as they are in trained networks.
-        num_products: Hessian-vector products to use, >= 6. Where they are enough to
-            span the whole space the trace is exact.
-        seed: Of the random vectors.
+        model, x, y: As in `hessian_operator`.
+        method: `"hutchinson"` is the mean of `z.T @ H @ z` over random signs z.
+            `"hutch++"` computes the trace exactly on a subspace that a third of the
+            products span, and uses Hutchinson's estimator for the rest. It has a
+            smaller error if few eigenvalues are large, as in trained networks.
+        num_products: Hessian-vector products to use, >= 6. With one for each selected
+            weight the trace is exact.
+        seed: Seed of the random vectors.
         verbose: 1 to show progress.
-        **options: `variables` (defaults to `"last_layer"`), `curvature`,
-            `regularizers`, `sample_weight`, `batch_size`, `steps` and `checkpoint`, as
-            in `hessian_operator`.
+        **options: The keyword arguments of `hessian_operator`, such as `variables`.
 
     Returns:
         A `Trace`.
@@ -107,14 +103,14 @@ def hessian_trace(
         samples = np.full(2, np.trace(products(np.eye(n))))
         exact = 0.0
     elif method == "hutchinson":
-        signs = _signs(rng, n, num_products)
+        signs = _random_signs(rng, n, num_products)
         samples = np.sum(signs * products(signs), axis=0)
         exact = 0.0
     else:
         third = num_products // 3
-        basis, _ = np.linalg.qr(products(_signs(rng, n, third)))
+        basis, _ = np.linalg.qr(products(_random_signs(rng, n, third)))
         exact = float(np.sum(basis * products(basis)))
-        signs = _signs(rng, n, num_products - 2 * third)
+        signs = _random_signs(rng, n, num_products - 2 * third)
         rest = signs - basis @ (basis.T @ signs)
         samples = np.sum(rest * products(rest), axis=0)
     progress.finish()
@@ -126,5 +122,5 @@ def hessian_trace(
     )
 
 
-def _signs(rng: np.random.Generator, n: int, columns: int) -> Array:
+def _random_signs(rng: np.random.Generator, n: int, columns: int) -> Array:
     return rng.choice([-1.0, 1.0], size=(n, columns))

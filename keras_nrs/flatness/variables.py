@@ -1,10 +1,14 @@
-"""Which of a model's weights a measurement is about."""
+"""The choice of the weights that a measurement is about."""
 
 from collections.abc import Callable
 from collections.abc import Iterator
 from typing import Any
 
 import keras
+
+from keras_nrs.keras_internals import producer
+from keras_nrs.keras_internals import producer_inputs
+from keras_nrs.keras_internals import sublayers
 
 Selection = str | Callable[[Any], bool]
 
@@ -14,9 +18,9 @@ def select(model: Any, variables: Selection) -> list[keras.Variable]:
 
     Args:
         model: A built model, which must not be wrapped.
-        variables: `"last_layer"`: those of the layer that makes the output, or of the
-            last ones with weights before it, one for each output. `"all"`. Or a
-            function of a `keras.Variable`.
+        variables: `"last_layer"`: the weights of the layer that makes an output, or of
+            the last layer with weights before it, for each output. `"all"`. Or a
+            predicate of a `keras.Variable`.
 
     Raises:
         TypeError, ValueError: if `variables` is not as described, or selects nothing.
@@ -50,30 +54,27 @@ def select(model: Any, variables: Selection) -> list[keras.Variable]:
 def last_layers(model: Any) -> list[keras.Layer]:
     """The last layers with trainable weights, one for each output.
 
-    Of a subclassed model it is the one that was made last: Keras does not know which
-    layer makes the output.
+    Keras does not know which layer makes the output of a subclassed model. There it is
+    the layer that was made last.
     """
     outputs = keras.tree.flatten(getattr(model, "outputs", None) or [])
-    histories = [getattr(output, "_keras_history", None) for output in outputs]
-    if not outputs or not all(histories):
-        own = [layer for layer in model._layers if layer.trainable_variables]
-        if not own:
+    if not outputs or None in map(producer, outputs):
+        with_weights = [s for s in sublayers(model) if s.trainable_variables]
+        if not with_weights:
             return [model] if model.trainable_variables else []
-        return last_layers(own[-1])
-    found = {
-        id(layer): layer for output in outputs for layer in _with_weights_before(output)
-    }
-    return list(found.values())
+        return last_layers(with_weights[-1])
+    layers = [layer for output in outputs for layer in _last_with_weights(output)]
+    return list({id(layer): layer for layer in layers}.values())
 
 
-def _with_weights_before(output: Any) -> Iterator[keras.Layer]:
-    """The first layers with trainable weights on the ways back from an output."""
-    operation, node_index, _ = output._keras_history
+def _last_with_weights(output: Any) -> Iterator[keras.Layer]:
+    """The first layers with trainable weights on the paths back from an output."""
+    operation = producer(output)
     if getattr(operation, "trainable_variables", None):
         if isinstance(operation, keras.Model):
             yield from last_layers(operation)
         else:
             yield operation
         return
-    for parent in operation._inbound_nodes[node_index].input_tensors:
-        yield from _with_weights_before(parent)
+    for tensor in producer_inputs(output):
+        yield from _last_with_weights(tensor)

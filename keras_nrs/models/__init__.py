@@ -1,9 +1,9 @@
 """The paper's networks, as functional Keras models that return float32 logits.
 
-For images of 32 x 32 and other small ones: `vgg16`, `resnet18`, `wide_resnet`,
-`pyramidnet` and `vit`. For images of 224 x 224: `imagenet_vgg16`, `imagenet_resnet50`
-and `imagenet_resnet101`, which come from `keras.applications`. All are initialized as
-in the original papers and have no penalty on their weights: see `with_l2`.
+For small images, such as 32 x 32: `vgg16`, `resnet18`, `wide_resnet`, `pyramidnet` and
+`vit`. For images of 224 x 224: `imagenet_vgg16`, `imagenet_resnet50` and
+`imagenet_resnet101`, which come from `keras.applications`. All are initialized as in
+the original papers. `with_l2` adds weight penalties, of which they have none.
 """
 
 from keras_nrs.models.imagenet import imagenet_resnet50 as imagenet_resnet50

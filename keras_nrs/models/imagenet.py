@@ -17,7 +17,7 @@ from keras_nrs.models.layers import with_config
 _SMALLEST_SIDE = 32
 
 
-def _check(input_shape: Shape, num_classes: int) -> None:
+def _check_arguments(input_shape: Shape, num_classes: int) -> None:
     image_input(input_shape, num_classes)
     if min(input_shape[:2]) < _SMALLEST_SIDE:
         raise ValueError(
@@ -29,7 +29,7 @@ def _check(input_shape: Shape, num_classes: int) -> None:
 def _resnet(
     application: Callable[..., keras.Model], input_shape: Shape, num_classes: int
 ) -> keras.Model:
-    _check(input_shape, num_classes)
+    _check_arguments(input_shape, num_classes)
     model = application(
         weights=None,
         input_shape=tuple(input_shape),
@@ -43,7 +43,7 @@ def _resnet(
         if has_kernel(layer):
             changed["kernel_initializer"] = HE_FAN_IN
         if layer is last_layer:
-            # As in the other networks: logits, whatever the dtype policy.
+            # Logits in float32 under every dtype policy, as in the other networks.
             changed["dtype"] = "float32"
         return changed
 
@@ -55,10 +55,10 @@ def imagenet_vgg16(
 ) -> keras.Model:
     """VGG16 for ImageNet, without BatchNorm: 138.4 million parameters.
 
-    Initialized by Glorot and Bengio's procedure, which the paper says is enough.
+    Initialized by Glorot and Bengio's procedure, which the paper calls sufficient.
 
     Args:
-        input_shape: Height, width and channels; sides of 32 and more.
+        input_shape: Height, width and channels. Height and width are >= 32.
         num_classes: Number of logits, >= 2.
         dropout: Rate after the two dense layers of 4,096 units.
 
@@ -71,9 +71,9 @@ def imagenet_vgg16(
     References:
         Simonyan and Zisserman (2015), https://arxiv.org/abs/1409.1556
     """
-    _check(input_shape, num_classes)
+    _check_arguments(input_shape, num_classes)
     check_rate("dropout", dropout)
-    # The network of `keras.applications` has no dropout, and the paper's has.
+    # The paper's network has dropout, and that of `keras.applications` has not.
     convolutions = keras.applications.VGG16(
         include_top=False, weights=None, input_shape=tuple(input_shape)
     )

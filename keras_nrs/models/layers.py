@@ -6,31 +6,31 @@ from typing import Any
 
 import keras
 from keras import layers
-from keras.src.models.functional import Functional
 
 from keras_nrs._checks import check_int
 from keras_nrs._checks import check_nonnegative
+from keras_nrs.keras_internals import Functional
 
 Tensor = Any
 Shape = tuple[int, ...]
 
-# He et al. (2015), equation 10: keeps the variance of activations.
+# Equation 10 of He et al. (2015), which keeps the variance of activations.
 HE_FAN_IN = keras.initializers.VarianceScaling(2.0, "fan_in", "untruncated_normal")
-# Their equation 14, of gradients: what the code of later residual networks uses.
+# Their equation 14, which keeps the variance of gradients. Later networks use it.
 HE_FAN_OUT = keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
 
-# Arguments of Keras's layers.
+# Arguments of Keras's layers that take a kernel's penalty.
 _PENALTIES = {f"{name}_regularizer" for name in ("kernel", "depthwise", "pointwise")}
 
 
 def image_input(
     input_shape: Shape, num_classes: int, multiple_of: int = 1, name: str = "images"
 ) -> Tensor:
-    """The input of a network, once its two arguments are known to be good.
+    """The input of a network, after a check of its first two arguments.
 
     Raises:
-        ValueError: if `input_shape` is not that of images whose sides are multiples of
-            `multiple_of`, or `num_classes` is below 2.
+        TypeError, ValueError: if `input_shape` is not the shape of images with sides
+            that are multiples of `multiple_of`, or `num_classes` is below 2.
     """
     check_int("num_classes", num_classes, minimum=2)
     is_shape = isinstance(input_shape, tuple | list) and len(input_shape) == 3
@@ -57,7 +57,7 @@ def conv(
     strides: int = 1,
     initializer: keras.Initializer = HE_FAN_OUT,
 ) -> layers.Conv2D:
-    """A convolution without bias, for BatchNorm follows."""
+    """A convolution without bias, because BatchNorm follows."""
     return layers.Conv2D(
         filters,
         kernel_size,
@@ -74,34 +74,34 @@ def batch_norm() -> layers.BatchNormalization:
 
 
 def batch_norm_relu(x: Tensor) -> Tensor:
-    """BatchNorm and the rectifier after it."""
+    """BatchNorm and a ReLU after it."""
     return layers.ReLU()(batch_norm()(x))
 
 
 def logits(x: Tensor, num_classes: int, **arguments: Any) -> Tensor:
-    """The last layer: float32 under every dtype policy."""
+    """The last layer, in float32 under every dtype policy."""
     return layers.Dense(int(num_classes), dtype="float32", name="logits", **arguments)(
         x
     )
 
 
 def with_l2(model: keras.Model, weight_decay: float) -> keras.Model:
-    """A new model with `weight_decay / 2 * ||kernel||^2` of each kernel in its loss.
+    """A new model with a loss `weight_decay / 2 * ||kernel||^2` for each kernel.
 
-    With plain SGD this is weight decay; with momentum it is coupled weight decay, as
-    the paper's convolutional networks use. Biases and the scales of normalization
-    layers have no penalty. The penalty counts once, on theta.
+    With SGD this is the coupled weight decay of the paper's convolutional networks.
+    Biases and the scales of normalization layers have no penalty. The penalty counts
+    once, at theta.
 
     Args:
-        model: A functional or sequential model. It is not changed.
+        model: A functional or sequential model, which stays as it is.
         weight_decay: Coefficient of the kernels in the gradient, >= 0.
 
     Returns:
-        A model of the same layers with new weights, initialized alike.
+        A model of the same layers with new weights from the same initializers.
 
     Raises:
-        TypeError, ValueError: if an argument is not as described, or a layer of the
-            model is a model.
+        TypeError, ValueError: if an argument is not as described, or the model contains
+            another model.
 
     Example:
         >>> import keras
@@ -113,16 +113,16 @@ def with_l2(model: keras.Model, weight_decay: float) -> keras.Model:
     if not isinstance(model, keras.Sequential | Functional):
         raise TypeError(
             "`model` must be a functional or sequential model. Received: model="
-            f"{model!r} of type {type(model).__name__}. Of a wrapped one pass "
-            "keras_nrs.unwrap(model)."
+            f"{model!r} of type {type(model).__name__}. Pass keras_nrs.unwrap(model) "
+            "if it is wrapped."
         )
     penalty = keras.regularizers.L2(check_nonnegative("weight_decay", weight_decay) / 2)
 
     def changes(layer: keras.Layer) -> dict[str, Any]:
         if isinstance(layer, keras.Model):
             raise ValueError(
-                "`model` must not have models among its layers. Received: a model with "
-                f"{layer.name!r}. Build both from the same inputs."
+                "`model` must not contain another model. Received: a model with "
+                f"{layer.name!r} among its layers. Build both from the same inputs."
             )
         return dict.fromkeys(_PENALTIES & layer.get_config().keys(), penalty)
 
@@ -137,11 +137,11 @@ def has_kernel(layer: keras.Layer) -> bool:
 def with_config(
     model: keras.Model, changes: Callable[[keras.Layer], dict[str, Any]]
 ) -> keras.Model:
-    """A new model whose layers were made with other arguments.
+    """A new model whose layers have other arguments.
 
     Args:
         model: A functional or sequential model.
-        changes: Gives for each layer the arguments that change.
+        changes: A function from a layer to the arguments that change.
     """
 
     def clone(layer: keras.Layer) -> keras.Layer:

@@ -23,7 +23,7 @@ def _block(x: Tensor, filters: int, strides: int) -> Tensor:
     y = batch_norm()(y)
     if strides > 1:
         x = layers.AveragePooling2D(strides, padding="same")(x)
-    # The shortcut has no weights: the channels that it lacks are zeros.
+    # The shortcut has no weights. Zeros fill its missing channels.
     missing = y.shape[-1] - x.shape[-1]
     return layers.add([y, ops.pad(x, ((0, 0), (0, 0), (0, 0), (0, missing)))])
 
@@ -35,14 +35,14 @@ def pyramidnet(
     depth: int = 164,
     widening: int = 270,
 ) -> keras.Model:
-    """PyramidNet of bottleneck blocks that widen linearly: 27.2 million parameters.
+    """PyramidNet, whose bottleneck blocks widen linearly: 27.2 million parameters.
 
     Args:
         input_shape: Height, width and channels.
         num_classes: Number of logits, >= 2.
         depth: Number of convolutions, 2 more than a multiple of 9.
-        widening: Filters that the blocks gain in all, >= 0. The accuracies published
-            for 270 are those of Table 1; 48 makes a small network.
+        widening: Number of filters that all blocks together gain, >= 0. Table 1 has
+            270; 48 makes a small network.
 
     Returns:
         A model of inputs `(batch, *input_shape)` and logits `(batch, num_classes)`.

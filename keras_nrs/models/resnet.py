@@ -24,8 +24,8 @@ def _block(x: Tensor, filters: int, strides: int) -> Tensor:
 def resnet18(input_shape: Shape = (32, 32, 3), num_classes: int = 10) -> keras.Model:
     """ResNet18 whose first convolution keeps the resolution: 11.2 million parameters.
 
-    For images of 32 x 32 the convolution of 7 x 7 with stride 2 and the pooling after
-    it become one convolution of 3 x 3; the rest is the network for ImageNet.
+    One convolution of 3 x 3 replaces the convolution of 7 x 7 with stride 2 and the
+    pooling of the network for ImageNet. All else is the same.
 
     Args:
         input_shape: Height, width and channels.

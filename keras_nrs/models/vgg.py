@@ -19,15 +19,15 @@ def vgg16(
 ) -> keras.Model:
     """VGG16 with BatchNorm and dropout: 15.0 million parameters for 10 classes.
 
-    The 13 convolutions of VGG16 and two dense layers of 512 units and of the classes,
-    the usual form for images of 32 x 32.
+    The usual form for images of 32 x 32: the 13 convolutions of VGG16, a dense layer of
+    512 units, and a dense layer of the classes.
 
     Args:
-        input_shape: Height, width and channels. Sides are multiples of 32, or smaller
-            powers of 2.
+        input_shape: Height, width and channels. Height and width are multiples of 32,
+            or smaller powers of 2.
         num_classes: Number of logits, >= 2.
-        dropout: Rate before each of the dense layers. Between the convolutions of a
-            block it is 4 / 5 of this, after the first 3 / 5, as published.
+        dropout: Rate before each dense layer. As published, the rate is 4 / 5 of it
+            between the convolutions of a block, and 3 / 5 of it in the first block.
 
     Returns:
         A model of inputs `(batch, *input_shape)` and logits `(batch, num_classes)`.

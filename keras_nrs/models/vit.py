@@ -54,7 +54,7 @@ class ClassTokenAndPositions(layers.Layer):  # type: ignore[misc]
         return batch, length + 1, hidden
 
 
-def _size(size: Any) -> _Size:
+def _parse_size(size: Any) -> _Size:
     if isinstance(size, str):
         return SIZES[check_choice("size", size, SIZES)]
     try:
@@ -71,14 +71,14 @@ def _size(size: Any) -> _Size:
     return _Size(hidden, heads)
 
 
-def _normalized(x: Tensor) -> Tensor:
+def _layer_norm(x: Tensor) -> Tensor:
     return layers.LayerNormalization(epsilon=1e-6)(x)
 
 
 def _attention(x: Tensor, heads: int, dropout: float) -> Tensor:
     hidden = x.shape[-1]
-    # Glorot's bound for a matrix from `hidden` to `hidden`, which the kernels are that
-    # Keras keeps in three dimensions, and takes for convolutions when it initializes.
+    # Glorot's bound for a matrix from `hidden` to `hidden`. Keras stores these matrices
+    # in three dimensions, and would initialize them like the kernels of convolutions.
     bound = (6 / (hidden + hidden)) ** 0.5
     return layers.MultiHeadAttention(
         heads,
@@ -110,14 +110,15 @@ def vit(
     """Vision transformer with a class token: 5.4, 21.3 or 85.1 million parameters.
 
     Args:
-        input_shape: Height, width and channels; sides are multiples of `patch_size`.
+        input_shape: Height, width and channels. Height and width are multiples of
+            `patch_size`.
         num_classes: Number of logits, >= 2.
         size: `"ti"` (192 hidden units, 3 heads), `"s"` (384, 6) or `"b"` (768, 12), or
-            two such numbers, the first a multiple of the second. The two dense layers
-            of a block have 4 times the hidden units between them.
+            a pair (hidden units, heads), the first a multiple of the second. The MLP of
+            a block has 4 times as many units between its two layers.
         patch_size: Side of the square patches, in pixels.
         depth: Number of blocks, >= 1.
-        dropout: Rate after each dense layer of a block and in the attention.
+        dropout: Rate after each dense layer of a block, and in the attention.
 
     Returns:
         A model of inputs `(batch, *input_shape)` and logits `(batch, num_classes)`.
@@ -128,7 +129,7 @@ def vit(
     References:
         Dosovitskiy et al. (2021), https://arxiv.org/abs/2010.11929
     """
-    hidden, heads = _size(size)
+    hidden, heads = _parse_size(size)
     check_int("patch_size", patch_size, minimum=1)
     check_int("depth", depth, minimum=1)
     check_rate("dropout", dropout)
@@ -140,9 +141,9 @@ def vit(
     if dropout:
         x = layers.Dropout(dropout)(x)
     for _ in range(depth):
-        x = layers.add([x, _attention(_normalized(x), heads, dropout)])
-        x = layers.add([x, _mlp(_normalized(x), dropout)])
-    class_token = _normalized(x)[:, 0]
+        x = layers.add([x, _attention(_layer_norm(x), heads, dropout)])
+        x = layers.add([x, _mlp(_layer_norm(x), dropout)])
+    class_token = _layer_norm(x)[:, 0]
     outputs = logits(class_token, num_classes, kernel_initializer="zeros")
     name = size if isinstance(size, str) else f"{hidden}_{heads}"
     return keras.Model(inputs, outputs, name=f"vit_{name}_{patch_size}")

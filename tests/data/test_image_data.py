@@ -152,8 +152,8 @@ def test_the_papers_sets_load(
     [
         ({"name": "cifar1"}, "`name`.*'cifar1'.*'cifar10'"),
         ({"name": "coco"}, "features 'image' and 'label'.*'coco'"),
-        ({"name": "imagenet2012"}, "several sizes.*image_size"),
-        ({"augmentation": "cutout"}, "leave nothing of the images"),
+        ({"name": "imagenet2012"}, "`image_size`.*differ in size"),
+        ({"augmentation": "cutout"}, "cover whole images"),
         ({"augmentation": "much"}, "`augmentation` must be one of"),
         ({"batch_size": 2_000}, "`batch_size`.*1 to 1000.*2000"),
         ({"batch_size": 5, "num_shards": 2}, "multiple of num_shards=2"),

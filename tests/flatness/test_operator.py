@@ -22,37 +22,37 @@ RTOL = {"float32": 1e-5, "float64": 1e-12}
 
 
 # On PyTorch Keras divides by the number of samples in float32, here without rounding.
-@pytest.mark.parametrize(
-    ("dtype", "batch_size"),
-    [("float32", 32), ("float32", 10), ("float64", 32), ("float64", 16)],
-)
-def test_equals_the_dense_hessian(dtype: str, batch_size: int) -> None:
+@pytest.mark.parametrize(("dtype", "smaller_batch"), [("float32", 10), ("float64", 16)])
+def test_equals_the_dense_hessian(dtype: str, smaller_batch: int) -> None:
     """For all weights, over one batch and over several."""
     with hessians.precision(dtype):
         model = hessians.classifier()
         x, y = hessians.data(32)
-        operator = hessian_operator(model, x, y, variables="all", batch_size=batch_size)
         expected = hessians.dense_hessian(
             model, x, y, model.trainable_variables, regularizers=True
         )
-        assert operator.shape == expected.shape == (215, 215)
-        assert relative_error(operator.to_dense(), expected) < RTOL[dtype]
         vector = np.random.default_rng(0).normal(size=215)
-        product = operator @ vector
-    assert product.dtype == "float64"
-    np.testing.assert_allclose(
-        product, expected @ vector, rtol=0, atol=100 * RTOL[dtype]
-    )
+        for batch_size in (32, smaller_batch):
+            operator = hessian_operator(
+                model, x, y, variables="all", batch_size=batch_size
+            )
+            assert operator.shape == expected.shape == (215, 215)
+            assert relative_error(operator.to_dense(), expected) < RTOL[dtype]
+            product = operator @ vector
+            assert product.dtype == "float64"
+            np.testing.assert_allclose(
+                product, expected @ vector, rtol=0, atol=100 * RTOL[dtype]
+            )
 
 
-@pytest.mark.parametrize("regularizers", [True, False])
-def test_convolutions_and_penalties(regularizers: bool) -> None:
+def test_convolutions_and_penalties() -> None:
     x, y = image_data(32)
     model = cnn(penalty=0.1, dropout=0.5, seed=0)
     model.fit(x, y, verbose=0)
-    for variables in (
-        lambda v: "conv" in v.path or "dense" in v.path,
-        lambda v: "bias" in v.path,
+    for regularizers, variables in (
+        (True, lambda v: "conv" in v.path or "dense" in v.path),
+        (False, lambda v: "conv" in v.path or "dense" in v.path),
+        (True, lambda v: "bias" in v.path),
     ):
         operator = hessian_operator(
             model, x, y, variables=variables, regularizers=regularizers, batch_size=16
@@ -106,7 +106,7 @@ def test_fisher_information_is_the_gauss_newton_matrix() -> None:
     probabilities.compile(loss="sparse_categorical_crossentropy")
     for model in (logits, probabilities):
         operator = hessian_operator(
-            model, x, y, variables="all", curvature="fisher", batch_size=5
+            model, x, y, variables="all", curvature="fisher", batch_size=8
         )
         fisher = operator.to_dense()
         # A central difference has an error of the order of the squared step.
@@ -142,9 +142,9 @@ def test_attention_batch_norm_dropout_and_several_outputs() -> None:
         "value": rng.normal(size=(24, 1)).astype("float32"),
     }
     model = multi_output()
-    operator = hessian_operator(model, tokens, y, batch_size=10)
+    operator = hessian_operator(model, tokens, y)
     assert {v.path.split("/")[0] for v in operator.variables} == {"classes", "value"}
-    full = hessian_operator(model, tokens, y, variables="all", batch_size=10)
+    full = hessian_operator(model, tokens, y, variables="all", batch_size=12)
     vector = np.random.default_rng(1).normal(size=full.shape[0])
     vector /= np.linalg.norm(vector)
     values = [ops.convert_to_numpy(v) for v in model.trainable_variables]
@@ -154,7 +154,7 @@ def test_attention_batch_norm_dropout_and_several_outputs() -> None:
         direction = full.as_direction(vector)
         for v, w, d in zip(model.trainable_variables, values, direction, strict=True):
             v.assign(w + distance * d)
-        result: float = model.evaluate(tokens, y, batch_size=10, verbose=0)[0]
+        result: float = model.evaluate(tokens, y, batch_size=12, verbose=0)[0]
         return result
 
     step = 0.05

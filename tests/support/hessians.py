@@ -98,17 +98,22 @@ def _hessian(function: Any, point: Any) -> Any:
     if BACKEND == "jax":
         import jax
 
-        return jax.hessian(function)(point)
+        # As one program, because JAX would compile each operation by itself.
+        return jax.jit(jax.hessian(function))(point)
     if BACKEND == "tensorflow":
         import tensorflow as tf
 
-        with tf.GradientTape(persistent=True) as outer:
-            outer.watch(point)
-            with tf.GradientTape() as inner:
-                inner.watch(point)
-                value = function(point)
-            gradient = inner.gradient(value, point)
-        return outer.jacobian(gradient, point, experimental_use_pfor=False)
+        @tf.function
+        def hessian(point: Any) -> Any:
+            with tf.GradientTape(persistent=True) as outer:
+                outer.watch(point)
+                with tf.GradientTape() as inner:
+                    inner.watch(point)
+                    value = function(point)
+                gradient = inner.gradient(value, point)
+            return outer.jacobian(gradient, point, experimental_use_pfor=False)
+
+        return hessian(point)
     import torch
 
     return torch.autograd.functional.hessian(function, point)

@@ -34,6 +34,18 @@ if BACKEND == "tensorflow":
     )
 
 
+# What cannot be imported, or takes seconds, and has no doctest.
+collect_ignore_glob = [
+    pattern
+    for other in ("jax", "tensorflow", "torch")
+    if other != BACKEND
+    for pattern in (f"keras_nrs/backend/{other}/*", f"keras_nrs/trainers/{other}.py")
+]
+collect_ignore_glob += [
+    f"tests/{folder}/[!t]*.py" for folder in ("benchmarks", "compatibility", "support")
+]
+
+
 def pytest_configure(config: pytest.Config) -> None:
     for backend in ("jax", "tensorflow", "torch"):
         config.addinivalue_line("markers", f"only_{backend}: runs on {backend} only")

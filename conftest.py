@@ -5,9 +5,9 @@ import tempfile
 from pathlib import Path
 
 # Each of pytest's processes prepares data sets for itself.
+_NAMES = [os.environ.get(n, "") for n in ("KERAS_BACKEND", "PYTEST_XDIST_WORKER")]
 os.environ["TFDS_DATA_DIR"] = str(
-    Path(tempfile.gettempdir())
-    / f"keras_nrs-tfds-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"
+    Path(tempfile.gettempdir()) / "-".join(["keras_nrs-tfds", *_NAMES])
 )
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # The suite compiles hundreds of tiny programs and runs each for a moment. On the CPU

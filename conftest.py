@@ -5,9 +5,10 @@ import tempfile
 from pathlib import Path
 
 # Each of pytest's processes prepares data sets for itself.
-_NAMES = [os.environ.get(n, "") for n in ("KERAS_BACKEND", "PYTEST_XDIST_WORKER")]
 os.environ["TFDS_DATA_DIR"] = str(
-    Path(tempfile.gettempdir()) / "-".join(["keras_nrs-tfds", *_NAMES])
+    Path(tempfile.gettempdir())
+    / f"keras_nrs-tfds-{os.environ.get('KERAS_BACKEND', '')}"
+    f"-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"
 )
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # The suite compiles hundreds of tiny programs and runs each for a moment. On the CPU
@@ -50,11 +51,17 @@ def pytest_configure(config: pytest.Config) -> None:
     for backend in ("jax", "tensorflow", "torch"):
         config.addinivalue_line("markers", f"only_{backend}: runs on {backend} only")
     config.addinivalue_line("markers", "not_torch: what PyTorch does in another way")
+    config.addinivalue_line("markers", "matrix: slow, except on PyTorch")
     config.addinivalue_line("markers", "several_devices: not in Keras on PyTorch")
 
 
+@pytest.hookimpl(tryfirst=True)  # Before slow tests are left out.
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leave out, rather than skip, what only other backends can do."""
+    if BACKEND != "torch":
+        for item in items:
+            if item.get_closest_marker("matrix"):
+                item.add_marker(pytest.mark.slow)
     others = {f"only_{b}" for b in ("jax", "tensorflow", "torch") if b != BACKEND}
     mine = f"only_{BACKEND}"
     if BACKEND == "torch":

@@ -16,6 +16,7 @@ from tests.support.data import data_loader
 from tests.support.data import endless_generator
 from tests.support.data import image_data
 from tests.support.data import tf_dataset
+from tests.support.matrix import rest
 from tests.support.networks import Subclassed
 from tests.support.networks import cnn
 from tests.support.networks import compile_classifier
@@ -171,7 +172,7 @@ def test_three_backends_reach_the_same_weights() -> None:
 @pytest.mark.parametrize(
     "arguments", [{"scheme": "baseline"}, {"eps": 0.0, "alpha": 0.0, "beta": 0.0}]
 )
-@pytest.mark.parametrize("kind", ["sequential", "subclassed"])
+@pytest.mark.parametrize("kind", ["sequential", *rest("subclassed")])
 def test_nothing_regularized_is_bare_keras(
     kind: str, arguments: dict[str, Any]
 ) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 # Each of pytest's processes prepares data sets for itself.
 os.environ["TFDS_DATA_DIR"] = str(
     Path(tempfile.gettempdir())
-    / f"keras_nrs-tfds-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"
+    / f"keras_nrs-tfds-{os.environ.get('KERAS_BACKEND', '')}"
+    f"-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"
 )
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # The suite compiles hundreds of tiny programs and runs each for a moment. On the CPU
@@ -34,15 +35,33 @@ if BACKEND == "tensorflow":
     )
 
 
+# What cannot be imported, or takes seconds, and has no doctest.
+collect_ignore_glob = [
+    pattern
+    for other in ("jax", "tensorflow", "torch")
+    if other != BACKEND
+    for pattern in (f"keras_nrs/backend/{other}/*", f"keras_nrs/trainers/{other}.py")
+]
+collect_ignore_glob += [
+    f"tests/{folder}/[!t]*.py" for folder in ("benchmarks", "compatibility", "support")
+]
+
+
 def pytest_configure(config: pytest.Config) -> None:
     for backend in ("jax", "tensorflow", "torch"):
         config.addinivalue_line("markers", f"only_{backend}: runs on {backend} only")
     config.addinivalue_line("markers", "not_torch: what PyTorch does in another way")
+    config.addinivalue_line("markers", "matrix: slow, except on PyTorch")
     config.addinivalue_line("markers", "several_devices: not in Keras on PyTorch")
 
 
+@pytest.hookimpl(tryfirst=True)  # Before slow tests are left out.
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leave out, rather than skip, what only other backends can do."""
+    if BACKEND != "torch":
+        for item in items:
+            if item.get_closest_marker("matrix"):
+                item.add_marker(pytest.mark.slow)
     others = {f"only_{b}" for b in ("jax", "tensorflow", "torch") if b != BACKEND}
     mine = f"only_{BACKEND}"
     if BACKEND == "torch":

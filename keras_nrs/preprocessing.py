@@ -39,7 +39,7 @@ def _methods_class(pipeline_model: type) -> type:
     on another model.
     """
 
-    def preprocess_samples(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def preprocess_samples(self: _KerasModelMethods, *args: Any, **kwargs: Any) -> Any:
         return self.owner.base_model.preprocess_samples(*args, **kwargs)
 
     return type(

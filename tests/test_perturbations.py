@@ -4,10 +4,8 @@ Every p-value must exceed 1e-4. There are about 40 for each backend, each with a
 seed: a correct program had a chance below 0.5 % to need another seed.
 """
 
-import contextlib
 import functools
 import math
-from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +23,8 @@ from keras_nrs.perturbations import LayerwiseBall
 from keras_nrs.perturbations import Perturbation
 from keras_nrs.perturbations import RelativeBall
 from keras_nrs.perturbations import ReleasedCode
+from tests.support.arrays import ULP
+from tests.support.precision import precision
 from tests.support.statistics import LEVEL
 from tests.support.statistics import key
 from tests.support.statistics import max_correlation_p_value
@@ -35,22 +35,8 @@ CLASSES = (Ball, RelativeBall, LayerwiseBall, ReleasedCode)
 NUM_SAMPLES = 10_000
 SHAPES = ((3, 2), (4,), (3, 2))
 SIZE = 16
-ULP = 2.0**-24
 # Rounding of a norm of SIZE float32 numbers, and the margin that Ball leaves.
 NORM_RTOL = (SIZE + 8) * ULP + 2.0**-20
-
-
-@contextlib.contextmanager
-def double_precision() -> Iterator[None]:
-    with contextlib.ExitStack() as stack:
-        if BACKEND == "jax":
-            import jax
-
-            stack.enter_context(jax.enable_x64(True))
-        floatx = keras.config.floatx()
-        stack.callback(keras.config.set_floatx, floatx)
-        keras.config.set_floatx("float64")
-        yield
 
 
 def to_numpy(tensors: Sequence[Any]) -> list[np.ndarray]:
@@ -323,7 +309,7 @@ def test_float16_norms_do_not_overflow() -> None:
 
 @pytest.mark.parametrize("cls", CLASSES)
 def test_float64_weights(cls: type[Perturbation]) -> None:
-    with double_precision():
+    with precision("float64"):
         weights = weights_like(dtype="float64")
         deltas = cls(radius="sphere").sample(weights, 0.3, 0)  # type: ignore[call-arg]
         for delta in deltas:

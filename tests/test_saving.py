@@ -1,7 +1,6 @@
 """Saving an `NRSModel`, and going on where it was saved."""
 
-import subprocess
-import sys
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,11 @@ from tests.support.processes import run_python
 
 CONTINUE = """
 import sys
-import keras, numpy as np, keras_nrs
+import keras, numpy as np
+bare = keras.saving.load_model(sys.argv[3])
+assert type(bare) is keras.Sequential and bare.compiled
+assert "keras_nrs" not in sys.modules
+import keras_nrs
 from tests.support.asserts import numpy_values
 from tests.support.data import image_data
 x, y = image_data()
@@ -33,21 +36,40 @@ np.savez(sys.argv[2], *numpy_values(nrs.variables + nrs.optimizer.variables))
 """
 
 
-def trained(epochs: int) -> Any:
+def new() -> Any:
     """Dropout, BatchNorm, Adam, every random state that there is."""
     keras.utils.set_random_seed(0)
     model = cnn(dropout=0.5, seed=11, penalty=1e-3, compile=False)
     compile_classifier(model, optimizer=keras.optimizers.Adam(0.01))
-    nrs = keras_nrs.wrap(model, eps=0.3, perturbation="relative", interval=2)
+    return keras_nrs.wrap(model, eps=0.3, perturbation="relative", interval=2)
+
+
+def fit(nrs: Any, epochs: int, *callbacks: Any) -> Any:
     x, y = image_data()
-    nrs.fit(x, y, batch_size=16, epochs=epochs, shuffle=False, verbose=0)
+    nrs.fit(
+        x,
+        y,
+        batch_size=16,
+        epochs=epochs,
+        shuffle=False,
+        verbose=0,
+        callbacks=list(callbacks),
+    )
     return nrs
 
 
-def test_continued_in_a_new_process_is_uninterrupted(tmp_path: Path) -> None:
-    path = tmp_path / "half way.keras"
+@functools.cache
+def trained(epochs: int) -> Any:
+    """Shared between tests, none of which may change it."""
+    return fit(new(), epochs)
+
+
+def test_a_new_process_goes_on_as_if_uninterrupted(tmp_path: Path) -> None:
+    """And it loads the unwrapped model without keras_nrs."""
+    path, bare = tmp_path / "half way.keras", tmp_path / "bare.keras"
     trained(2).save(path)
-    run_python(CONTINUE, path, tmp_path / "end.npz")
+    keras_nrs.unwrap(trained(2)).save(bare)
+    run_python(CONTINUE, path, tmp_path / "end.npz", bare)
     whole = trained(4)
     with np.load(tmp_path / "end.npz") as end:
         assert_equal(
@@ -57,7 +79,7 @@ def test_continued_in_a_new_process_is_uninterrupted(tmp_path: Path) -> None:
 
 
 def test_save_and_load_is_the_identity(tmp_path: Path) -> None:
-    nrs = trained(1)
+    nrs = fit(new(), 1)
     nrs.eps = 0.7
     nrs.save(tmp_path / "nrs.keras")
     loaded = keras.saving.load_model(tmp_path / "nrs.keras")
@@ -100,14 +122,14 @@ def test_perturbation_that_cannot_be_saved_says_so(tmp_path: Path) -> None:
 
 
 def test_load_without_compiling(tmp_path: Path) -> None:
-    trained(1).save(tmp_path / "nrs.keras")
+    trained(2).save(tmp_path / "nrs.keras")
     assert not keras.saving.load_model(tmp_path / "nrs.keras", compile=False).compiled
 
 
 def test_weights_file(tmp_path: Path) -> None:
-    nrs, path = trained(1), tmp_path / "nrs.weights.h5"
+    nrs, path = trained(2), tmp_path / "nrs.weights.h5"
     nrs.save_weights(path)
-    other = trained(2)
+    other = fit(new(), 1)
     other.load_weights(path)
     assert_equal(
         numpy_values(nrs.variables + nrs.optimizer.variables),
@@ -118,18 +140,7 @@ def test_weights_file(tmp_path: Path) -> None:
 def test_weights_file_of_another_model(tmp_path: Path) -> None:
     cnn().save_weights(tmp_path / "bare.weights.h5")
     with pytest.raises(ValueError, match="unwrap"):
-        trained(0).load_weights(tmp_path / "bare.weights.h5")
-
-
-def test_unwrapped_model_saves_without_keras_nrs(tmp_path: Path) -> None:
-    nrs, path = trained(1), tmp_path / "bare.keras"
-    keras_nrs.unwrap(nrs).save(path)
-    script = (
-        "import keras, sys; m = keras.saving.load_model(sys.argv[1]);"
-        "assert type(m) is keras.Sequential and m.compiled;"
-        "assert 'keras_nrs' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", script, str(path)], check=True)
+        new().load_weights(tmp_path / "bare.weights.h5")
 
 
 def test_backup_and_restore(tmp_path: Path) -> None:
@@ -140,22 +151,12 @@ def test_backup_and_restore(tmp_path: Path) -> None:
             if epoch == 2:
                 raise KeyboardInterrupt
 
-    def fit(nrs: Any, *callbacks: Any) -> None:
-        x, y = image_data()
-        nrs.fit(
-            x,
-            y,
-            batch_size=16,
-            epochs=4,
-            shuffle=False,
-            verbose=0,
-            callbacks=[keras.callbacks.BackupAndRestore(tmp_path), *callbacks],
-        )
+    def backup() -> keras.callbacks.Callback:
+        return keras.callbacks.BackupAndRestore(tmp_path)
 
     with pytest.raises(KeyboardInterrupt):
-        fit(trained(0), Interrupt())
-    resumed = trained(0)
-    fit(resumed)
+        fit(new(), 4, backup(), Interrupt())
+    resumed = fit(new(), 4, backup())
     assert_equal(
         numpy_values(resumed.variables),
         numpy_values(trained(4).variables),
@@ -164,7 +165,7 @@ def test_backup_and_restore(tmp_path: Path) -> None:
 
 def test_clone_from_config() -> None:
     cheap = keras_nrs.wrap(cnn(), perturbed_fraction=0.5, memory_efficient=True)
-    for nrs in (trained(0), cheap):
+    for nrs in (new(), cheap):
         clone = keras_nrs.NRSModel.from_config(nrs.get_config())
         assert clone.get_config() == nrs.get_config()
         assert not clone.compiled
@@ -198,8 +199,6 @@ def test_export(tmp_path: Path) -> None:
 def test_only_the_first_process_writes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests.support.networks import cnn
-
     nrs = keras_nrs.wrap(cnn())
     monkeypatch.setattr(nrs_model, "process_index", lambda model: 1)
     nrs.save(tmp_path / "model.keras")
@@ -210,23 +209,3 @@ def test_only_the_first_process_writes(
     nrs.save_weights(tmp_path / "model.weights.h5")
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["model.keras", "model.weights.h5"]
-
-
-def test_a_failed_save_leaves_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from tests.support.networks import cnn
-
-    nrs = keras_nrs.wrap(cnn())
-    path = tmp_path / "model.weights.h5"
-    nrs.save_weights(path)
-    old = path.read_bytes()
-
-    def fail(self: Any, store: Any) -> None:
-        raise OSError("the disk is full")
-
-    monkeypatch.setattr(type(nrs), "save_own_variables", fail)
-    with pytest.raises(OSError, match="the disk is full"):
-        nrs.save_weights(path)
-    assert path.read_bytes() == old
-    assert [p.name for p in tmp_path.iterdir()] == [path.name]

@@ -13,6 +13,9 @@ from keras_nrs.data.augmentation import mix_up
 from keras_nrs.data.augmentation import random_resized_crop
 from keras_nrs.data.augmentation import resized_center_crop
 
+# Arrays and tf.data: the same on each backend.
+pytestmark = pytest.mark.only_torch
+
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(1, 256, (3, 6, 5, 2), dtype="uint8")
 

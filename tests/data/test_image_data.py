@@ -10,6 +10,9 @@ from sklearn.datasets import load_digits
 
 from keras_nrs.data import ImageData
 
+# Arrays and tf.data: the same on each backend.
+pytestmark = pytest.mark.only_torch
+
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> str:

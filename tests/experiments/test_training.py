@@ -67,9 +67,14 @@ def rows(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-# Which optimizer it is matters on no backend; on PyTorch it takes less time.
+# On PyTorch, whose processes begin soonest. On each backend a test of saving goes on in
+# a new process.
 @pytest.mark.parametrize(
-    "optimizer", ["sgd", pytest.param("adam", marks=pytest.mark.only_torch)]
+    "optimizer",
+    [
+        pytest.param("adam", marks=pytest.mark.only_torch),
+        pytest.param("sgd", marks=pytest.mark.slow),
+    ],
 )
 def test_a_killed_training_goes_on_to_the_same_weights(
     tmp_path: Path, data_dir: str, optimizer: str

@@ -12,6 +12,7 @@ from keras_nrs.flatness import hessian_trace
 from tests.support import hessians
 from tests.support.data import image_data
 from tests.support.networks import cnn
+from tests.support.precision import precision
 
 RTOL = {"float32": 1e-4, "float64": 1e-8}
 
@@ -19,7 +20,7 @@ RTOL = {"float32": 1e-4, "float64": 1e-8}
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_against_the_dense_hessian(dtype: str) -> None:
     """Eigenvalues, trace and moments of the density, for all 215 weights."""
-    with hessians.precision(dtype):
+    with precision(dtype):
         model = hessians.classifier()
         x, y = hessians.data(32)
         dense = hessians.dense_hessian(

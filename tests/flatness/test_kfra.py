@@ -8,23 +8,16 @@ from keras import layers
 from keras_nrs.flatness import hessian_eigenvalues
 from keras_nrs.flatness import kfra_max_eigenvalue
 from tests.support import hessians
+from tests.support.arrays import to_numpy
 from tests.support.data import image_data
+from tests.support.divergences import softmax
 from tests.support.networks import Subclassed
 from tests.support.networks import cnn
 from tests.support.networks import compile_classifier
 
 
-def softmax(z: np.ndarray) -> np.ndarray:
-    p = np.exp(z - z.max(axis=1, keepdims=True))
-    return p / p.sum(axis=1, keepdims=True)
-
-
 def largest(matrix: np.ndarray) -> float:
     return float(np.linalg.eigvalsh(matrix)[-1])
-
-
-def array(value: Any) -> np.ndarray:
-    return keras.ops.convert_to_numpy(value).astype("float64")
 
 
 @pytest.mark.parametrize("ends_with_softmax", [True, False])
@@ -34,7 +27,7 @@ def test_closed_form_of_a_linear_softmax_model(ends_with_softmax: bool) -> None:
     model = keras.Sequential([keras.Input((6,)), layers.Dense(3, activation)])
     loss = keras.losses.SparseCategoricalCrossentropy(not ends_with_softmax)
     model.compile(loss=loss)
-    kernel, bias = map(array, model.weights)
+    kernel, bias = map(to_numpy, model.weights)
     p = softmax(x.astype("float64") @ kernel + bias)
     a = np.column_stack([x, np.ones(32)]).astype("float64")
     of_samples = p[:, :, None] * np.eye(3) - p[:, :, None] * p[:, None]
@@ -109,7 +102,7 @@ def _weights(model: Any) -> list[np.ndarray]:
         norm.moving_mean,
         norm.moving_variance,
     ]
-    return [array(v) for v in variables]
+    return [to_numpy(v) for v in variables]
 
 
 def test_after_convolutions_and_under_its_bound() -> None:

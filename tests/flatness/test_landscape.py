@@ -12,14 +12,11 @@ from keras_nrs.flatness import interpolate
 from keras_nrs.flatness import landscape as module
 from keras_nrs.flatness import loss_landscape
 from keras_nrs.flatness import random_direction
+from tests.support.arrays import to_numpy
 from tests.support.asserts import assert_equal
 from tests.support.asserts import numpy_values
 from tests.support.data import image_data
 from tests.support.networks import cnn
-
-
-def array(value: Any) -> np.ndarray:
-    return keras.ops.convert_to_numpy(value)
 
 
 def loss_of(model: Any, x: Any, y: Any) -> float:
@@ -35,7 +32,7 @@ def test_random_directions_are_filter_normalized() -> None:
             assert not np.any(d)
             continue
         filters = d.reshape(-1, d.shape[-1])
-        expected = np.linalg.norm(array(v).reshape(filters.shape), axis=0)
+        expected = np.linalg.norm(to_numpy(v).reshape(filters.shape), axis=0)
         np.testing.assert_allclose(np.linalg.norm(filters, axis=0), expected, rtol=1e-6)
     again = random_direction(model, seed=3)
     assert_equal(direction, again)
@@ -47,7 +44,7 @@ def test_random_directions_do_not_repeat_an_initialization() -> None:
     kernel, _ = model.trainable_variables
     kernel.assign(np.random.default_rng(0).standard_normal(kernel.shape))
     direction, _ = random_direction(model, seed=0)
-    cosine = np.corrcoef(direction.ravel(), array(kernel).ravel())[0, 1]
+    cosine = np.corrcoef(direction.ravel(), to_numpy(kernel).ravel())[0, 1]
     assert abs(cosine) < 4 / 30  # 4 standard deviations of 900 independent numbers
 
 
@@ -62,7 +59,7 @@ def test_losses_are_those_of_evaluate() -> None:
     assert landscape.losses.shape == (3, 3)
     np.testing.assert_allclose(landscape.coordinates, 2 * [[-0.5, 0.25, 1.0]])
     directions = [random_direction(model, seed=seed) for seed in (1, 2)]
-    theta = [array(v).copy() for v in model.trainable_variables]
+    theta = [to_numpy(v).copy() for v in model.trainable_variables]
     for i, a in enumerate(landscape.coordinates[0]):
         for j, b in enumerate(landscape.coordinates[1]):
             for v, w, d1, d2 in zip(

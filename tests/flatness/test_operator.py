@@ -16,6 +16,7 @@ from tests.support.asserts import relative_error
 from tests.support.data import image_data
 from tests.support.networks import cnn
 from tests.support.networks import compile_classifier
+from tests.support.precision import precision
 
 # Products of float32 in networks of three layers, and of float64.
 RTOL = {"float32": 1e-5, "float64": 1e-12}
@@ -25,7 +26,7 @@ RTOL = {"float32": 1e-5, "float64": 1e-12}
 @pytest.mark.parametrize(("dtype", "smaller_batch"), [("float32", 10), ("float64", 16)])
 def test_equals_the_dense_hessian(dtype: str, smaller_batch: int) -> None:
     """For all weights, over one batch and over several."""
-    with hessians.precision(dtype):
+    with precision(dtype):
         model = hessians.classifier()
         x, y = hessians.data(32)
         expected = hessians.dense_hessian(

@@ -10,17 +10,12 @@ import pytest
 
 import keras_nrs
 from keras_nrs import models
+from tests.support.matrix import rest
 
 SMALL = (8, 8, 3)
-PYRAMIDNET = pytest.param(
-    models.pyramidnet,
-    27_216_021,
-    27_319_071,
-    marks=pytest.mark.skipif(
-        keras.config.backend() == "jax",
-        reason="JAX compiles an initializer for each of its widths: a minute",
-    ),
-)
+# Shapes, initializers and penalties are Keras's, the same on each backend. PyTorch has
+# nothing to compile for them.
+any_backend = pytest.mark.only_torch
 
 
 def num_trainable(model: keras.Model) -> int:
@@ -31,13 +26,14 @@ def num_trainable(model: keras.Model) -> int:
 # BatchNorm, dense layers of 512 and of the classes), ResNet18 and PyramidNet those of
 # the usual PyTorch implementations; WideResNet's paper says 36.5 million, PyramidNet's
 # 27.0 and 1.7 million.
+@any_backend
 @pytest.mark.parametrize(
     ("make", "with_10", "with_100"),
     [
         (models.vgg16, 14_991_946, 15_038_116),
         (models.resnet18, 11_173_962, 11_220_132),
         (models.wide_resnet, 36_479_194, 36_536_884),
-        PYRAMIDNET,
+        (models.pyramidnet, 27_216_021, 27_319_071),
     ],
 )
 def test_trainable_parameters_are_those_published(
@@ -47,6 +43,7 @@ def test_trainable_parameters_are_those_published(
     assert num_trainable(make(num_classes=100)) == with_100
 
 
+@any_backend
 def test_small_pyramidnet_is_as_large_as_published() -> None:
     model = models.pyramidnet(depth=20, widening=48)
     # By hand: each block has convolutions of 1, 9 and 1 pixels, and 4 BatchNorms.
@@ -60,6 +57,7 @@ def test_small_pyramidnet_is_as_large_as_published() -> None:
 
 
 # For images of 224 x 224, patches of 16 x 16 and 1,000 classes, as published.
+@any_backend
 @pytest.mark.parametrize(
     ("size", "expected"), [("ti", 5_717_416), ("s", 22_050_664), ("b", 86_567_656)]
 )
@@ -69,6 +67,7 @@ def test_vit_is_the_published_network(size: str, expected: int) -> None:
 
 
 # Those of PyTorch's torchvision, which has no biases before BatchNorm in ResNets.
+@any_backend
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
@@ -97,7 +96,7 @@ SMALL_NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("name", ["pyramidnet", "vit"])
+@pytest.mark.parametrize("name", [pytest.param("pyramidnet", marks=any_backend), "vit"])
 def test_networks_are_saved_and_loaded(name: str, tmp_path: Path) -> None:
     model = SMALL_NETWORKS[name](num_classes=3)
     x = np.random.default_rng(0).normal(size=(2, *SMALL)).astype("float32")
@@ -108,7 +107,14 @@ def test_networks_are_saved_and_loaded(name: str, tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("name", SMALL_NETWORKS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        # JAX and TensorFlow compile each for up to half a minute.
+        "wide_resnet",
+        *rest(*(name for name in SMALL_NETWORKS if name != "wide_resnet")),
+    ],
+)
 def test_logits_are_float32_and_a_step_of_nrs_trains(name: str) -> None:
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_bfloat16")
@@ -166,19 +172,18 @@ def kernels(model: keras.Model) -> list[np.ndarray]:
     return [keras.ops.convert_to_numpy(v) for v in names]
 
 
+@any_backend
 @pytest.mark.parametrize(
-    ("model", "fans"),
+    ("make", "fans"),
     [
-        (models.resnet18(SMALL), "in"),
-        (models.wide_resnet(SMALL, depth=16, width=8), "out"),
-        (models.imagenet_resnet50((32, 32, 3), 10), "in"),
+        (partial(models.resnet18, SMALL), "in"),
+        (partial(models.wide_resnet, SMALL, depth=16, width=8), "out"),
+        (partial(models.imagenet_resnet50, (32, 32, 3), 10), "in"),
     ],
     ids=["resnet18", "wide_resnet", "imagenet_resnet50"],
 )
-def test_convolutions_are_initialized_as_published(
-    model: keras.Model, fans: str
-) -> None:
-    for kernel in kernels(model):
+def test_convolutions_are_initialized_as_published(make: Any, fans: str) -> None:
+    for kernel in kernels(make()):
         if kernel.ndim == 4 and kernel.size > 30_000:
             fan = np.prod(kernel.shape[:2]) * kernel.shape[2 if fans == "in" else 3]
             # The standard error of the standard deviation is below 0.5 %.
@@ -187,6 +192,7 @@ def test_convolutions_are_initialized_as_published(
             assert np.abs(kernel).max() > 3.5 * kernel.std()
 
 
+@any_backend
 def test_attention_is_initialized_as_a_matrix() -> None:
     model = models.vit(SMALL, 10, depth=1)
     bound = np.sqrt(6 / (192 + 192))
@@ -196,6 +202,7 @@ def test_attention_is_initialized_as_a_matrix() -> None:
     assert not kernels(model)[-1].any()
 
 
+@any_backend
 def test_layers_of_equal_shape_have_different_weights() -> None:
     shapes: dict[Any, list[np.ndarray]] = {}
     for kernel in kernels(models.resnet18(SMALL)):
@@ -213,6 +220,7 @@ def test_l2_is_half_the_decay_times_the_squared_norm_of_kernels() -> None:
     np.testing.assert_allclose(total, expected, rtol=1e-5)
 
 
+@any_backend
 def test_l2_is_for_attention_and_not_for_models_in_models() -> None:
     model = models.vit(SMALL, 3, depth=1)
     assert len(models.with_l2(model, 0.1).losses) == len(kernels(model)) == 8

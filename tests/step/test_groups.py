@@ -17,6 +17,7 @@ from keras_nrs.step.groups import split_into_groups
 from tests.support.asserts import assert_equal
 from tests.support.asserts import numpy_values
 from tests.support.data import image_data
+from tests.support.matrix import rest
 from tests.support.networks import cnn
 from tests.support.networks import compile_classifier
 from tests.support.perturbations import FixedPerturbation
@@ -100,14 +101,14 @@ def test_a_whole_batch_is_one_group() -> None:
     assert group == Group(0, 0, 7, Coverage.ALL, 7, 7, 1.0, 1.0, 1.0, 1.0)
 
 
-@pytest.mark.parametrize("kind", ["plain", "batch_norm", "dropout"])
+@pytest.mark.parametrize("kind", ["dropout", *rest("plain", "batch_norm")])
 def test_gradient_is_the_mean_over_the_groups_of_a_replica(kind: str) -> None:
     x, y = image_data(15)
     model = network(kind)
     assert_step_is(model, wrap(model, perturbations_per_replica=3), x, y, 3, 1)
 
 
-@pytest.mark.parametrize("num_groups", [5, 10])
+@pytest.mark.parametrize("num_groups", [10, *rest(5)])
 def test_groups_cover_a_batch_that_they_do_not_divide(num_groups: int) -> None:
     """Batches of 8 and of 5 samples: also with more groups than samples."""
     x, y = image_data(21)

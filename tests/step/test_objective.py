@@ -1,10 +1,8 @@
 """Equation 3 on the outputs of both passes."""
 
-import contextlib
 import inspect
 import re
 import types
-from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -18,7 +16,9 @@ from keras_nrs.divergences import CategoricalKL
 from keras_nrs.divergences import GaussianKL
 from keras_nrs.step.objective import combine
 from keras_nrs.step.objective import nrs_objective
+from tests.support.divergences import log_softmax
 from tests.support.gradients import value_and_gradients
+from tests.support.precision import precision
 
 BACKEND = keras.config.backend()
 CROSSENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -27,25 +27,8 @@ ULP = {"float32": 2.0**-24, "float64": 2.0**-53}
 RTOL = 40 * ULP["float32"]
 
 
-@contextlib.contextmanager
-def floatx(dtype: str) -> Iterator[None]:
-    with contextlib.ExitStack() as stack:
-        if BACKEND == "jax" and dtype == "float64":
-            import jax
-
-            stack.enter_context(jax.enable_x64(True))
-        stack.callback(keras.config.set_floatx, keras.config.floatx())
-        keras.config.set_floatx(dtype)
-        yield
-
-
 def number(value: Any) -> float:
     return float(ops.convert_to_numpy(value))
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.sum(np.exp(shifted), axis=-1, keepdims=True))
 
 
 @pytest.fixture
@@ -326,7 +309,7 @@ def test_gradient_of_a_linear_model(
     expected_total, expected, scale = linear_gradient(
         x.astype("float64"), y, *in_double, alpha, beta
     )
-    with floatx(dtype):
+    with precision(dtype):
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         deltas = [ops.convert_to_tensor(d, dtype=dtype) for d in delta]
         inputs = ops.convert_to_tensor(x, dtype=dtype)

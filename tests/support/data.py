@@ -19,6 +19,11 @@ def generator(x: Any, y: Any) -> Any:
         yield x[start : start + 8], y[start : start + 8]
 
 
+def endless_generator(x: Any, y: Any) -> Any:
+    while True:
+        yield from generator(x, y)
+
+
 class PyDataset(keras.utils.PyDataset):
     def __init__(self, x: Any, y: Any) -> None:
         super().__init__()

@@ -1,7 +1,5 @@
 """Dense Hessians, by the frameworks' own means, and models to take them of."""
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -12,23 +10,6 @@ from keras import ops
 from tests.support.networks import compile_classifier
 
 BACKEND = keras.config.backend()
-
-
-@contextlib.contextmanager
-def precision(dtype: str) -> Iterator[None]:
-    """A context in which Keras makes models and losses of this dtype."""
-    with contextlib.ExitStack() as stack:
-        if BACKEND == "jax" and dtype == "float64":
-            import jax
-
-            stack.enter_context(jax.enable_x64(True))
-        before = keras.config.floatx()
-        keras.config.set_floatx(dtype)
-        policy = keras.config.dtype_policy()
-        keras.config.set_dtype_policy(dtype)
-        stack.callback(keras.config.set_dtype_policy, policy)
-        stack.callback(keras.config.set_floatx, before)
-        yield
 
 
 class Product(layers.Layer):

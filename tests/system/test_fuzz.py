@@ -237,7 +237,7 @@ UNSEEDED = Case(
     options=Options(perturbations_per_replica=2, perturbed_fraction=0.5),
 )
 # Compiling takes most of the time, and much more of it than running on PyTorch.
-FEW = {"jax": 2, "tensorflow": 4, "torch": 40}[keras.config.backend()]
+FEW = {"jax": 1, "tensorflow": 2, "torch": 15}[keras.config.backend()]
 
 
 @ignore_inert_eps

@@ -254,7 +254,7 @@ def check_result(run: Callable[..., None], folder: Path, expected: Any) -> None:
 @pytest.mark.only_torch  # Whose processes begin soonest.
 @pytest.mark.parametrize("run", [fit, save], ids=lambda run: run.__name__)
 def test_kills(run: Callable[..., None], tmp_path: Path) -> None:
-    kill_many_times(run, tmp_path, 8)
+    kill_many_times(run, tmp_path, 3)
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import keras_nrs
 from tests.support.arrays import ROUNDING
 from tests.support.asserts import numpy_values
 from tests.support.data import image_data
+from tests.support.matrix import rest
 from tests.support.networks import cnn
 from tests.support.networks import compile_classifier
 from tests.support.perturbations import FixedPerturbation
@@ -27,8 +28,8 @@ several_devices = pytest.mark.several_devices
 
 
 @several_devices
-@pytest.mark.parametrize("kind", ["plain", "batch_norm", "dropout"])
-@pytest.mark.parametrize("num_replicas", [2, 4])
+@pytest.mark.parametrize("kind", ["dropout", *rest("plain", "batch_norm")])
+@pytest.mark.parametrize("num_replicas", [4, *rest(2)])
 def test_gradient_is_the_mean_over_replicas(num_replicas: int, kind: str) -> None:
     x, y = image_data(16)
     model, nrs = on_devices(num_replicas, kind)
@@ -43,7 +44,7 @@ def test_groups_of_two_replicas_are_numbered_together() -> None:
 
 
 @several_devices
-@pytest.mark.parametrize("kind", ["batch_norm", "dropout"])
+@pytest.mark.parametrize("kind", ["batch_norm", *rest("dropout")])
 def test_a_replica_with_two_groups_is_two_replicas(kind: str) -> None:
     x, y = image_data(32)
     assert_close(
@@ -53,7 +54,9 @@ def test_a_replica_with_two_groups_is_two_replicas(kind: str) -> None:
 
 
 @several_devices
-@pytest.mark.parametrize("perturbation", ["ball", "relative", "layerwise", "released"])
+@pytest.mark.parametrize(
+    "perturbation", ["relative", *rest("ball", "layerwise", "released")]
+)
 def test_replicas_with_one_delta_are_one_device(perturbation: str) -> None:
     x, y = image_data(32)
     kwargs = {"perturbation": perturbation}
@@ -63,7 +66,7 @@ def test_replicas_with_one_delta_are_one_device(perturbation: str) -> None:
     assert max(np.abs(a - b).max() for a, b in zip(apart, together, strict=True)) > 1e-3
 
 
-@pytest.mark.parametrize("divergence", ["auto", "mean"])
+@pytest.mark.parametrize("divergence", ["auto", *rest("mean")])
 @pytest.mark.parametrize(
     "num_devices", [1, pytest.param(2, marks=pytest.mark.several_devices)]
 )
@@ -130,7 +133,7 @@ def test_moving_between_devices_makes_the_step_anew() -> None:
 
 
 @several_devices
-@pytest.mark.parametrize("kind", ["batch_norm", "dropout"])
+@pytest.mark.parametrize("kind", ["dropout", *rest("batch_norm")])
 def test_memory_efficient_steps_on_two_devices_are_the_same_steps(kind: str) -> None:
     x, y = image_data(32)
     kwargs = {"kind": kind, "num_devices": 2, "perturbed_fraction": 0.5}
@@ -141,7 +144,7 @@ def test_memory_efficient_steps_on_two_devices_are_the_same_steps(kind: str) -> 
 
 
 @several_devices
-@pytest.mark.parametrize("kind", ["batch_norm", "dropout"])
+@pytest.mark.parametrize("kind", ["batch_norm", *rest("dropout")])
 def test_shares_on_two_devices_see_no_divergence_without_a_delta(kind: str) -> None:
     x, y = image_data(32)
     with devices(2):
@@ -157,10 +160,12 @@ def test_shares_on_two_devices_see_no_divergence_without_a_delta(kind: str) -> N
     [
         {"interval": 2},
         {"scheme": "rpr"},
-        {"scheme": "baseline"},
-        {"normalize": True},
-        {"beta": 0.5},
-        {"alpha": 0.0, "beta": 0.0},
+        *rest(
+            {"scheme": "baseline"},
+            {"normalize": True},
+            {"beta": 0.5},
+            {"alpha": 0.0, "beta": 0.0},
+        ),
     ],
     ids=str,
 )
@@ -200,7 +205,7 @@ def functional() -> keras.Model:
 
 
 @several_devices
-@pytest.mark.parametrize("weights", [None, "sample", "class"])
+@pytest.mark.parametrize("weights", ["class", *rest(None, "sample")])
 def test_dicts_and_weights_on_two_devices(
     weights: str | None, rng: np.random.Generator
 ) -> None:

@@ -12,6 +12,7 @@ from tests.benchmarks.memory import compiled_step
 from tests.support.arrays import ROUNDING
 from tests.support.asserts import numpy_values
 from tests.support.data import image_data
+from tests.support.matrix import rest
 from tests.support.networks import cnn
 from tests.support.networks import compile_classifier
 from tests.support.perturbations import FixedPerturbation
@@ -64,7 +65,7 @@ def test_memory_efficient_steps_take_less_memory() -> None:
 
 
 @pytest.mark.only_jax
-@pytest.mark.parametrize("size", [6, 7, 3])
+@pytest.mark.parametrize("size", [6, *rest(7, 3)])
 def test_a_batch_that_does_not_divide_is_shared_by_fewer_replicas(size: int) -> None:
     """By as many as divide it and the replicas: 2 of 4 take 3 samples each."""
     x, y = image_data(size)
@@ -121,7 +122,7 @@ def sharded(kind: str = "mlp") -> tuple[Any, keras.Model]:
 
 
 @pytest.mark.only_jax
-@pytest.mark.parametrize("memory_efficient", [False, True])
+@pytest.mark.parametrize("memory_efficient", [False, *rest(True)])
 def test_a_sharded_model_takes_the_mean_over_its_data_replicas(
     rng: np.random.Generator, memory_efficient: bool
 ) -> None:
@@ -150,7 +151,7 @@ def test_layouts_stay_and_no_device_gathers_the_weights(
     import re
 
     import jax
-    from keras_nrs.backend.jax.trainer import PerturbedStep
+    from keras_nrs.trainers.jax import PerturbedStep
 
     x = rng.normal(size=(16, 16)).astype("float32")
     y = rng.integers(0, 3, 16)

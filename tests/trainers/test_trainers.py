@@ -1,7 +1,6 @@
 """What the trainers of all backends do: compiled steps, data, modes."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -12,7 +11,12 @@ import keras_nrs
 from tests.support.arrays import ROUNDING
 from tests.support.asserts import assert_equal
 from tests.support.asserts import numpy_values
+from tests.support.data import PyDataset
+from tests.support.data import data_loader
+from tests.support.data import endless_generator
 from tests.support.data import image_data
+from tests.support.data import tf_dataset
+from tests.support.matrix import rest
 from tests.support.networks import Subclassed
 from tests.support.networks import cnn
 from tests.support.networks import compile_classifier
@@ -22,37 +26,14 @@ from tests.support.processes import run_python
 NRS = {"eps": 1.0, "seed": 0}
 
 
-def batches(x: np.ndarray, y: np.ndarray, size: int = 16) -> Iterator[Any]:
-    while True:
-        for start in range(0, len(x), size):
-            yield x[start : start + size], y[start : start + size]
-
-
-class Batches(keras.utils.PyDataset):
-    def __init__(self, x: np.ndarray, y: np.ndarray) -> None:
-        super().__init__()
-        self.x, self.y = x, y
-
-    def __len__(self) -> int:
-        return len(self.x) // 16
-
-    def __getitem__(self, index: int) -> Any:
-        batch = slice(16 * index, 16 * (index + 1))
-        return self.x[batch], self.y[batch]
-
-
 def test_data_formats_give_the_same_training() -> None:
-    import tensorflow as tf
-    import torch
-
-    x, y = image_data()
-    tensors = torch.utils.data.TensorDataset(torch.tensor(x), torch.tensor(y))
+    x, y = image_data(32)
     formats: dict[str, dict[str, Any]] = {
-        "arrays": {"x": x, "y": y, "batch_size": 16},
-        "generator": {"x": batches(x, y), "steps_per_epoch": 4},
-        "PyDataset": {"x": Batches(x, y)},
-        "tf.data": {"x": tf.data.Dataset.from_tensor_slices((x, y)).batch(16)},
-        "DataLoader": {"x": torch.utils.data.DataLoader(tensors, batch_size=16)},
+        "arrays": {"x": x, "y": y, "batch_size": 8},
+        "generator": {"x": endless_generator(x, y), "steps_per_epoch": 4},
+        "PyDataset": {"x": PyDataset(x, y)},
+        "tf.data": {"x": tf_dataset(x, y)},
+        "DataLoader": {"x": data_loader(x, y)},
     }
     nrs = keras_nrs.wrap(cnn(), eps=1.0, seed=0)
     start = nrs.get_weights()
@@ -191,7 +172,7 @@ def test_three_backends_reach_the_same_weights() -> None:
 @pytest.mark.parametrize(
     "arguments", [{"scheme": "baseline"}, {"eps": 0.0, "alpha": 0.0, "beta": 0.0}]
 )
-@pytest.mark.parametrize("kind", ["sequential", "subclassed"])
+@pytest.mark.parametrize("kind", ["sequential", *rest("subclassed")])
 def test_nothing_regularized_is_bare_keras(
     kind: str, arguments: dict[str, Any]
 ) -> None:

@@ -1,0 +1,62 @@
+"""Across modules: the type checker sees through the training step."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.processes import ROOT
+
+# Types are the same on each backend.
+pytestmark = pytest.mark.only_torch
+
+PACKAGE = ROOT / "keras_nrs"
+MISSPELLED = {
+    **{
+        f"trainers/{backend}.py": ["options.memory_efficient", "perturbed_outputs"]
+        for backend in ("jax", "tensorflow", "torch")
+    },
+    "step/batch_objective.py": ["options.perturbed_fraction"],
+}
+
+
+def misspell(path: Path, attribute: str) -> int:
+    """Misspell the first access to an attribute; returns the number of its line."""
+    text = path.read_text("utf-8")
+    found = re.search(rf"(?<=\.){re.escape(attribute)}\b", text)
+    assert found, f"{path.name} must use .{attribute}, which this test misspells."
+    path.write_text(f"{text[: found.end()]}_{text[found.end() :]}", "utf-8")
+    return text.count("\n", 0, found.end()) + 1
+
+
+def test_misspelled_attributes_of_the_step_are_errors(tmp_path: Path) -> None:
+    copy = tmp_path / "keras_nrs"
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    expected = {
+        f"keras_nrs/{file}:{misspell(copy / file, attribute)}: error: "
+        f'"{kind}" has no attribute "{attribute.split(".")[-1]}_"'
+        for file, attributes in MISSPELLED.items()
+        for attribute in attributes
+        for kind in ["StepOptions" if "options." in attribute else "BatchObjective"]
+    }
+    result = subprocess.run(
+        [
+            *[sys.executable, "-m", "mypy", "--no-incremental"],
+            *[str(Path("keras_nrs") / file) for file in MISSPELLED],
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert result.stdout.count(": error: ") == len(expected), result.stdout
+    for error in expected:
+        assert error in result.stdout, result.stdout + result.stderr
+
+
+def test_no_self_is_of_any_type() -> None:
+    texts = {p.name: p.read_text("utf-8") for p in PACKAGE.rglob("*.py")}
+    assert [name for name, text in texts.items() if "self: Any" in text] == []

@@ -81,17 +81,16 @@ def load_data(name: str, model: keras.Model) -> tuple[Array, Array]:
         ValueError: if there is no such file, or if it has no such arrays.
     """
     if name == "digits":
-        from sklearn.datasets import load_digits
+        from keras_nrs._digits import load_digits
 
-        digits = load_digits()
-        images = digits.data.astype("float32") / 16
+        images, labels = load_digits()
         shape = getattr(base_model(model), "input_shape", None)
         if shape is None:
             raise ValueError(
                 "`data` must be an .npz file where a model does not know its input's "
                 f"shape. Received: data='digits' and a {type(model).__name__}."
             )
-        return images.reshape(-1, *shape[1:]), digits.target
+        return images.reshape(-1, *shape[1:]), labels
     try:
         with np.load(name) as arrays:
             return arrays["x"], arrays["y"]

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from keras_nrs.flatness.landscape import Landscape
 
 # Okabe and Ito's palette, which the colour-blind tell apart.
-COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
+BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
+SKY, VERMILION, BLACK = "#56B4E9", "#D55E00", "#000000"
+COLORS = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION, BLACK)
 LINES = ("-", "--", "-.", ":")
 _NUM_LEVELS = 16
 

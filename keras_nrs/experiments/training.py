@@ -105,7 +105,7 @@ class Training:
         until = epochs if until is None else check_int("until", until, 1, epochs)
         epoch = epochs if self.is_finished else _last_epoch(self.folder)
         path = self.folder / "history.csv"
-        # The history may have an epoch without a checkpoint, which is trained again.
+        # The history may have an epoch more, whose checkpoint was not written.
         history = read_rows(path)[:epoch] if path.exists() else []
         if until < epochs and until <= epoch:
             return self._summary_so_far(history[:until])

@@ -204,7 +204,7 @@ def test_a_network_that_does_not_fit_the_images_leaves_no_files(
 def test_recipes_run_on_mocked_data(
     tmp_path: Path, linear: str, name: str, network: str | None
 ) -> None:
-    settings = ["epochs=1", "steps_per_epoch=2", "batch_size=4"]
+    settings = ["epochs=1", "steps_per_epoch=2", "batch_size=4", "flatness=False"]
     settings += [f"network={network}"] if network else []
     recipe = with_settings(recipes.recipes()[name], settings)
     with tfds.testing.mock_data(num_examples=8):

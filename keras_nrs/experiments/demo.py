@@ -385,7 +385,7 @@ class Experiment:
         self.settings = settings
         self._wanted = [(arm, seed) for arm in ARMS for seed in range(seeds)]
         self._models: dict[str, keras.Model] = {}
-        # "Twice the loss" is compiled with another loss weight than what is measured.
+        # The loss weight of "twice the loss" would double its eigenvalue.
         self._measured = small_cnn()
         self._measured.compile(loss=crossentropy())
         versions = {

@@ -44,7 +44,7 @@ class RunStore:
 
         Args:
             wanted: Values that are known before the run, the key among them.
-            run: Does the run and returns what it measured.
+            run: Does the run and returns its measurements.
         """
         key = self._key_of(wanted)
         if key not in self._by_key:

@@ -22,7 +22,6 @@ from studies.tests.tiny import TASK
 pytestmark = [pytest.mark.only_torch, pytest.mark.usefixtures("tiny")]
 
 
-# Larger ViTs have tests of their own.
 @pytest.mark.parametrize("data", ["digits", "sequences"])
 def test_a_step_of_each_cnn(data: str) -> None:
     task = next(t for t in TASKS if (t.data, t.network) == (data, "cnn"))

@@ -19,7 +19,7 @@ from tests.experiments.runs import NRS
 
 
 class FakeTraining:
-    """Its recipe decides its accuracy. Lists what it trained."""
+    """A training whose accuracy is a function of its recipe; lists all trainings."""
 
     trained: list[tuple[str, str, int, int]] = []
     accuracy: Callable[[Recipe], float] = staticmethod(lambda recipe: 0.5)

@@ -34,7 +34,7 @@ def _tiny_network() -> keras.Model:
 
 @pytest.fixture(scope="module", autouse=True)
 def _tiny() -> Iterator[None]:
-    """A network that compiles fast; what is tested does not depend on it."""
+    """A network that compiles fast: the tests do not depend on it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "small_cnn", _tiny_network)
         yield
@@ -50,7 +50,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, _tiny: None) -> Any:
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> "Counted":
-    """Counts trainings instead of doing them, and makes up what is measured."""
+    """Counts trainings instead of doing them, and makes up their measurements."""
     measured = dict.fromkeys(
         ("test_accuracy", "test_loss", "model_divergence", "eigenvalue"), 0.5
     )
@@ -203,7 +203,7 @@ def test_a_model_used_again_trains_as_a_new_one(finished: Any) -> None:
 
 @pytest.fixture
 def network() -> keras.Model:
-    """A tiny network with random weights, compiled like all that is measured."""
+    """A tiny network with random weights, compiled to be measured."""
     network = _tiny_network()
     network.set_weights(demo.initial_weights(network, seed=0))
     network.compile(loss=demo.crossentropy())
@@ -260,7 +260,7 @@ def test_accuracy_and_loss_are_those_of_keras(network: keras.Model) -> None:
 
 
 def test_twice_the_loss_is_measured_like_the_other_arms(finished: Any) -> None:
-    """Measured with its loss weight of 2, its eigenvalue would be twice as large."""
+    """Its own loss weight of 2 would make its eigenvalue twice as large."""
     experiment, _, runs = finished
     split = demo.load_split(train_images=20, seed=0)
     model = experiment._model(demo.TWICE_THE_LOSS)

@@ -40,13 +40,13 @@ def test_the_papers_sweeps_share_the_baselines(
     for setting in ("learning_rate=0.2", "weight_decay=0.001", "batch_size=128"):
         assert f"--set {setting} " in command
     assert "validation_percent" not in command
-    # The command is that of the recipe.
+    # The command trains this recipe.
     parsed = [part for part in shlex.split(command) if "=" in part]
     assert {"seeds=(3,)", "perturbation=ball", "eps=0.1", "alpha=0.5"} < set(parsed)
     result = invoke(RPR, "--output", str(tmp_path), "--set", "seeds=3")
     assert result.exit_code == 0, result.output
     assert len(trained) == 16 + 9 + 3
-    # In several processes it must be there, and is.
+    # A worker needs the baseline's finished sweep.
     distributed = {"IP": "127.0.0.1", "PORT": "1"}
     for name, value in distributed.items():
         monkeypatch.setenv(f"KERASTUNER_ORACLE_{name}", value)
@@ -54,7 +54,7 @@ def test_the_papers_sweeps_share_the_baselines(
     result = invoke(NRS, "--output", str(tmp_path / "new"), "--set", "seeds=3")
     assert result.exit_code == 2
     first = f"keras-nrs sweep {BASELINE} --set 'seeds=(3,)' --output {tmp_path}/new"
-    # Long lines are broken anywhere.
+    # The error message breaks long lines anywhere.
     assert "".join(first.split()) in "".join(result.output.split())
 
 

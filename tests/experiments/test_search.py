@@ -109,7 +109,7 @@ def test_distributed_mode_needs_all_variables(
     )
 
 
-# A chief or a worker, whose trainings wait until there are two workers.
+# A chief or a worker. Its trainings wait until both workers train.
 SCRIPT = """
 import os, sys, time
 from pathlib import Path
@@ -131,7 +131,7 @@ class Training:
         return {"validation_accuracy": self.recipe.eps, "training_seconds": 0}
 
 sweep.Training = Training
-# It waits for 20 seconds after the first worker has left.
+# The chief waits for 20 seconds after the first worker has left.
 oracle_chief.time = SimpleNamespace(sleep=lambda seconds: time.sleep(0.2))
 
 def main(name, *arguments):

@@ -53,7 +53,7 @@ def test_grid_has_all_values_and_the_best_is_the_mean_of_the_seeds(
         rows = list(csv.DictReader(file))
     assert [row["eps"] for row in rows[:3]] == ["0.3", "0.5", "0.1"]
     assert len(rows) == 6
-    # On all training images, as the recipe says.
+    # The best is trained on all training images, as the recipe says.
     settings = "--set epochs=9 --set eps=0.3 --set 'seeds=(0, 1)'"
     assert sweep.train_command == f"keras-nrs train {NRS} {settings}"
 

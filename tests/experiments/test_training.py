@@ -95,7 +95,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(
     summaries = [json.loads((f / "summary.json").read_text()) for f in (whole, killed)]
     assert summaries[0]["test_accuracy"] == summaries[1]["test_accuracy"]
     assert len(json.loads((killed / "environment.json").read_text())) == 2
-    # Nothing half-written, and no second training of what is finished.
+    # No half-written files, and no second training after the end.
     assert not list(killed.glob(".unfinished*"))
     assert not list(killed.glob("checkpoint*"))
     before = (killed / "model.keras").stat().st_mtime_ns

@@ -10,10 +10,11 @@ from matplotlib.patches import FancyBboxPatch
 
 from keras_nrs import flatness
 from keras_nrs.experiments import demo
+from keras_nrs.flatness.plots import BLUE
+from keras_nrs.flatness.plots import GREEN
+from keras_nrs.flatness.plots import VERMILION
 
 FOLDER = Path(__file__).parent
-# Of Okabe and Ito's palette, which the colour-blind tell apart.
-BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
 # Points, on figures 6 inches wide: readable at the width of a phone.
 FONT_SIZE = 15
 SEEDS = 10
@@ -50,7 +51,7 @@ def minimum(path: Path) -> None:
     """How the loss rises around the minima of the digits' demo."""
     figure, axes = new_axes(height=4)
     coordinates = np.linspace(-1, 1, 41)
-    styles = {demo.BASELINE: (ORANGE, "--"), demo.NRS: (BLUE, "-")}
+    styles = {demo.BASELINE: (VERMILION, "--"), demo.NRS: (BLUE, "-")}
     for arm, losses in losses_around_minima().items():
         color, line = styles[arm]
         low, median, high = np.quantile(losses, [0.25, 0.5, 0.75], axis=0)
@@ -95,10 +96,10 @@ def how_it_works(path: Path) -> None:
     left, middle, right = 1.3, 4.0, 6.7
     box(axes, (middle, 8.4), "a batch x, y", "black")
     box(axes, (left, 6.2), "model\nat θ", BLUE)
-    box(axes, (right, 6.2), "the same\nat θ + δ", ORANGE)
+    box(axes, (right, 6.2), "the same\nat θ + δ", VERMILION)
     box(axes, (left, 3.6), "L(θ)", BLUE)
     box(axes, (middle, 3.6), "KL of the\noutputs", GREEN)
-    box(axes, (right, 3.6), "L(θ + δ)", ORANGE)
+    box(axes, (right, 3.6), "L(θ + δ)", VERMILION)
     box(axes, (middle, 1.0), "sum", "black")
     for side in (left, right):
         arrow(axes, (middle + np.sign(side - middle) * 1.2, 8.1), (side, 6.8))

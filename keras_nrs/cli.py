@@ -1,6 +1,6 @@
 """The command `keras-nrs`.
 
-What it needs beyond Keras is imported when a command runs, never before.
+The packages that a command needs beyond Keras are imported when it runs, not before.
 """
 
 import difflib
@@ -23,7 +23,7 @@ def build_app() -> Any:
     """
     import typer
 
-    # Rich's boxes would break error messages into pieces.
+    # Rich's boxes would break the lines of error messages.
     app = typer.Typer(
         no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
     )
@@ -38,7 +38,8 @@ def build_app() -> Any:
         train_images: Annotated[int, typer.Option(help="From 10 to 900.")] = 100,
         epochs: Annotated[int, typer.Option(help="Epochs of each run, >= 1.")] = 100,
         output: Annotated[
-            Path, typer.Option(help="Folder of results; runs in it are not repeated.")
+            Path,
+            typer.Option(help="Folder of results; finished runs are not repeated."),
         ] = Path("demo"),
     ) -> None:
         """Compare NRS with its controls on scikit-learn's handwritten digits."""
@@ -64,7 +65,8 @@ def build_app() -> Any:
         ] = 21,
         batch_size: Annotated[int, typer.Option(help="Samples in a batch.")] = 128,
         output: Annotated[
-            Path, typer.Option(help="Folder of results; what is in it is kept.")
+            Path,
+            typer.Option(help="Folder of results; finished ones are not repeated."),
         ] = Path("flatness"),
     ) -> None:
         """Measure how flat saved models are: a table, landscapes, spectra."""
@@ -89,7 +91,7 @@ def build_app() -> Any:
             typer.Option("--set", help="key=value: a value of the recipe to change."),
         ] = None,
         output: Annotated[
-            Path, typer.Option(help="Folder of runs; one that was stopped goes on.")
+            Path, typer.Option(help="Folder of runs; a stopped run goes on.")
         ] = Path("runs"),
         data_dir: Annotated[
             Path | None, typer.Option(help="Folder of TFDS's prepared data sets.")
@@ -106,8 +108,8 @@ def build_app() -> Any:
         vary: Annotated[
             list[str] | None,
             typer.Option(
-                help="key=V1,V2 or key=LOW:HIGH or key=LOW:HIGH:log; without it the "
-                "paper's grids."
+                help="key=V1,V2 or key=LOW:HIGH or key=LOW:HIGH:log; by default the "
+                "paper's grid."
             ),
         ] = None,
         search: Annotated[
@@ -116,22 +118,23 @@ def build_app() -> Any:
         trials: Annotated[
             int | None,
             typer.Option(
-                help="At most so many; if not given, 20 with random and bayesian."
+                help="Largest number of trials. The default is 20 for random and "
+                "bayesian."
             ),
         ] = None,
-        seed: Annotated[int, typer.Option(help="Of the search.")] = 0,
+        seed: Annotated[int, typer.Option(help="Seed of the search.")] = 0,
         settings: Annotated[
             list[str] | None,
             typer.Option("--set", help="key=value: a value of the recipe to change."),
         ] = None,
         output: Annotated[
-            Path, typer.Option(help="Folder of sweeps; one that was stopped goes on.")
+            Path, typer.Option(help="Folder of sweeps; a stopped sweep goes on.")
         ] = Path("sweeps"),
         data_dir: Annotated[
             Path | None, typer.Option(help="Folder of TFDS's prepared data sets.")
         ] = None,
     ) -> None:
-        """Search a recipe's hyperparameters, on training images that are held out."""
+        """Search a recipe's hyperparameters on held-out training images."""
         run_sweep(
             recipe,
             vary or [],
@@ -152,7 +155,7 @@ def build_app() -> Any:
             Path, typer.Option(help="Folder of the report; an old one is replaced.")
         ] = Path("report"),
     ) -> None:
-        """Put runs into the paper's tables, with its numbers, tests and costs."""
+        """Put runs into the paper's tables beside its numbers, with tests and costs."""
         run_report(runs, output=output)
 
     return app
@@ -348,15 +351,15 @@ def _named_recipe(name: str) -> Any:
     if name not in known:
         similar = difflib.get_close_matches(name, known, n=5, cutoff=0.3)
         raise typer.BadParameter(
-            f"No recipe has the name {name!r}. Similar ones: {', '.join(similar)}. "
-            "All of them: keras-nrs train list"
+            f"No recipe has the name {name!r}. Similar names: {', '.join(similar)}. "
+            "All names: keras-nrs train list"
         )
     return known[name]
 
 
 @contextmanager
 def _bad_parameters(*errors: type[Exception]) -> Iterator[None]:
-    """Shows errors without their traceback, as those of an argument."""
+    """Turn errors into errors of an argument, which are shown without a traceback."""
     import typer
 
     try:

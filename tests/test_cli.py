@@ -1,4 +1,7 @@
-"""The command `keras-nrs`."""
+"""The command `keras-nrs`.
+
+Most of it does not depend on the backend, and is tested where it starts soonest.
+"""
 
 import subprocess
 import sys
@@ -34,6 +37,7 @@ def _demo(*arguments: str) -> Any:
     return CliRunner().invoke(cli.build_app(), ["demo", *arguments])
 
 
+@pytest.mark.only_torch
 def test_demo_prints_a_table_and_writes_its_files(
     tmp_path: Path, no_training: list[Any]
 ) -> None:
@@ -53,6 +57,7 @@ def test_demo_prints_a_table_and_writes_its_files(
     assert "10 runs are in" in again.output
 
 
+@pytest.mark.only_torch
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
@@ -69,6 +74,7 @@ def test_bad_options(option: str, value: str, message: str, tmp_path: Path) -> N
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.only_torch
 def test_help_names_the_options() -> None:
     result = _demo("--help")
     assert result.exit_code == 0
@@ -76,7 +82,10 @@ def test_help_names_the_options() -> None:
         assert option in result.output
 
 
-@pytest.mark.parametrize("module", ["typer", "sklearn.datasets", "scipy.sparse.linalg"])
+@pytest.mark.only_torch
+@pytest.mark.parametrize(
+    "module", ["typer", "sklearn.model_selection", "scipy.special"]
+)
 def test_a_missing_extra_is_named(
     module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,6 +99,7 @@ def test_a_missing_extra_is_named(
     assert 'pip install "keras-nrs[demo]"' in str(exit_info.value)
 
 
+@pytest.mark.only_torch
 def test_other_missing_modules_are_not_blamed_on_extras(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -146,6 +156,7 @@ def test_flatness_compares_saved_models(tmp_path: Path) -> None:
     assert "trace" in again.output
 
 
+@pytest.mark.only_torch
 def test_flatness_of_a_wrapped_model_on_digits(tmp_path: Path) -> None:
     model = keras.Sequential([keras.Input((8, 8)), keras.layers.Flatten()])
     model.add(keras.layers.Dense(10))
@@ -153,11 +164,13 @@ def test_flatness_of_a_wrapped_model_on_digits(tmp_path: Path) -> None:
     model.fit(np.ones((4, 8, 8)), np.zeros(4), verbose=0)
     keras_nrs.wrap(model).save(tmp_path / "wrapped.keras")
     path, output = tmp_path / "wrapped.keras", tmp_path / "out"
-    result = _flatness(path, "--data", "digits", "--points", 2, "--output", output)
+    options = ["--points", 2, "--batch-size", 1797, "--output", output]
+    result = _flatness(path, "--data", "digits", *options)
     assert result.exit_code == 0, result.output
     assert "1797 samples" in result.output
 
 
+@pytest.mark.only_torch
 def test_bad_options_of_flatness(tmp_path: Path) -> None:
     path = _save(tmp_path / "model.keras")
     for arguments, message in (
@@ -176,7 +189,6 @@ def _train(*arguments: str) -> Any:
     return CliRunner().invoke(cli.build_app(), ["train", *arguments])
 
 
-# What it runs is tested on each backend; here it takes the least time.
 @pytest.mark.only_torch
 def test_train_runs_each_seed_and_repeats_none(tmp_path: Path) -> None:
     arguments = ["digits-wide_resnet_10_1-none-baseline", "--output", str(tmp_path)]
@@ -201,6 +213,7 @@ def test_train_runs_each_seed_and_repeats_none(tmp_path: Path) -> None:
     assert "eps=0.4 there, 0.3 here" in " ".join(other.output.split())
 
 
+@pytest.mark.only_torch
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -218,6 +231,7 @@ def test_train_names_bad_arguments(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.only_torch
 def test_train_lists_the_recipes() -> None:
     listed = _train("list").output.split()
     assert "cifar10-wide_resnet_28_10-cutout-nrs" in listed

@@ -5,11 +5,10 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
-TEST_IMAGES = 797
-_LARGEST_PIXEL = 16
+from keras_nrs._digits import NUM_CLASSES
+from keras_nrs._digits import load_digits
+from keras_nrs._digits import pool_and_test
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):  # type: ignore[misc]
@@ -29,28 +28,21 @@ class Digits(tfds.core.GeneratorBasedBuilder):  # type: ignore[misc]
             features=tfds.features.FeaturesDict(
                 {
                     "image": tfds.features.Image(shape=(8, 8, 1)),
-                    "label": tfds.features.ClassLabel(num_classes=10),
+                    "label": tfds.features.ClassLabel(num_classes=NUM_CLASSES),
                 }
             ),
             supervised_keys=("image", "label"),
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        labels = load_digits().target
-        train, test = train_test_split(
-            np.arange(len(labels)),
-            test_size=TEST_IMAGES,
-            stratify=labels,
-            random_state=0,
-        )
+        train, test = pool_and_test(load_digits()[1])
         return {
             "train": self._generate_examples(train),
             "test": self._generate_examples(test),
         }
 
     def _generate_examples(self, indices: Any) -> Iterator[tuple[int, dict[str, Any]]]:
-        digits = load_digits()
-        pixels = np.round(digits.images * 255 / _LARGEST_PIXEL).astype("uint8")
+        images, labels = load_digits()
+        pixels = np.round(images * 255).astype("uint8")
         for index in map(int, indices):
-            image, label = pixels[index, ..., None], int(digits.target[index])
-            yield index, {"image": image, "label": label}
+            yield index, {"image": pixels[index], "label": int(labels[index])}

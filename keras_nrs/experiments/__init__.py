@@ -1,1 +1,1 @@
-"""Experiments that compare NRS with its controls: `keras-nrs demo` runs one."""
+"""The experiments behind the commands `keras-nrs demo`, `train`, `sweep`, `report`."""

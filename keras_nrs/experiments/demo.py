@@ -1,17 +1,15 @@
-"""NRS and its controls on the handwritten digits that scikit-learn ships.
+"""NRS and its controls on scikit-learn's handwritten digits: `keras-nrs demo`.
 
-Few training images, a small network, and five arms that share split, initial weights
-and batches for each seed, so that they can be compared in pairs. The experiment runs
-in minutes on a laptop; `keras-nrs demo` is its command.
+A small network is trained on few images in five ways, the arms. For each seed the arms
+share split, initial weights and batches, so that they can be compared in pairs. All of
+it takes minutes on a laptop.
 """
 
-import json
-import os
 from collections.abc import Iterator
 from collections.abc import Sequence
 from dataclasses import asdict
 from dataclasses import dataclass
-from itertools import count
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -31,15 +29,17 @@ from keras_nrs._checks import check_choice
 from keras_nrs._checks import check_int
 from keras_nrs._checks import check_nonnegative
 from keras_nrs._checks import check_positive
-from keras_nrs._files import write_text
+from keras_nrs.experiments.csv_rows import Row
+from keras_nrs.experiments.run_store import RunStore
 
 try:
-    from scipy.sparse.linalg import LinearOperator
-    from scipy.sparse.linalg import eigsh
     from scipy.special import log_softmax
-    from scipy.special import softmax
-    from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
+
+    from keras_nrs import flatness
+    from keras_nrs._digits import NUM_CLASSES
+    from keras_nrs._digits import load_digits
+    from keras_nrs._digits import pool_and_test
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         f"The demo needs the package {error.name}. Install it with: "
@@ -56,26 +56,22 @@ NRS_ALPHA_0 = "NRS, alpha 0"
 NRS = "NRS"
 ARMS = (BASELINE, TWICE_THE_LOSS, RPR, NRS_ALPHA_0, NRS)
 
-NUM_CLASSES = 10
-TEST_IMAGES = 797
 MAX_TRAIN_IMAGES = 900
 BATCH_SIZE = 25
-# One split for all seeds: what chose the settings must not have seen the test images.
-TEST_SPLIT_SEED = 0
 NUM_DELTAS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What all arms and seeds of one experiment share.
+    """Settings that all arms and seeds of an experiment share.
 
     Args:
         train_images: Number of training images, from 10 to 900. The other images of
             the pool of 1,000 are the validation split.
         epochs: Passes over the training images, >= 1.
-        learning_rate: Of AdamW at the first step; a cosine takes it to zero.
-        weight_decay: Of AdamW, multiplied by the learning rate, >= 0.
-        eps: Size of delta relative to the norm of the weights, >= 0.
+        learning_rate: AdamW's, at the first step; a cosine takes it to zero.
+        weight_decay: AdamW's, which multiplies it by the learning rate, >= 0.
+        eps: Norm of delta relative to the norm of the weights, >= 0.
         alpha: Weight of the model divergence, >= 0.
 
     Raises:
@@ -84,9 +80,9 @@ class Settings:
 
     train_images: int = 100
     epochs: int = 100
-    # Chosen by `KERAS_BACKEND=jax python -m keras_nrs.experiments.tune_demo`: best of
-    # 20 for the baseline (validation accuracy 92.65 %), then best of 20 for NRS
-    # (93.43 %). All 16 settings with eps >= 0.2 were between 92.89 and 93.43 %.
+    # Chosen by `KERAS_BACKEND=jax python -m studies.tune_demo`: the best of 20 for the
+    # baseline (validation accuracy 92.65 %), then the best of 20 for NRS (93.43 %). All
+    # 16 settings with eps >= 0.2 reached between 92.89 and 93.43 %.
     learning_rate: float = 4e-3
     weight_decay: float = 0.3
     eps: float = 0.5
@@ -96,8 +92,8 @@ class Settings:
         check_int("train_images", self.train_images, minimum=NUM_CLASSES)
         if self.train_images > MAX_TRAIN_IMAGES:
             raise ValueError(
-                f"`train_images` must be <= {MAX_TRAIN_IMAGES}, which leaves images to "
-                f"validate with. Received: train_images={self.train_images}."
+                f"`train_images` must be <= {MAX_TRAIN_IMAGES}, to leave images for "
+                f"validation. Received: train_images={self.train_images}."
             )
         check_int("epochs", self.epochs, minimum=1)
         check_positive("learning_rate", self.learning_rate)
@@ -119,15 +115,16 @@ class Split(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What was measured after one training.
+    """The measurements of one trained network.
 
     Attributes:
         arm: One of `ARMS`.
-        seed: Of the split, the initial weights, the batches and the perturbations.
+        seed: Seed of the split, the initial weights, the batches and the perturbations.
         test_accuracy: Share of the test images, in [0, 1].
-        test_loss: Mean cross-entropy over the test images, in nats.
-        model_divergence: See `mean_model_divergence`, in nats.
-        eigenvalue: See `last_layer_eigenvalue`, in nats.
+        test_loss: Mean cross-entropy of the test images, in nats.
+        model_divergence: Mean model divergence on the training images, in nats.
+        eigenvalue: Largest eigenvalue of the last layer's Hessian on the training
+            images, in nats per squared weight.
     """
 
     arm: str
@@ -143,14 +140,9 @@ def split_indices(
 ) -> tuple[Array, Array, Array]:
     """Indices of the training, validation and test images.
 
-    All three are disjoint and stratified. The test images are the same for all seeds.
+    The three parts are disjoint and stratified. All seeds share the test images.
     """
-    pool, test = train_test_split(
-        np.arange(len(labels)),
-        test_size=TEST_IMAGES,
-        stratify=labels,
-        random_state=TEST_SPLIT_SEED,
-    )
+    pool, test = pool_and_test(labels)
     train, validation = train_test_split(
         pool, train_size=train_images, stratify=labels[pool], random_state=seed
     )
@@ -159,37 +151,46 @@ def split_indices(
 
 def load_split(*, train_images: int, seed: int) -> Split:
     """The digits, split by `split_indices`."""
-    digits = load_digits()
-    images = digits.images.astype("float32")[..., None] / 16
-    labels = digits.target
+    images, labels = load_digits()
     indices = split_indices(labels, train_images=train_images, seed=seed)
     return Split(*(array[i] for i in indices for array in (images, labels)))
 
 
-def small_cnn() -> keras.Model:
-    """Three convolutions of 16, 32 and 32 channels: images to logits, all zero yet."""
+def small_cnn(
+    input_shape: tuple[int, ...] = (8, 8, 1), num_classes: int = NUM_CLASSES
+) -> keras.Model:
+    """Convolutions of 16, 32 and 32 channels and a head that returns logits.
 
-    def convolution(filters: int) -> keras.Layer:
-        return keras.layers.Conv2D(
-            filters, 3, padding="same", activation="relu", kernel_initializer="zeros"
-        )
-
+    Args:
+        input_shape: `(height, width, channels)` of images, or `(length, channels)` of
+            sequences.
+        num_classes: Number of logits.
+    """
+    layers = keras.layers
+    is_image = len(input_shape) == 3
+    convolution = layers.Conv2D if is_image else layers.Conv1D
+    pooling = layers.MaxPooling2D if is_image else layers.MaxPooling1D
+    options = {
+        "padding": "same",
+        "activation": "relu",
+        "kernel_initializer": "he_normal",
+    }
     return keras.Sequential(
         [
-            keras.Input((8, 8, 1)),
-            convolution(16),
-            convolution(32),
-            keras.layers.MaxPooling2D(),
-            convolution(32),
-            keras.layers.MaxPooling2D(),
-            keras.layers.Flatten(),
-            keras.layers.Dense(NUM_CLASSES, kernel_initializer="zeros"),
+            keras.Input(input_shape),
+            convolution(16, 3, **options),
+            convolution(32, 3, **options),
+            pooling(),
+            convolution(32, 3, **options),
+            pooling(),
+            layers.Flatten(),
+            layers.Dense(num_classes),
         ]
     )
 
 
 def initial_weights(model: keras.Model, seed: int) -> list[Array]:
-    """Normal kernels of variance 2 / fan-in and zero biases, equal on all backends.
+    """Zero biases and normal kernels of variance 2 / fan-in, equal on all backends.
 
     Reference: [He et al., 2015](https://arxiv.org/abs/1502.01852), Equation 10.
     """
@@ -203,13 +204,18 @@ def initial_weights(model: keras.Model, seed: int) -> list[Array]:
 
 
 def steps_per_epoch(train_images: int) -> int:
-    """Batches in one epoch; a remainder is left out, so that all have one shape."""
+    """Batches in an epoch. Left-over images are dropped: all batches have one shape."""
     return max(1, train_images // BATCH_SIZE)
 
 
 def alpha_of(arm: str, settings: Settings) -> float:
     """Weight of the model divergence in an arm."""
     return 0.0 if arm == NRS_ALPHA_0 else settings.alpha
+
+
+def crossentropy() -> keras.losses.Loss:
+    """The loss of all arms, for integer labels."""
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 def compiled_model(arm: str, settings: Settings) -> keras.Model:
@@ -222,7 +228,7 @@ def compiled_model(arm: str, settings: Settings) -> keras.Model:
             keras.optimizers.schedules.CosineDecay(settings.learning_rate, steps),
             weight_decay=settings.weight_decay,
         ),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        crossentropy(),
         loss_weights=2.0 if arm == TWICE_THE_LOSS else 1.0,
     )
     if arm in (BASELINE, TWICE_THE_LOSS):
@@ -237,7 +243,7 @@ def compiled_model(arm: str, settings: Settings) -> keras.Model:
 
 
 def base_model(model: keras.Model) -> keras.Model:
-    """The network itself, whether wrapped or not."""
+    """The network inside a model that may be wrapped."""
     if isinstance(model, keras_nrs.NRSModel):
         return keras_nrs.unwrap(model)
     return model
@@ -249,9 +255,9 @@ def reset(
     """Take a model back to its first step, without compiling it again.
 
     Args:
-        model: Compiled, wrapped or not.
-        seed: Of the perturbations and, without `weights`, of `initial_weights`.
-        weights: Initial weights.
+        model: A compiled model, wrapped or not.
+        seed: Seed of the perturbations and of the initial weights.
+        weights: Other initial weights than `initial_weights`.
     """
     base = base_model(model)
     base.set_weights(initial_weights(base, seed) if weights is None else weights)
@@ -263,7 +269,7 @@ def reset(
 
 
 def batches(x: Array, y: Array, *, seed: int) -> Iterator[tuple[Array, Array]]:
-    """Endless batches, in an order that depends on nothing but the seed."""
+    """Endless batches, in an order that depends only on the seed."""
     rng = np.random.default_rng(seed)
     size = min(BATCH_SIZE, len(x))
     while True:
@@ -281,7 +287,7 @@ def train(
     seed: int,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> keras.callbacks.History:
-    """Train a compiled model from the initial weights that belong to `seed`."""
+    """Train a compiled model from the initial weights of a seed."""
     reset(model, seed)
     return model.fit(
         batches(split.x_train, split.y_train, seed=seed),
@@ -293,138 +299,49 @@ def train(
     )
 
 
-def outputs(model: keras.Model, x: Array) -> Array:
-    """What a model gives in inference mode, in float64."""
-    result = keras.ops.convert_to_numpy(model(x, training=False))
-    return np.asarray(result, "float64")
-
-
 def accuracy_and_loss(model: keras.Model, x: Array, y: Array) -> tuple[float, float]:
     """Accuracy in [0, 1] and mean cross-entropy in nats, in inference mode."""
-    logits = outputs(base_model(model), x)
+    outputs = base_model(model)(x, training=False)
+    logits = np.asarray(keras.ops.convert_to_numpy(outputs), "float64")
     chosen = log_softmax(logits, axis=1)[np.arange(len(y)), y]
     return float(np.mean(logits.argmax(axis=1) == y)), float(-np.mean(chosen))
 
 
-def mean_model_divergence(model: keras.Model, x: Array, *, eps: float) -> float:
-    """Mean of d(theta, theta + delta) over random delta, in nats.
+def measure(model: keras.Model, split: Split, settings: Settings) -> dict[str, float]:
+    """The measurements of a `Run`, by name.
 
-    In inference mode, and for every arm with the same perturbation: `NUM_DELTAS`
-    draws of `RelativeBall`, equal for all models up to the norm of theta.
-
-    Reference: [Zhao and Zhang, 2022](https://arxiv.org/abs/2201.06064), Definition 2.
-    """
-    model = base_model(model)
-    perturbation = keras_nrs.perturbations.RelativeBall()
-    divergence = keras_nrs.divergences.CategoricalKL(from_logits=True)
-    theta = [v.value for v in model.trainable_variables]
-    state = [v.value for v in model.non_trainable_variables]
-    clean = keras.ops.convert_to_tensor(outputs(model, x).astype("float32"))
-    values = []
-    for seed in range(NUM_DELTAS):
-        deltas = perturbation.sample(theta, eps, seed)
-        perturbed = [w + delta for w, delta in zip(theta, deltas, strict=True)]
-        logits, _ = model.stateless_call(perturbed, state, x, training=False)
-        values.append(float(keras.ops.convert_to_numpy(divergence(clean, logits))))
-    return float(np.mean(values))
-
-
-def last_layer_eigenvalue(features: Array, logits: Array) -> float:
-    """Largest eigenvalue of the Hessian of the cross-entropy in the last layer.
-
-    For features H with a column of ones and probabilities P the Hessian-vector
-    product is, exactly, `H^T R / n` with `Z = H V` and
-    `R = P * (Z - sum(P * Z, axis=1))`.
+    All arms are measured with the same perturbation, `"relative"`.
 
     Args:
-        features: Shape `(n, d)`, the input of the last Dense layer.
-        logits: Shape `(n, num_classes)`, its output.
-
-    Returns:
-        The eigenvalue for kernel and bias together, in nats per squared weight.
+        model: A trained model, wrapped or not, compiled with `crossentropy()` of weight
+            1: the Hessian is the compiled loss's.
+        split: Gives test images, and training images for the flatness.
+        settings: Gives the size of the perturbations.
     """
-    inputs = np.column_stack([features, np.ones(len(features))])
-    probabilities = softmax(logits, axis=1)
-    shape = inputs.shape[1], logits.shape[1]
-
-    def product(vector: Array) -> Array:
-        change = inputs @ vector.reshape(shape)
-        mean = np.sum(probabilities * change, axis=1, keepdims=True)
-        return (inputs.T @ (probabilities * (change - mean)) / len(inputs)).ravel()
-
-    size = shape[0] * shape[1]
-    hessian = LinearOperator((size, size), matvec=product, dtype="float64")
-    start = np.random.default_rng(0).standard_normal(size)
-    values = eigsh(hessian, k=1, which="LA", v0=start, return_eigenvectors=False)
-    return float(values[0])
-
-
-def measure(model: keras.Model, split: Split, settings: Settings) -> dict[str, float]:
-    """The measurements of a `Run`, by name."""
     model = base_model(model)
     accuracy, loss = accuracy_and_loss(model, split.x_test, split.y_test)
-    features = keras.Model(model.inputs[0], model.layers[-1].input)
+    batch_size = len(split.x_train)
+    divergence = flatness.model_divergence(
+        model,
+        split.x_train,
+        eps=settings.eps,
+        perturbation="relative",
+        num_samples=NUM_DELTAS,
+        batch_size=batch_size,
+    )
+    hessian = flatness.hessian_eigenvalues(
+        model,
+        split.x_train,
+        split.y_train,
+        variables="last_layer",
+        batch_size=batch_size,
+    )
     return {
         "test_accuracy": accuracy,
         "test_loss": loss,
-        "model_divergence": mean_model_divergence(
-            model, split.x_train, eps=settings.eps
-        ),
-        "eigenvalue": last_layer_eigenvalue(
-            outputs(features, split.x_train), outputs(model, split.x_train)
-        ),
+        "model_divergence": divergence.mean,
+        "eigenvalue": float(hessian.eigenvalues[0]),
     }
-
-
-class RunFile:
-    """Finished runs in a JSON file that is never half written.
-
-    Args:
-        path: Of the file. One that other settings wrote gets another name at the
-            first `append()`.
-        settings: Of the experiment.
-
-    Raises:
-        ValueError: if the file is there and was not written by this class.
-    """
-
-    def __init__(self, path: Path, settings: Settings) -> None:
-        self.path = path
-        self._header = asdict(settings) | {
-            "backend": keras.backend.backend(),
-            "keras": keras.__version__,
-            "keras_nrs": keras_nrs.__version__,
-        }
-        self.runs: list[Run] = []
-        self._is_of_others = False
-        if not path.exists():
-            return
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            runs = [Run(**run) for run in content["runs"]]
-            header = content["settings"]
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(
-                f"`output` must be a folder for the demo's own files. Received: "
-                f"output={str(path.parent)!r}, where {path.name} was written by "
-                "something else. Choose another folder."
-            ) from error
-        self._is_of_others = header != self._header
-        if not self._is_of_others:
-            self.runs = runs
-
-    def append(self, run: Run) -> None:
-        """Add a run, so that the file holds all of the old runs or all of the new."""
-        self.runs.append(run)
-        content = {"settings": self._header, "runs": [asdict(r) for r in self.runs]}
-        if self._is_of_others:
-            os.replace(self.path, self._free_path())
-            self._is_of_others = False
-        write_text(self.path, json.dumps(content, indent=1) + "\n")
-
-    def _free_path(self) -> Path:
-        numbered = (self.path.with_suffix(f".{i}.json") for i in count(1))
-        return next(path for path in numbered if not path.exists())
 
 
 class _Advance(keras.callbacks.Callback):  # type: ignore[misc]
@@ -439,13 +356,13 @@ class _Advance(keras.callbacks.Callback):  # type: ignore[misc]
 
 
 class Experiment:
-    """`seeds` runs of each arm, of which those in the output folder are finished.
+    """Runs each arm with `seeds` seeds, except those finished in the output folder.
 
     Args:
-        settings: What all runs share.
+        settings: Settings that all runs share.
         seeds: Number of runs of each arm, >= 2: a spread needs two.
-        output: Folder of `runs.json`. One that other settings, another backend or
-            another version wrote is kept as `runs.1.json`.
+        output: Folder of `runs.json`. A file with other settings, or from another
+            backend or version, is kept as `runs.1.json`.
 
     Raises:
         TypeError, ValueError: if an argument is not as described.
@@ -466,18 +383,34 @@ class Experiment:
                 "is a file. Choose another name."
             )
         self.settings = settings
-        self._file = RunFile(output / "runs.json", settings)
         self._wanted = [(arm, seed) for arm in ARMS for seed in range(seeds)]
         self._models: dict[str, keras.Model] = {}
+        # The loss weight of "twice the loss" would double its eigenvalue.
+        self._measured = small_cnn()
+        self._measured.compile(loss=crossentropy())
+        versions = {
+            "backend": keras.backend.backend(),
+            "keras": keras.__version__,
+            "keras_nrs": keras_nrs.__version__,
+        }
+        path, key = output / "runs.json", ("arm", "seed")
+        try:
+            self._store = RunStore(path, key, asdict(settings) | versions)
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(
+                f"`output` must be a folder for the demo's own files. Received: "
+                f"output={str(output)!r}, where another program wrote {path.name}. "
+                "Choose another folder."
+            ) from error
 
     @property
     def finished(self) -> list[Run]:
         """The runs that need not be done again."""
-        wanted = set(self._wanted)
-        return [run for run in self._file.runs if (run.arm, run.seed) in wanted]
+        runs = [Run(**row) for row in self._store.rows]
+        return [run for run in runs if (run.arm, run.seed) in self._wanted]
 
     def run(self, console: Console | None = None) -> list[Run]:
-        """Do the other runs, showing progress, and return all."""
+        """Do the missing runs, showing progress, and return all runs."""
         finished = {(run.arm, run.seed) for run in self.finished}
         missing = [pair for pair in self._wanted if pair not in finished]
         columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
@@ -488,11 +421,12 @@ class Experiment:
                 model = self._model(arm)
                 for _, seed in pairs:
                     progress.update(task, description=f"{arm}, seed {seed}")
-                    self._file.append(self._run(model, arm, seed, advance))
+                    run = partial(self._run, model, seed, advance)
+                    self._store.get({"arm": arm, "seed": seed}, run)
         return self.finished
 
     def _model(self, arm: str) -> keras.Model:
-        """A model that no other arm needs to compile again, nor another seed."""
+        """The model of an arm, compiled once for all seeds and both NRS arms."""
         key = NRS if arm == NRS_ALPHA_0 else arm
         if key not in self._models:
             self._models[key] = compiled_model(arm, self.settings)
@@ -502,13 +436,10 @@ class Experiment:
         return model
 
     def _run(
-        self,
-        model: keras.Model,
-        arm: str,
-        seed: int,
-        callback: keras.callbacks.Callback,
-    ) -> Run:
+        self, model: keras.Model, seed: int, callback: keras.callbacks.Callback
+    ) -> Row:
         settings = self.settings
         split = load_split(train_images=settings.train_images, seed=seed)
         train(model, split, epochs=settings.epochs, seed=seed, callbacks=[callback])
-        return Run(arm=arm, seed=seed, **measure(model, split, settings))
+        self._measured.set_weights(base_model(model).get_weights())
+        return measure(self._measured, split, settings)

@@ -10,13 +10,14 @@ from matplotlib.ticker import LogLocator
 from matplotlib.ticker import NullFormatter
 from matplotlib.ticker import StrMethodFormatter
 from rich.table import Table
-from scipy.stats import t as student_t
 
 from keras_nrs._files import atomic_write
 from keras_nrs.experiments.demo import ARMS
 from keras_nrs.experiments.demo import BASELINE
 from keras_nrs.experiments.demo import Array
 from keras_nrs.experiments.demo import Run
+from keras_nrs.experiments.t_test import t_test
+from keras_nrs.flatness import plots
 
 
 def values(runs: Sequence[Run], arm: str, name: str) -> Array:
@@ -25,18 +26,15 @@ def values(runs: Sequence[Run], arm: str, name: str) -> Array:
     return np.array([getattr(run, name) for run in of_arm])
 
 
-def mean_and_interval(differences: Array) -> tuple[float, float]:
-    """Mean, and half the width of its 95 % confidence interval (Student's t)."""
-    n = len(differences)
-    width = student_t.ppf(0.975, n - 1) * np.std(differences, ddof=1) / np.sqrt(n)
-    return float(np.mean(differences)), float(width)
+# A color for each arm.
+_COLORS = (plots.BLACK, plots.SKY, plots.ORANGE, plots.GREEN, plots.BLUE)
 
 
 def results_table(runs: Sequence[Run]) -> Table:
-    """One row for each arm: mean and standard deviation over the seeds.
+    """A row for each arm: means and standard deviations over the seeds.
 
-    The last column is the paired difference in accuracy to the baseline and half the
-    width of its 95 % confidence interval.
+    The last column is the mean difference in accuracy to the baseline of the same seed,
+    and half the width of its 95 % confidence interval.
     """
     seeds = len(values(runs, BASELINE, "seed"))
     table = Table(
@@ -73,16 +71,12 @@ def _difference(runs: Sequence[Run], arm: str) -> str:
     if arm == BASELINE:
         return ""
     of_arm, of_baseline = (values(runs, a, "test_accuracy") for a in (arm, BASELINE))
-    mean, interval = mean_and_interval(100 * (of_arm - of_baseline))
-    return f"{mean:+.2f} ± {interval:.2f}"
-
-
-# Okabe and Ito's palette, which the colour-blind tell apart.
-_COLORS = ("#000000", "#56B4E9", "#E69F00", "#009E73", "#0072B2")
+    test = t_test(100 * (of_arm - of_baseline))
+    return f"{test.mean:+.2f} ± {test.width:.2f}"
 
 
 def _draw_panel(axes: Any, points: Sequence[Array], *, label: str, log: bool) -> None:
-    """One row of dots for each arm, and their mean as a bar."""
+    """Draw a row of dots for each arm, and a bar for their mean."""
     for row, (x, color) in enumerate(zip(points, _COLORS, strict=True)):
         offsets = np.linspace(-0.2, 0.2, len(x))
         axes.scatter(x, row + offsets, s=16, color=color, alpha=0.5, linewidths=0)
@@ -103,7 +97,7 @@ def draw_results(runs: Sequence[Run], path: Path) -> None:
     """Write a PNG of all runs: one panel for each measurement."""
     accuracy = {arm: 100 * values(runs, arm, "test_accuracy") for arm in ARMS}
     differences = [accuracy[arm] - accuracy[BASELINE] for arm in ARMS]
-    # One above the other, with letters that a phone shows large enough.
+    # One panel above the other, so that a phone shows large letters.
     figure = Figure(figsize=(6.4, 11), dpi=150, layout="constrained")
     panels = figure.subplots(4, 1, sharey=True)
     _draw_panel(

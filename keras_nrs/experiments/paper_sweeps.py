@@ -1,4 +1,4 @@
-"""The searches of the paper, in the order in which they depend on each other."""
+"""The paper's searches: the baseline's first, then those that build on it."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,27 +24,27 @@ PAPER_SPACES: dict[str, Space] = {
     "rpr": {"eps": [0.05, 0.1, 0.5]},
     "nrs": {"eps": [0.05, 0.1, 0.5], "alpha": [0.5, 1.0, 2.0]},
 }
-# What no baseline depends on.
+# A baseline does not depend on these keys.
 _PERTURBATION = ("scheme", "eps", "alpha", "perturbation", "interval", "normalize")
 
 
 def sweeps(
     recipe_name: str, recipe: Recipe, space: Space, *, output: Path, **options: Any
 ) -> Iterator[Sweep]:
-    """The sweeps of a recipe: run each before asking for the next one.
+    """The sweeps of a recipe. Run each one before asking for the next.
 
-    Without a space, it is the paper's. RPR and NRS then have the learning rate, weight
-    decay and batch size that are best for the baseline, whose grid comes first where
-    the paper does not give them.
+    An empty space stands for the paper's. RPR and NRS then train with the baseline's
+    best learning rate, weight decay and batch size. The baseline's sweep comes first
+    unless the paper gives these values.
 
     Args:
-        recipe_name, recipe, options: As of `Sweep`.
-        space: As of `Sweep`; empty for the paper's.
-        output: Folder of the sweeps' folders, which have the names of their recipes.
+        recipe_name, recipe, options: As in `Sweep`.
+        space: As in `Sweep`; empty for the paper's.
+        output: Output folder. Each sweep has a folder there, named like its recipe.
 
     Raises:
-        TypeError, ValueError: as `Sweep`; if the paper varies nothing; or if in
-            KerasTuner's distributed mode the baseline's sweep has not finished.
+        TypeError, ValueError: as in `Sweep`; if the paper varies nothing; or if, in
+            KerasTuner's distributed mode, the baseline's sweep has not finished.
     """
     is_given = recipe.optimizer == "adam" or recipe.dataset == "imagenet2012"
     if not space and recipe.scheme == "baseline" and is_given:
@@ -55,7 +55,7 @@ def sweeps(
     needs_baseline = not space and recipe.scheme != "baseline" and not is_given
     space = space or PAPER_SPACES[recipe.scheme]
     if needs_baseline:
-        # Before anything runs.
+        # Check the second sweep before the first one runs.
         search = options.get("search", "grid")
         check_search(search, options.get("trials"), options.get("seed", 0))
         check_space(space, recipe, search)
@@ -66,14 +66,14 @@ def sweeps(
             first = command(
                 "sweep",
                 baseline.recipe_name,
-                # Its held-out images are the sweep's own.
+                # The sweep holds out images by itself.
                 replace(baseline.recipe, validation_percent=recipe.validation_percent),
                 output=output,
                 data_dir=baseline.data_dir,
             )
             raise ValueError(
-                f"The sweep of {recipe_name!r} needs that of its baseline, which has "
-                f"not finished. Run it first: {first}"
+                f"The sweep of {recipe_name!r} needs the sweep of its baseline, which "
+                f"has not finished. Run it first: {first}"
             )
         recipe = replace(recipe, **baseline.best.values)
     folder = output / recipe_name
@@ -83,7 +83,7 @@ def sweeps(
 def _baseline_sweep(
     recipe_name: str, recipe: Recipe, output: Path, data_dir: str | None
 ) -> Sweep:
-    """The same for all recipes that differ in their perturbation alone."""
+    """The baseline's sweep, shared by recipes that differ only in the perturbation."""
     name = f"{recipe_name.rpartition('-')[0]}-baseline"
     changed = changes(recipe_name, recipe)
     kept = {key: changed[key] for key in changed if key not in _PERTURBATION}

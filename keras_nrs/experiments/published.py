@@ -10,7 +10,7 @@ SCHEMES = ("baseline", "rpr", "nrs")
 
 
 class Published(NamedTuple):
-    """Mean and, where the paper has it, spread over three seeds."""
+    """Mean, and standard deviation over three seeds if the paper gives it."""
 
     mean: float
     spread: float | None = None
@@ -101,10 +101,10 @@ def _table_2(column: int) -> dict[Cell, Published]:
     }
 
 
-# By data set, network, augmentation and scheme; accuracies in percent.
+# Accuracies in percent, by data set, network, augmentation and scheme.
 ACCURACY = _table_1() | _table_2(0)
 TOP_5_ACCURACY = _table_2(1)
-# Of the last layer. The paper does not say of which augmentation.
+# Eigenvalues of the last layer. The paper does not say with which augmentation.
 EIGENVALUE: dict[Cell, Published] = {
     ("cifar10", "wide_resnet_28_10", augmentation, scheme): Published(value)
     for augmentation in ("basic", "cutout")

@@ -1,8 +1,8 @@
-"""Every cell of the paper's tables as a configuration of one training.
+"""Every cell of the paper's tables as the configuration of a training.
 
-What the paper leaves open is as in the authors' released configuration: Nesterov
-momentum, 200 epochs, gradients clipped at a global norm of 5, and the perturbation of
-the released code, with which the published numbers were made.
+Settings that the paper does not give are those of the authors' released code, which
+made the published numbers: Nesterov momentum, 200 epochs, gradients clipped at a global
+norm of 5, and its perturbation.
 """
 
 import ast
@@ -47,29 +47,29 @@ PERTURBATIONS = ("ball", "relative", "layerwise", "released")
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How one cell of a table is trained.
+    """The configuration of one cell of a table.
 
     Args:
         network: One of `NETWORKS`.
         dataset, augmentation, image_size, label_smoothing, validation_percent,
             batch_size: As in `keras_nrs.data.ImageData`. Without a validation split
-            (0, as in the paper) the test accuracy is logged after each epoch; nothing
-            is chosen by it, and what counts is the last epoch's.
+            (0, as in the paper) each epoch logs the test accuracy. Nothing is chosen
+            by it: the last epoch's counts.
         epochs: Passes over the training images, >= 1.
-        steps_per_epoch: Training steps in an epoch, to try a recipe out; `None` is
-            all that the data have.
+        steps_per_epoch: Training steps in an epoch, fewer to try a recipe out; `None`
+            uses all training images.
         optimizer: `"sgd"` (Nesterov momentum 0.9) or `"adam"`.
-        learning_rate: At the first step after the warmup; a cosine takes it to 0.
-        warmup_epochs: Epochs in which it grows linearly from 0, >= 0.
-        weight_decay: Of kernels, >= 0. With `"sgd"` it is part of the loss
-            (coupled), with `"adam"` it is multiplied by the learning rate (decoupled).
+        learning_rate: Learning rate after the warmup; a cosine takes it to 0.
+        warmup_epochs: Epochs in which the learning rate grows linearly from 0, >= 0.
+        weight_decay: Decay of kernels, >= 0. `"sgd"` adds it to the loss (coupled),
+            `"adam"` multiplies it by the learning rate (decoupled).
         clip_norm: Global norm at which gradients are clipped, > 0 or `None`.
         scheme, eps, alpha, perturbation, interval, normalize: As in `wrap()`.
-        dtype_policy: Of the network's layers, such as `"mixed_bfloat16"`.
-        seeds: One training for each. A seed decides initial weights, order,
+        dtype_policy: Policy of the network's layers, such as `"mixed_bfloat16"`.
+        seeds: Seeds, one for each training. A seed determines initial weights, order,
             augmentation, dropout and perturbations.
-        flatness: Whether the last layer's Hessian eigenvalues are measured at the end,
-            on the training images.
+        flatness: Whether to measure the last layer's Hessian eigenvalues at the end, on
+            the training images.
 
     Raises:
         TypeError, ValueError: if an argument is not as described.
@@ -103,7 +103,7 @@ class Recipe:
         check_choice("network", self.network, NETWORKS)
         if not isinstance(self.dataset, str):
             raise TypeError(
-                "`dataset` must be the name of a set in TensorFlow Datasets. "
+                "`dataset` must be the name of a data set in TensorFlow Datasets. "
                 f"Received: dataset={self.dataset!r}."
             )
         check_int("epochs", self.epochs, minimum=1)
@@ -134,7 +134,7 @@ class Recipe:
                 f"Received: seeds={self.seeds!r}."
             )
         if not self.seeds:
-            raise ValueError("`seeds` must hold one or more. Received: seeds=().")
+            raise ValueError("`seeds` must hold at least one. Received: seeds=().")
         for seed in self.seeds:
             check_seed("seeds", seed)
         check_bool("flatness", self.flatness)
@@ -147,10 +147,10 @@ class Recipe:
 
 
 def with_settings(recipe: Recipe, settings: Iterable[str]) -> Recipe:
-    """The recipe with some values replaced.
+    """A copy of the recipe with some values replaced.
 
     Args:
-        recipe: Which is not changed.
+        recipe: The recipe.
         settings: Strings `key=value`, such as `"eps=0.5"` or `"seeds=0,1"`.
 
     Raises:
@@ -175,7 +175,7 @@ def split_setting(setting: str) -> tuple[str, str]:
     """Key and value of a string `key=value`.
 
     Raises:
-        ValueError: if it is not one, or no recipe has the key.
+        ValueError: if the string has another form, or no recipe has the key.
     """
     names = [field.name for field in dataclasses.fields(Recipe)]
     name, separator, text = setting.partition("=")
@@ -189,7 +189,7 @@ def split_setting(setting: str) -> tuple[str, str]:
 
 
 def literal(text: str) -> Any:
-    """The Python literal that a text is, or else the text itself."""
+    """The value of a text that is a Python literal, or else the text itself."""
     try:
         return ast.literal_eval(text)
     except (SyntaxError, ValueError, MemoryError, RecursionError):
@@ -205,7 +205,7 @@ def recipes() -> dict[str, Recipe]:
         cells["-".join(parts)] = recipe
 
     cifar = ("cifar10", "cifar100")
-    # Table 1. Rates and decays are one point of the paper's grid.
+    # Table 1. Learning rates and decays are one point of the paper's grid.
     networks = ("vgg16", "resnet18", "wide_resnet_28_10", "pyramidnet_164_270")
     for cell in product(cifar, networks, ("basic", "cutout"), SCHEMES):
         dataset, network, augmentation, scheme = cell
@@ -215,7 +215,7 @@ def recipes() -> dict[str, Recipe]:
                 network=network,
                 augmentation=augmentation,
                 scheme=scheme,
-                # Table 3 has the eigenvalues of this network, and Figure 2 its eps.
+                # Table 3 gives this network's eigenvalues, Figure 2 its eps.
                 flatness=network == "wide_resnet_28_10",
                 eps=0.2 if dataset == "cifar100" else 0.1,
             )
@@ -251,7 +251,7 @@ def recipes() -> dict[str, Recipe]:
     applications = ("imagenet_vgg16", "imagenet_resnet50", "imagenet_resnet101")
     for network, scheme in product(applications, ("baseline", "nrs")):
         add(dataclasses.replace(imagenet, network=network, scheme=scheme))
-    # No table's: data that need no download, and an eps that is not inert on them.
+    # Beyond the tables: data that need no download, with an eps that has an effect.
     digits = Recipe(
         dataset="digits",
         network="wide_resnet_10_1",

@@ -1,82 +1,41 @@
-"""Tables of finished runs in the layouts of the paper, with its numbers beside them."""
+"""The report of finished runs: tables and figures, as Markdown, HTML, CSV and PNG."""
 
 import html
-import math
-from collections.abc import Callable
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
-from scipy.stats import false_discovery_control
-from scipy.stats import t as student_t
 
 from keras_nrs._files import write_text
-from keras_nrs.experiments import published
-from keras_nrs.experiments.results import CELL
-from keras_nrs.experiments.results import SCHEME_LABELS
-
-BASELINE = SCHEME_LABELS["baseline"]
-_SCHEMES = {label: scheme for scheme, label in SCHEME_LABELS.items()}
-IMAGENET = "imagenet2012"
-NOTHING = ""
-# Beyond accuracy: name, heading, digits.
-_MEASURES = (
-    ("test_cross_entropy", "test loss (nats)", 3),
-    ("test_calibration_error", "calibration error (%)", 2),
-    ("model_divergence", "model divergence (nats)", 4),
-)
-_HEADINGS = {
-    "last_layer_eigenvalue": "last layer",
-    "last_layer_kfra_eigenvalue": "last layer, KFRA",
-    "eigenvalue": "all weights",
-}
-_OVERALL = {
-    "test_accuracy": ("test accuracy (points)", 100, 2),
-    "test_cross_entropy": ("test loss (nats)", 1, 3),
-}
-_PERCENT = ("test_accuracy", "test_top_5_accuracy", "test_calibration_error")
+from keras_nrs.experiments import report_figures
+from keras_nrs.experiments.report_tables import Table
+from keras_nrs.experiments.report_tables import tables
 
 
-class Table(NamedTuple):
-    """A table of texts.
-
-    Attributes:
-        name: Of its file.
-        title: What it shows, and how to read a cell.
-        cells: Texts; its index is not shown.
-    """
-
-    name: str
-    title: str
-    cells: pd.DataFrame
-
-
-def tables(runs: pd.DataFrame) -> list[Table]:
-    """All tables that the runs have something for.
+def write_report(runs: pd.DataFrame, folder: Path) -> list[Table]:
+    """Write `report.md`, `report.html`, `runs.csv`, a CSV file for each table, figures.
 
     Args:
-        runs: As from `read_runs()`.
+        runs: Runs, as from `read_runs()`.
+        folder: Output folder. Files of an earlier report are replaced atomically.
+
+    Returns:
+        The tables.
     """
-    runs = runs.copy()
-    if "test_cross_entropy" not in runs:
-        runs["test_cross_entropy"] = runs.get("test_loss")
-    made = [
-        _accuracies(runs[runs["dataset"] != IMAGENET]),
-        _imagenet(runs[runs["dataset"] == IMAGENET]),
-        _eigenvalues(runs),
-        _differences(runs),
-        *(_overall(runs, measure) for measure in _OVERALL),
-        _measures(runs),
-        _costs(runs),
-    ]
-    return [table for table in made if len(table.cells)]
+    made = tables(runs)
+    figures = report_figures.draw(runs, folder)
+    for table in made:
+        write_text(folder / f"{table.name}.csv", table.cells.to_csv(index=False))
+    write_text(folder / "runs.csv", runs.to_csv(index=False))
+    images = "".join(f"![{name}]({name})\n\n" for name in figures)
+    text = "\n".join(map(to_markdown, made))
+    write_text(folder / "report.md", f"{text}\n{images}".rstrip() + "\n")
+    write_text(folder / "report.html", to_html(made, figures))
+    return made
 
 
 def to_markdown(table: Table) -> str:
-    """The table with its title above."""
+    """The table as Markdown, below its title."""
     columns = list(table.cells)
     rows = [columns, ["---"] * len(columns), *table.cells.to_numpy().tolist()]
     lines = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
@@ -84,7 +43,7 @@ def to_markdown(table: Table) -> str:
 
 
 def to_html(made: Sequence[Table], figures: Sequence[str]) -> str:
-    """A page of all tables and figures."""
+    """An HTML page of all tables and figures."""
     style = (
         "body{font-family:sans-serif;margin:2em}table{border-collapse:collapse}"
         "td,th{padding:.2em .6em;border-bottom:1px solid #ddd;text-align:left}"
@@ -98,349 +57,3 @@ def to_html(made: Sequence[Table], figures: Sequence[str]) -> str:
         parts.append(table.cells.to_html(index=False, border=0))
     parts += [f"<p><img src='{name}' style='max-width:100%'></p>" for name in figures]
     return "\n".join(parts) + "\n"
-
-
-def write_report(runs: pd.DataFrame, folder: Path) -> list[Table]:
-    """Write `report.md`, `report.html`, a CSV file for each table, `runs.csv`, figures.
-
-    Args:
-        runs: As from `read_runs()`.
-        folder: Where to. Files of an earlier report are replaced, each as a whole.
-
-    Returns:
-        The tables.
-    """
-    from keras_nrs.experiments import report_figures
-
-    made = tables(runs)
-    figures = report_figures.draw(runs, folder)
-    for table in made:
-        write_text(folder / f"{table.name}.csv", table.cells.to_csv(index=False))
-    write_text(folder / "runs.csv", runs.to_csv(index=False))
-    images = "".join(f"![{name}]({name})\n\n" for name in figures)
-    text = "\n".join(map(to_markdown, made))
-    write_text(folder / "report.md", f"{text}\n{images}".rstrip() + "\n")
-    write_text(folder / "report.html", to_html(made, figures))
-    return made
-
-
-def paired_differences(
-    runs: pd.DataFrame, measure: str, *, log: bool = False
-) -> pd.DataFrame:
-    """Differences of each arm to the baseline of its cell, paired by seed.
-
-    Args:
-        runs: As from `read_runs()`.
-        measure: A column of `runs`.
-        log: Whether the differences are those of logarithms.
-
-    Returns:
-        For each cell and arm: `n` pairs, `mean`, half the `width` of its 95 % interval
-        and the `p` of Student's paired t-test (NaN for a single pair), and in how many
-        pairs the arm is `higher` and `lower`.
-    """
-    rows = []
-    for cell, of_cell in runs.groupby(CELL, sort=False):
-        values = of_cell.pivot(index="seed", columns="arm", values=measure)
-        if BASELINE not in values:
-            continue
-        for arm in dict.fromkeys(of_cell["arm"]):
-            pairs = values[[arm, BASELINE]].dropna().to_numpy(float)
-            if arm == BASELINE or not len(pairs):
-                continue
-            pairs = np.log(pairs) if log else pairs
-            change = pairs[:, 0] - pairs[:, 1]
-            rows.append(
-                dict(zip(CELL, cell, strict=True))
-                | {"arm": arm}
-                | _t_test(change)
-                | {"higher": int((change > 0).sum()), "lower": int((change < 0).sum())}
-            )
-    return pd.DataFrame(rows)
-
-
-def _t_test(change: np.ndarray) -> dict[str, Any]:
-    n, mean = len(change), float(change.mean())
-    if n == 1:
-        return {"n": n, "mean": mean, "error": np.nan, "width": np.nan, "p": np.nan}
-    error = float(change.std(ddof=1) / np.sqrt(n))
-    if error == 0:
-        p = 1.0 if mean == 0 else 0.0
-    else:
-        p = float(2 * student_t.sf(abs(mean) / error, n - 1))
-    width = error * float(student_t.ppf(0.975, n - 1))
-    return {"n": n, "mean": mean, "error": error, "width": width, "p": p}
-
-
-def _scaled(runs: pd.DataFrame, measure: str) -> pd.Series:
-    return runs[measure] * (100 if measure in _PERCENT else 1)
-
-
-def _mean_and_spread(values: pd.Series, digits: int) -> str:
-    """With so many digits after the point, or up to 6 for two that are not 0."""
-    values = values.dropna()
-    if values.empty:
-        return NOTHING
-    mean = values.mean()
-    spread = values.std(ddof=1) if len(values) > 1 else 0.0
-    largest = max(abs(mean), spread)
-    if 0 < largest < 1:
-        digits = max(digits, min(6, 1 - math.floor(math.log10(largest))))
-    text = f"{mean:.{digits}f}"
-    return f"{text} ± {spread:.{digits}f}" if len(values) > 1 else text
-
-
-def _beside(
-    text: str, numbers: dict[published.Cell, published.Published], cell: Sequence[str]
-) -> str:
-    """A cell's text with the published number, if there is one."""
-    *names, arm = cell
-    label, _, settings = arm.partition(", ")
-    # NRS with this eps or that is NRS; a variant with a name of its own is not.
-    scheme = _SCHEMES.get(label, "") if "=" in settings or not settings else ""
-    number = numbers.get((*names, scheme))  # type: ignore[arg-type]
-    return text if number is None else f"{text} [{number}]"
-
-
-def _network_name(network: str) -> str:
-    return published.NETWORK_NAMES.get(network, network)
-
-
-def _seeds(runs: pd.DataFrame) -> str:
-    counts = runs.groupby([*CELL, "arm"])["seed"].count()
-    few, many = counts.min(), counts.max()
-    return f"seeds: {few}" if few == many else f"seeds: {few} to {many}"
-
-
-def _accuracies(runs: pd.DataFrame) -> Table:
-    """Table 1: networks and arms in rows, data sets and augmentations in columns."""
-    columns = list(
-        dict.fromkeys(zip(runs["dataset"], runs["augmentation"], strict=True))
-    )
-    rows = []
-    for network, of_network in runs.groupby("network", sort=False):
-        for arm in dict.fromkeys(of_network["arm"]):
-            row = {"network": _network_name(str(network)), "training": arm}
-            for dataset, augmentation in columns:
-                cell = dataset, network, augmentation, arm
-                found = _of_cell(of_network, cell)
-                text = _mean_and_spread(100 * found["test_accuracy"], 2)
-                row[f"{dataset}, {augmentation}"] = _beside(
-                    text, published.ACCURACY, cell
-                )
-            rows.append(row)
-    title = "Table 1. Test accuracy (%): mean ± standard deviation"
-    if len(runs):
-        title += f", {_seeds(runs)} [the paper's]"
-    return Table("table1", title, pd.DataFrame(rows))
-
-
-def _of_cell(runs: pd.DataFrame, cell: Sequence[Any]) -> pd.DataFrame:
-    keys = (
-        runs[name] == value for name, value in zip([*CELL, "arm"], cell, strict=True)
-    )
-    return runs[np.logical_and.reduce(list(keys))]
-
-
-def _by_cell(
-    runs: pd.DataFrame, row: Callable[[tuple[str, ...], pd.DataFrame], dict[str, Any]]
-) -> pd.DataFrame:
-    """A row for each cell and arm, which gives what comes after their names."""
-    rows = []
-    for key, found in runs.groupby([*CELL, "arm"], sort=False):
-        dataset, network, augmentation, arm = key
-        names = {
-            "data": f"{dataset}, {augmentation}",
-            "network": _network_name(network),
-            "training": arm,
-        }
-        rows.append(names | row(key, found))
-    return pd.DataFrame(rows)
-
-
-def _imagenet(runs: pd.DataFrame) -> Table:
-    """Table 2."""
-
-    def row(cell: tuple[str, ...], found: pd.DataFrame) -> dict[str, Any]:
-        top_1 = _mean_and_spread(100 * found["test_accuracy"], 2)
-        top_5 = _mean_and_spread(100 * found["test_top_5_accuracy"], 2)
-        return {
-            "top-1 accuracy": _beside(top_1, published.ACCURACY, cell),
-            "top-5 accuracy": _beside(top_5, published.TOP_5_ACCURACY, cell),
-        }
-
-    title = "Table 2. ImageNet, test accuracy (%): mean ± standard deviation"
-    return Table("table2", f"{title} [the paper's]", _by_cell(runs, row))
-
-
-def _eigenvalues(runs: pd.DataFrame) -> Table:
-    """Table 3: exact, and by the paper's estimator where it was measured."""
-    title = (
-        "Table 3. Largest eigenvalue of the last layer's Hessian [the paper's] and of "
-        "the whole one; ratio to the baseline of the same seed: geometric mean, 95 % "
-        "interval"
-    )
-    names = ("last_layer_eigenvalue", "last_layer_kfra_eigenvalue", "eigenvalue")
-    present = [name for name in names if name in runs]
-    measured = runs.dropna(subset=present, how="all") if present else runs[:0]
-    ratios = {
-        name: paired_differences(measured, name, log=True)
-        for name in present
-        if "kfra" not in name
-    }
-
-    def row(cell: tuple[str, ...], found: pd.DataFrame) -> dict[str, Any]:
-        values = {}
-        for name in present:
-            text = _mean_and_spread(found[name], 2)
-            if name in ratios:
-                values[_HEADINGS[name]] = text
-                values[f"ratio, {_HEADINGS[name]}"] = _ratio(ratios[name], cell)
-            else:
-                text = _beside(text, published.EIGENVALUE, cell)
-                values[_HEADINGS[name]] = text
-        return values
-
-    return Table("table3", title, _by_cell(measured, row))
-
-
-def _ratio(ratios: pd.DataFrame, cell: tuple[str, ...]) -> str:
-    found = _of_cell(ratios, cell) if len(ratios) else ratios
-    if found.empty:
-        return NOTHING
-    mean, width = found.iloc[0][["mean", "width"]]
-    if np.isnan(width):
-        return f"{np.exp(mean):.2f}"
-    low, high = np.exp([mean - width, mean + width])
-    return f"{np.exp(mean):.2f} ({low:.2f} to {high:.2f})"
-
-
-def _differences(runs: pd.DataFrame) -> Table:
-    """Accuracy against the baseline, with tests."""
-    title = (
-        "Test accuracy - that of the baseline of the same seed (points): mean ± half "
-        "its 95 % interval; p of the paired t-test, and adjusted for all rows "
-        "(Benjamini and Hochberg)"
-    )
-    found = paired_differences(runs, "test_accuracy")
-    if len(found) == 0:
-        return Table("differences", title, found)
-    found["adjusted"] = adjusted(found["p"])
-    rows = [
-        {
-            "data": f"{row['dataset']}, {row['augmentation']}",
-            "network": _network_name(row["network"]),
-            "training": row["arm"],
-            "seeds": row["n"],
-            "difference": _difference(100 * row["mean"], 100 * row["width"]),
-            "higher / lower": f"{row['higher']} / {row['lower']}",
-            "p": _p(row["p"]),
-            "adjusted p": _p(row["adjusted"]),
-        }
-        for row in found.to_dict("records")
-    ]
-    return Table("differences", title, pd.DataFrame(rows))
-
-
-def adjusted(p: pd.Series) -> pd.Series:
-    """p-values by Benjamini and Hochberg, NaN where there is none."""
-    tested = p.dropna()
-    if tested.empty:
-        return p
-    values = false_discovery_control(tested.to_numpy(float))
-    return pd.Series(values, tested.index).reindex(p.index)
-
-
-def _difference(mean: float, width: float, digits: int = 2) -> str:
-    if np.isnan(width):
-        return f"{mean:+.{digits}f}"
-    return f"{mean:+.{digits}f} ± {width:.{digits}f}"
-
-
-def _p(value: float) -> str:
-    if np.isnan(value):
-        return NOTHING
-    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
-
-
-def _overall(runs: pd.DataFrame, measure: str) -> Table:
-    """The mean over cells of each arm's differences to the baseline."""
-    what, scale, digits = _OVERALL[measure]
-    found = paired_differences(runs, measure)
-    title = (
-        f"Mean over data sets and networks of the difference in {what} ± half its 95 % "
-        "interval, and in how many of them it is above or below 0 with an adjusted "
-        "p < 0.05"
-    )
-    name = f"overall_{measure}"
-    if found.empty or (found.groupby("arm").size() < 2).all():
-        return Table(name, title, pd.DataFrame())
-    found["is_clear"] = adjusted(found["p"]) < 0.05
-    rows = []
-    for arm, of_arm in found.groupby("arm", sort=False):
-        error = np.sqrt((of_arm["error"] ** 2).sum()) / len(of_arm)
-        clear = of_arm[of_arm["is_clear"]]["mean"]
-        width = 1.96 * error if of_arm["error"].notna().all() else np.nan
-        mean = of_arm["mean"].mean()
-        rows.append(
-            {
-                "training": arm,
-                "cells": len(of_arm),
-                "mean difference": _difference(scale * mean, scale * width, digits),
-                "clearly above": int((clear > 0).sum()),
-                "clearly below": int((clear < 0).sum()),
-                "highest": _extreme(of_arm, "idxmax", scale, digits),
-                "lowest": _extreme(of_arm, "idxmin", scale, digits),
-            }
-        )
-    return Table(name, title, pd.DataFrame(rows))
-
-
-def _extreme(differences: pd.DataFrame, which: str, scale: float, digits: int) -> str:
-    row = differences.loc[getattr(differences["mean"], which)()]
-    difference = _difference(scale * row["mean"], scale * row["width"], digits)
-    return f"{difference} ({row['dataset']}, {_network_name(row['network'])})"
-
-
-def _measures(runs: pd.DataFrame) -> Table:
-    """What was measured besides the accuracy."""
-    present = [m for m in _MEASURES if m[0] in runs and runs[m[0]].notna().any()]
-
-    def row(_: tuple[str, ...], found: pd.DataFrame) -> dict[str, Any]:
-        return {
-            heading: _mean_and_spread(_scaled(found, name), digits)
-            for name, heading, digits in present
-        }
-
-    cells = _by_cell(runs, row) if present else pd.DataFrame()
-    return Table("measures", "Mean ± standard deviation over seeds", cells)
-
-
-def _costs(runs: pd.DataFrame) -> Table:
-    """What a run cost: medians over seeds."""
-    names = {
-        "seconds_per_step": ("time per step (ms)", 1000, 1),
-        "peak_memory_mib": ("peak memory (MiB)", 1, 0),
-        "training_seconds": ("training (s)", 1, 0),
-    }
-    present = {name: form for name, form in names.items() if name in runs}
-    baselines = runs[runs["arm"] == BASELINE].groupby(CELL)
-
-    def row(cell: tuple[str, ...], found: pd.DataFrame) -> dict[str, Any]:
-        values: dict[str, Any] = {}
-        for name, (heading, scale, digits) in present.items():
-            values[heading] = f"{scale * found[name].median():.{digits}f}"
-            if name == "seconds_per_step":
-                values["baselines"] = _in_baselines(found, baselines, cell)
-        return values
-
-    cells = _by_cell(runs, row) if present else pd.DataFrame()
-    title = "Cost: median over seeds, and time per step in baselines"
-    return Table("costs", title, cells)
-
-
-def _in_baselines(found: pd.DataFrame, baselines: Any, cell: tuple[str, ...]) -> str:
-    if cell[:-1] not in baselines.groups:
-        return NOTHING
-    baseline = baselines.get_group(cell[:-1])["seconds_per_step"].median()
-    return f"{found['seconds_per_step'].median() / baseline:.2f}"

@@ -1,4 +1,4 @@
-"""Figures of finished runs: curves as in Figure 2 of the paper, and differences."""
+"""Figures of finished runs: curves as in the paper's Figure 2, and differences."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,25 +9,26 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from keras_nrs._files import atomic_write
-from keras_nrs.experiments.report import BASELINE
-from keras_nrs.experiments.report import paired_differences
+from keras_nrs.experiments.paired_tests import paired_differences
+from keras_nrs.experiments.results import BASELINE
 from keras_nrs.experiments.results import CELL
+from keras_nrs.flatness.plots import BLUE
 from keras_nrs.flatness.plots import COLORS
 from keras_nrs.flatness.plots import LINES
 
-# As wide as a phone can show with letters of this many points.
+# A phone can show two columns of panels with letters of 12 points.
 _COLUMNS, _FONT_SIZE = 2, 12
 
 
 def draw(runs: pd.DataFrame, folder: Path) -> list[str]:
-    """Draw what the runs have something for.
+    """Draw the figures that are not empty for these runs.
 
     Args:
-        runs: As from `read_runs()`.
-        folder: Where PNG files go, each written as a whole.
+        runs: Runs, as from `read_runs()`.
+        folder: Folder of the PNG files, each written atomically.
 
     Returns:
-        The files' names.
+        The names of the files.
     """
     figures = {"curves.png": _curves(runs), "differences.png": _all_differences(runs)}
     drawn = {name: figure for name, figure in figures.items() if figure is not None}
@@ -43,12 +44,12 @@ def _panels(
     draw_panel: Callable[[Any, pd.DataFrame], None],
     **options: Any,
 ) -> tuple[Figure, Any]:
-    """A panel for each cell, with its name above."""
+    """A figure with a panel for each cell, below the cell's name."""
     cells = list(data.groupby(CELL, sort=False))
     columns = min(_COLUMNS, len(cells))
     rows = -(-len(cells) // columns)
     figure = Figure(
-        # One panel is as wide as the text below all of them.
+        # The text below the panels needs 6.6 inches, even below a single panel.
         figsize=(max(6.6, 3.4 * columns + 1.6), height * rows + 0.6),
         dpi=110,
         layout="constrained",
@@ -67,7 +68,7 @@ def _panels(
 def _curves(runs: pd.DataFrame) -> Figure | None:
     """Accuracy after each epoch, as in Figure 2: mean and deviation over seeds.
 
-    The dashed line is where the baseline ends.
+    A dashed line marks the baseline's last accuracy.
     """
     histories = []
     for row in runs[[*CELL, "arm", "folder"]].to_dict("records"):
@@ -120,7 +121,7 @@ def _all_differences(runs: pd.DataFrame) -> Figure | None:
             xerr=100 * np.nan_to_num(cell["width"]),
             fmt="o",
             markersize=4,
-            color="#0072B2",
+            color=BLUE,
             elinewidth=1,
         )
         axes.grid(axis="x", color="0.9")

@@ -1,4 +1,4 @@
-"""Finished runs as a table: a row for each, of folders and of files of runs."""
+"""Finished runs, from folders and CSV files, as a table with a row for each run."""
 
 import csv
 import json
@@ -12,7 +12,7 @@ import pandas as pd
 
 from keras_nrs.experiments.recipes import Recipe
 
-# What names a cell of a table; an arm is what the cell compares.
+# The columns that name a cell of a table. The cell compares arms.
 CELL = ["dataset", "network", "augmentation"]
 _NOT_SETTINGS = {*CELL, "scheme", "seeds", "flatness", "validation_percent"}
 _UNUSED_SETTINGS = {
@@ -20,25 +20,27 @@ _UNUSED_SETTINGS = {
     "rpr": {"alpha"},
 }
 SCHEME_LABELS = {"baseline": "baseline", "rpr": "RPR", "nrs": "NRS"}
+BASELINE = SCHEME_LABELS["baseline"]
+_REQUIRED = [*CELL, "arm", "seed", "test_accuracy"]
 
 
 def read_runs(paths: Iterable[Path]) -> pd.DataFrame:
     """A row for each finished run.
 
     Args:
-        paths: Folders, in which runs of `keras-nrs train` and CSV files of runs are
-            looked for at any depth, and CSV files. A file of runs has at least the
-            columns `CELL`, `arm`, `seed` and `test_accuracy`; other CSV files in the
-            folders, and rows without a test accuracy, are left out.
+        paths: CSV files of runs, and folders. Folders are searched at any depth for
+            runs of `keras-nrs train` and for CSV files of runs, which have at least
+            the columns `CELL`, `arm`, `seed` and `test_accuracy`. Rows without a test
+            accuracy are left out.
 
     Returns:
-        Columns `CELL`, `arm`, `seed`, the recipe's values where there is a recipe,
-        measurements, and `folder`.
+        The columns `CELL`, `arm`, `seed`, the values of the recipe for runs that have
+        one, the measurements, and `folder`.
 
     Raises:
         FileNotFoundError: if a path does not exist.
-        ValueError: if a file is not of runs, no finished run is found, or runs of
-            different folders have the same arm and seed.
+        ValueError: if a given file lacks a column, no finished run is found, or two
+            runs have the same cell, arm and seed.
     """
     rows: list[dict[str, Any]] = []
     for path in paths:
@@ -52,15 +54,12 @@ def read_runs(paths: Iterable[Path]) -> pd.DataFrame:
         raise ValueError(
             "`runs` must hold finished runs: a folder of keras-nrs train, or a CSV "
             f"file with the columns {', '.join(_REQUIRED)}. Received: "
-            f"{', '.join(map(str, paths))}, with none that was tested."
+            f"{', '.join(map(str, paths))}, without a tested run."
         )
     runs = pd.DataFrame(rows)
     runs["arm"] = _arms(runs)
     _check_unique(runs)
     return _sorted(runs)
-
-
-_REQUIRED = [*CELL, "arm", "seed", "test_accuracy"]
 
 
 def _rows_of_folder(folder: Path) -> list[dict[str, Any]]:
@@ -96,7 +95,10 @@ def _rows_of_file(path: Path) -> list[dict[str, Any]]:
 
 
 def _arms(runs: pd.DataFrame) -> pd.Series:
-    """Of recipes, the scheme and what differs between runs of it in a cell."""
+    """The arm of each run: as given, or the recipe's scheme and varied settings.
+
+    Varied settings are those that differ between the cell's runs of the scheme.
+    """
     arms = runs["arm"].copy() if "arm" in runs else pd.Series(pd.NA, runs.index)
     if "scheme" not in runs:
         return arms
@@ -113,7 +115,7 @@ def _arms(runs: pd.DataFrame) -> pd.Series:
 
 
 def _sorted(runs: pd.DataFrame) -> pd.DataFrame:
-    """By cell, "digits-50" before "digits-100"; the baseline first, then RPR."""
+    """Sort by cell, "digits-50" before "digits-100"; then baseline, RPR, NRS, rest."""
 
     def key(column: pd.Series) -> pd.Series:
         if column.name == "arm":

@@ -1,10 +1,10 @@
-"""KerasTuner's searches, with a state that no kill can tear.
+"""KerasTuner's searches, with a state that stays consistent when a process is killed.
 
-KerasTuner 1.4 writes the state of its oracle and of each trial to files of their own,
-one after the other and in place. It leaves out of them the order of a grid and the
-random state of the Bayesian search, and writes that a trial has ended while it still
-counts as running. Here one file holds everything. It is written as a whole, and after
-each change alone: what a process did since then, the next one does again.
+KerasTuner 1.4 writes the states of its oracle and of each trial to separate files, in
+place. It leaves out the order of a grid and the random state of the Bayesian search,
+and marks a trial as ended while it still counts as running. Here one file holds the
+whole state, and is replaced atomically after each change. A process that goes on
+repeats what an earlier one did after the last change.
 """
 
 import json
@@ -31,10 +31,10 @@ State = dict[str, Any]
 
 
 def role() -> str:
-    """`"alone"`, or what this process is in KerasTuner's distributed mode.
+    """The role of this process in KerasTuner's distributed mode.
 
     Returns:
-        `"alone"`, `"chief"` or `"worker"`.
+        `"chief"` or `"worker"`, or `"alone"` outside the distributed mode.
 
     Raises:
         ValueError: if only some of KerasTuner's variables are set.
@@ -51,13 +51,13 @@ def role() -> str:
     return "chief" if "chief" in os.environ[names[2]] else "worker"
 
 
-class _WholeOracle(keras_tuner.Oracle):  # type: ignore[misc]
-    """An oracle whose state is one file.
+class _AtomicOracle(keras_tuner.Oracle):  # type: ignore[misc]
+    """An oracle that keeps its state in one file, written atomically.
 
     Args:
-        path: Of the file.
-        request: What the file says about the search besides.
-        settings: Of the oracle.
+        path: Path of the file.
+        request: Describes the search, in the file.
+        settings: Settings of KerasTuner's oracle.
     """
 
     def __init__(self, *, path: Path, request: State, **settings: Any) -> None:
@@ -72,7 +72,7 @@ class _WholeOracle(keras_tuner.Oracle):  # type: ignore[misc]
         return trial
 
     def end_trial(self, trial: Trial) -> None:
-        # What came over the network has the values in another order.
+        # A trial from another process has its values in another order.
         trial.hyperparameters = self.trials[trial.trial_id].hyperparameters
         super().end_trial(trial)
         self._write()
@@ -84,24 +84,24 @@ class _WholeOracle(keras_tuner.Oracle):  # type: ignore[misc]
     def set_state(self, state: State) -> None:
         trials = [Trial.from_state(trial) for trial in state["trials"]]
         self.trials = {trial.trial_id: trial for trial in trials}
-        # Under the name of the process that ran it, which gets it again.
+        # Gives a running trial again to the process of the same name.
         super().set_state(state)
 
     def reload(self) -> None:
         self.set_state(read_state(self.path)["oracle"])
 
     def save(self) -> None:
-        """Nothing: KerasTuner calls it amid its changes."""
+        """Does nothing: KerasTuner calls it in the middle of a change."""
 
     def _save_trial(self, trial: Trial) -> None:
-        """Nothing: trials are part of the state."""
+        """Does nothing: the state has the trials."""
 
     def _write(self) -> None:
         state = {"request": self._request, "oracle": self.get_state()}
         write_text(self.path, json.dumps(state) + "\n")
 
 
-class _Grid(_WholeOracle, oracles.GridSearchOracle):  # type: ignore[misc]
+class _Grid(_AtomicOracle, oracles.GridSearchOracle):  # type: ignore[misc]
     def get_state(self) -> State:
         ids = self.start_order[:1]
         while ids and (following := self._ordered_ids.next(ids[-1])) is not None:
@@ -116,27 +116,27 @@ class _Grid(_WholeOracle, oracles.GridSearchOracle):  # type: ignore[misc]
         self._populate_next = state["populate_next"]
 
 
-class _Random(_WholeOracle, oracles.RandomSearchOracle):  # type: ignore[misc]
+class _Random(_AtomicOracle, oracles.RandomSearchOracle):  # type: ignore[misc]
     pass
 
 
-class _Bayesian(_WholeOracle, oracles.BayesianOptimizationOracle):  # type: ignore[misc]
+class _Bayesian(_AtomicOracle, oracles.BayesianOptimizationOracle):  # type: ignore[misc]
     def populate_space(self, trial_id: str) -> State:
-        # A state that depends on what is in the file alone.
+        # The random state must follow from the file.
         self._random_state.seed(self.seed + len(self.trials))
         proposed: State = super().populate_space(trial_id)
         running = [t.hyperparameters.values for t in self.ongoing_trials.values()]
         if proposed["values"] in running:
-            # Once that has ended, its result is there to be read.
+            # Wait for the running trial, whose result will change the proposal.
             return {"status": TrialStatus.IDLE, "values": None}
         return proposed
 
 
-class _Hyperband(_WholeOracle, oracles.HyperbandOracle):  # type: ignore[misc]
+class _Hyperband(_AtomicOracle, oracles.HyperbandOracle):  # type: ignore[misc]
     pass
 
 
-SEARCHES: dict[str, Callable[..., _WholeOracle]] = {
+SEARCHES: dict[str, Callable[..., _AtomicOracle]] = {
     "grid": _Grid,
     "random": _Random,
     "bayesian": _Bayesian,
@@ -145,7 +145,7 @@ SEARCHES: dict[str, Callable[..., _WholeOracle]] = {
 
 
 def read_state(path: Path) -> State:
-    """The request and the oracle's state of a file, of which there may be none yet."""
+    """The request and the oracle's state in a file; empty ones before it is written."""
     if not path.exists():
         return {"request": {}, "oracle": {"trials": []}}
     state: State = json.loads(path.read_text(encoding="utf-8"))
@@ -157,11 +157,12 @@ class Tuner(BaseTuner):  # type: ignore[misc]
 
     Args:
         search: One of `SEARCHES`.
-        train: Takes a trial and returns its metrics, the objective among them. A
-            `FloatingPointError` is a result, too; other errors end the search.
-        path: File of the state, with which an earlier search goes on.
-        request: What the file says about the search besides.
-        settings: Of KerasTuner's oracle.
+        train: Takes a trial and returns its metrics, the objective among them. After
+            a `FloatingPointError` the trial counts as diverged, and the search goes
+            on; other errors end it.
+        path: File of the state. A search that was stopped goes on from it.
+        request: Describes the search, in the file.
+        settings: Settings of KerasTuner's oracle.
     """
 
     def __init__(
@@ -177,7 +178,7 @@ class Tuner(BaseTuner):  # type: ignore[misc]
             path=path,
             request=request,
             objective=keras_tuner.Objective(OBJECTIVE, "max"),
-            max_consecutive_failed_trials=None,  # Equal to no number of them.
+            max_consecutive_failed_trials=None,  # No limit.
             **settings,
         )
         self._train, self._is_worker_process = train, role() == "worker"
@@ -187,10 +188,10 @@ class Tuner(BaseTuner):  # type: ignore[misc]
         super().__init__(oracle, directory=folder.parent, project_name=folder.name)
 
     def search(self) -> None:
-        """Run what is left of the search, or serve it to the workers.
+        """Run the trials that are missing, or hand them to the workers.
 
         Raises:
-            Exception: that of a training which is not a `FloatingPointError`.
+            Exception: the error of a training, unless it is a `FloatingPointError`.
         """
         try:
             super().search(verbose=0)
@@ -207,11 +208,11 @@ class Tuner(BaseTuner):  # type: ignore[misc]
 
     def pre_create_trial(self) -> None:
         if self._is_worker_process:
-            # While others' trials must end first, KerasTuner asks without a pause.
+            # KerasTuner asks for a trial without a pause while others are running.
             time.sleep(_POLLING_SECONDS)
 
     def save(self) -> None:
-        """Nothing: the oracle writes its state by itself."""
+        """Does nothing: the oracle writes its state by itself."""
 
     def reload(self) -> None:
-        """Nothing: the oracle has read its state."""
+        """Does nothing: the oracle has read its state."""

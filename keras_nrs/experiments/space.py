@@ -1,4 +1,4 @@
-"""What a sweep varies: keys of a recipe, and their values."""
+"""The space of a sweep: keys of a recipe, and the values to try."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -17,14 +17,14 @@ from keras_nrs.experiments.recipes import split_setting
 _TYPES = {field.name: field.type for field in dataclasses.fields(Recipe)}
 _INTEGERS = (int, int | None)
 _NUMBERS = (*_INTEGERS, float, float | None)
-# With different values of these, trials could not be compared, or would not differ.
+# Trials with different values of these keys could not be compared, or would be equal.
 _FIXED = ("dataset", "flatness", "seeds", "validation_percent")
 
 Values = dict[str, Any]
 
 
 class Range(NamedTuple):
-    """Numbers from `low` to `high`, evenly or, with `log`, so that logarithms are."""
+    """Numbers from `low` to `high`, drawn uniformly, or log-uniformly with `log`."""
 
     low: float
     high: float
@@ -38,7 +38,7 @@ def parse_space(entries: Iterable[str]) -> Space:
     """The space that strings `key=value,value` and `key=low:high[:log]` describe.
 
     Raises:
-        ValueError: if a key is unknown or comes twice, or a range is not as above.
+        ValueError: if a key is unknown or given twice, or a range has another form.
 
     Example:
         >>> from keras_nrs.experiments.space import parse_space
@@ -73,7 +73,7 @@ def _parse_range(entry: str) -> Range:
 
 
 def describe(space: Space) -> dict[str, str]:
-    """The space as it is written in a command, by key."""
+    """The values of each key, as text in the form of `--vary`."""
     return {
         key: f"{values.low}:{values.high}" + (":log" if values.log else "")
         if isinstance(values, Range)
@@ -83,11 +83,14 @@ def describe(space: Space) -> dict[str, str]:
 
 
 def check_space(space: Space, recipe: Recipe, search: str) -> list[Recipe]:
-    """The recipe with each listed value, and at the ends of each range.
+    """Check a space for a recipe and a search.
+
+    Returns:
+        Copies of the recipe, one for each listed value and each end of a range.
 
     Raises:
-        TypeError, ValueError: if a key cannot be varied, the recipe cannot have a
-            value, or the search cannot have the space.
+        TypeError, ValueError: if a key cannot be varied, the recipe refuses a value,
+            or the search cannot use the space.
     """
     if not space:
         raise ValueError("The space must vary at least one key. Received: {}.")
@@ -97,7 +100,7 @@ def check_space(space: Space, recipe: Recipe, search: str) -> list[Recipe]:
         if key in _FIXED or (key == "epochs" and search == "hyperband"):
             raise ValueError(
                 f"{key!r} cannot be varied with search={search!r}. Received: "
-                f"'{key}={text}'. Set one value of it with --set."
+                f"'{key}={text}'. Set a single value with --set."
             )
         values, entry = space[key], f"{key}={text}"
         checked = (
@@ -114,10 +117,10 @@ def check_space(space: Space, recipe: Recipe, search: str) -> list[Recipe]:
             "bayesian or hyperband, or list values: 'KEY=V1,V2'."
         )
     if search == "hyperband" and all(_TYPES[key] in _INTEGERS for key in ranges):
-        # KerasTuner's ends, without a fully trained trial, when no values are left.
+        # Out of new values, KerasTuner's Hyperband ends before it trains a trial fully.
         raise ValueError(
-            "Hyperband needs a range of real numbers, as it draws more trials than "
-            f"lists have. Received: {describe(space)}. Give a range, such as "
+            "Hyperband needs a range of real numbers: it draws more trials than lists "
+            f"have values. Received: {describe(space)}. Give a range, such as "
             "'eps=0.05:0.5', or use --search grid."
         )
     return changed
@@ -139,7 +142,7 @@ def _check_range(entry: str, values: Range) -> list[Any]:
 def _check_list(entry: str, values: Sequence[Any]) -> list[Any]:
     if isinstance(values, str) or not values:
         raise TypeError(
-            "The values of a key must be a list of one or more, or a Range. "
+            "The values of a key must be a list that is not empty, or a Range. "
             f"Received: {entry!r}."
         )
     values = list(values)
@@ -149,10 +152,10 @@ def _check_list(entry: str, values: Sequence[Any]) -> list[Any]:
 
 
 def to_hyperparameters(space: Space) -> keras_tuner.HyperParameters:
-    """The space for KerasTuner.
+    """The space in KerasTuner's form.
 
-    Listed values are texts there, which come back from files and networks as they were
-    and may be of several types.
+    Listed values become texts: they may have several types, and texts do not change in
+    files and between processes.
     """
     hyperparameters = keras_tuner.HyperParameters()
     for key, values in space.items():
@@ -167,7 +170,7 @@ def to_hyperparameters(space: Space) -> keras_tuner.HyperParameters:
 
 
 def to_values(space: Space, hyperparameters: keras_tuner.HyperParameters) -> Values:
-    """The values of a trial, in the order of the space; real ones with 4 digits."""
+    """The values of a trial, in the order of the space; floats have 4 digits."""
     return {key: _to_value(space[key], hyperparameters.values[key]) for key in space}
 
 

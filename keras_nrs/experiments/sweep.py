@@ -1,7 +1,8 @@
 """Hyperparameter searches of recipes, on validation images.
 
-A trial is a recipe with some values of its own, trained with each of the recipe's
-seeds. Its score is their mean accuracy on the validation images after the last epoch.
+A trial is a recipe with some values changed, trained with each of the recipe's seeds.
+Its score is the mean over the seeds of the accuracy on validation images after the last
+epoch.
 """
 
 import dataclasses
@@ -51,20 +52,21 @@ class Sweep:
     KerasTuner's distributed mode the workers train, and the chief writes files.
 
     Args:
-        recipe_name: Name in `recipes()` of the recipe from which this one is made.
-        recipe: What to train. If no training images are held out, 10 % are here.
-        space: For each key of the recipe that is varied, a list of values or a `Range`.
+        recipe_name: Name in `recipes()` of the original recipe.
+        recipe: The recipe to train, with other changes. If it holds out no training
+            images, the sweep holds out 10 %.
+        space: A list of values or a `Range` for each key of the recipe to vary.
         search: `"grid"`, `"random"`, `"bayesian"` or `"hyperband"`.
-        trials: At most so many; 20 with `"random"` and `"bayesian"`, all with
-            `"grid"` if `None`. A sweep that goes on may have more. Hyperband has a
-            number of its own, which follows from the recipe's epochs.
-        seed: Of the search.
-        folder: Where files go. A sweep that was stopped there goes on.
-        data_dir: Folder of the prepared data sets; `None` is that of TFDS.
+        trials: Largest number of trials; `None` is 20 for `"random"` and `"bayesian"`,
+            all for `"grid"`. A sweep that goes on may have more. Hyperband's number
+            follows from the recipe's epochs.
+        seed: Seed of the search.
+        folder: Output folder. A sweep that was stopped there goes on.
+        data_dir: Folder of the prepared data sets; `None` is TFDS's own.
 
     Raises:
-        TypeError, ValueError: if an argument is not as described, the recipe cannot
-            have one of the values, or the folder is of another sweep.
+        TypeError, ValueError: if an argument is not as described, the recipe refuses a
+            value, or another sweep wrote the folder.
 
     Example:
         >>> from pathlib import Path
@@ -96,19 +98,19 @@ class Sweep:
         percent = recipe.validation_percent or _VALIDATION_PERCENT
         self.recipe = replace(recipe, validation_percent=percent)
         for changed in [self.recipe, *check_space(space, self.recipe, search)]:
-            # Made for what is checked by the data.
+            # A training checks that the data suit the recipe.
             Training(changed, recipe.seeds[0], folder, data_dir, test=False)
         for key, value in changes(recipe_name, recipe).items():
             if key in space:
                 raise ValueError(
                     f"{key!r} is varied, and has a value as well. Received: "
-                    f"{key}={value!r}. Leave that out, or say what else to vary."
+                    f"{key}={value!r}. Leave the value out, or vary other keys."
                 )
         self._check_folder()
 
     @property
     def results(self) -> list[Result]:
-        """Those of the finished trials, best first; diverged ones last."""
+        """The results of the finished trials: best first, diverged trials last."""
         states = read_state(self._path)["oracle"]["trials"]
         ended = [Trial.from_state(s) for s in states if s["status"] != "RUNNING"]
         return best_first(self._result(trial) for trial in ended)
@@ -130,31 +132,31 @@ class Sweep:
 
     @property
     def is_finished(self) -> bool:
-        """Whether there is a best one of as many trials."""
+        """Whether the best of this number of trials is written."""
         path = self.folder / "best.json"
         return path.exists() and json.loads(path.read_text())["trials"] == self.trials
 
     @property
     def train_command(self) -> str:
-        """Trains the best on all training images and tests it."""
-        # Data are held out for the sweep alone.
+        """The command that trains the best recipe on all images and tests it."""
+        # Only the sweep needs held-out images.
         held_out = recipes()[self.recipe_name].validation_percent
         best = replace(self.recipe, **self.best.values, validation_percent=held_out)
         return command("train", self.recipe_name, best, data_dir=self.data_dir)
 
     @property
     def table(self) -> Table:
-        """All results with their scores, best first."""
+        """The results with their scores, best first."""
         return to_table(self.recipe_name, self.results)
 
     def run(self, report: Callable[[str], None] = print) -> None:
-        """Run what is left of the sweep.
+        """Run the trials that are missing.
 
         Args:
-            report: Takes a line for each trial that has finished.
+            report: Called with a line of text for each finished trial.
 
         Raises:
-            RecipeError: if the network is not for the data's images.
+            RecipeError: if the network cannot have the data's images.
         """
         report(
             f"{self.recipe_name}: trials are compared on "
@@ -169,7 +171,7 @@ class Sweep:
             path=self._path,
             request=self._request,
             hyperparameters=to_hyperparameters(self.space),
-            # 0 would be a random one.
+            # KerasTuner takes 0 for a random seed.
             seed=self.seed + 1,
             **{name: limit},
         ).search()
@@ -217,7 +219,7 @@ class Sweep:
 
     @property
     def _request(self) -> dict[str, Any]:
-        """What a sweep that goes on has in common with the one that was stopped."""
+        """Describes the sweep; must be the same in each sweep in the folder."""
         # A grid does not depend on the seed.
         seed = None if self.search == "grid" else self.seed
         request = {"search": self.search, "seed": seed, "space": describe(self.space)}
@@ -228,8 +230,8 @@ class Sweep:
         different = differences(found, self._request) if found else ""
         if different:
             raise ValueError(
-                f"The folder {str(self.folder)!r} is of another sweep: {different}. "
-                "Choose another --output."
+                f"The folder {str(self.folder)!r} belongs to another sweep: "
+                f"{different}. Choose another --output."
             )
 
     def _write(self) -> None:
@@ -253,7 +255,7 @@ class Sweep:
 
 
 def check_search(search: str, trials: int | None, seed: int) -> int | None:
-    """The number of trials, after a check of the arguments."""
+    """Check the arguments of a search, and return its largest number of trials."""
     check_choice("search", search, SEARCHES)
     check_seed("seed", seed)
     if search == "hyperband" and trials is not None:
@@ -268,7 +270,7 @@ def check_search(search: str, trials: int | None, seed: int) -> int | None:
 
 
 def changes(recipe_name: str, recipe: Recipe) -> Values:
-    """What a recipe has in another way than the one of the name."""
+    """The values in which a recipe differs from the original with the name."""
     original = dataclasses.asdict(recipes()[recipe_name])
     values = dataclasses.asdict(recipe)
     return {key: values[key] for key in values if values[key] != original[key]}

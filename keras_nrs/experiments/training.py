@@ -1,6 +1,5 @@
-"""One training of a recipe in a folder, which goes on where it was stopped."""
+"""One training of a recipe, in a folder where it goes on after a stop."""
 
-import csv
 import dataclasses
 import json
 import math
@@ -21,86 +20,18 @@ from keras_nrs._files import atomic_write
 from keras_nrs._files import write_text
 from keras_nrs.backend import data_parallel_scope
 from keras_nrs.data import ImageData
-from keras_nrs.experiments.recipes import NETWORKS
+from keras_nrs.experiments.csv_rows import Row
+from keras_nrs.experiments.csv_rows import read_rows
+from keras_nrs.experiments.csv_rows import write_rows
+from keras_nrs.experiments.recipe_model import build_model
+from keras_nrs.experiments.recipe_model import steps_per_epoch
 from keras_nrs.experiments.recipes import Recipe
-from keras_nrs.models import with_l2
 
 _PACKAGES = ("keras-nrs", "keras", "jax", "tensorflow", "torch", "tensorflow-datasets")
-_MANY_CLASSES = 100
-
-Row = dict[str, Any]
-
-
-def build(recipe: Recipe, data: ImageData, seed: int) -> keras_nrs.NRSModel:
-    """The compiled and wrapped network of a recipe.
-
-    Args:
-        recipe: Names the network and how it is trained.
-        data: Of the recipe: tells the shape of the images and the number of steps.
-        seed: Of initial weights, dropout and perturbations.
-    """
-    keras.utils.set_random_seed(seed)
-    policy = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(recipe.dtype_policy)
-    try:
-        network = NETWORKS[recipe.network](data.image_shape, data.num_classes)
-        if recipe.optimizer == "sgd" and recipe.weight_decay:
-            network = with_l2(network, recipe.weight_decay)
-    finally:
-        keras.config.set_dtype_policy(policy)
-    metrics: list[keras.metrics.Metric] = [
-        keras.metrics.CategoricalAccuracy("accuracy"),
-        # The loss without penalties on weights.
-        keras.metrics.CategoricalCrossentropy("cross_entropy", from_logits=True),
-    ]
-    if data.num_classes > _MANY_CLASSES:
-        metrics.append(keras.metrics.TopKCategoricalAccuracy(5, "top_5_accuracy"))
-    network.compile(
-        optimizer=_optimizer(recipe, network, _steps_per_epoch(recipe, data)),
-        loss=keras.losses.CategoricalCrossentropy(from_logits=True),
-        metrics=metrics,
-    )
-    return keras_nrs.wrap(
-        network,
-        recipe.eps,
-        recipe.alpha,
-        scheme=recipe.scheme,
-        perturbation=recipe.perturbation,
-        interval=recipe.interval,
-        normalize=recipe.normalize,
-        seed=seed,
-    )
-
-
-def _steps_per_epoch(recipe: Recipe, data: ImageData) -> int:
-    return recipe.steps_per_epoch or data.steps_per_epoch
-
-
-def _optimizer(recipe: Recipe, network: keras.Model, steps: int) -> keras.Optimizer:
-    warmup = recipe.warmup_epochs * steps
-    schedule = keras.optimizers.schedules.CosineDecay(
-        0.0 if warmup else recipe.learning_rate,
-        max(1, recipe.epochs * steps - warmup),
-        warmup_target=recipe.learning_rate if warmup else None,
-        warmup_steps=warmup,
-    )
-    if recipe.optimizer == "sgd":
-        # Its weight decay is a penalty of the network.
-        return keras.optimizers.SGD(
-            schedule, momentum=0.9, nesterov=True, global_clipnorm=recipe.clip_norm
-        )
-    optimizer = keras.optimizers.AdamW(
-        schedule, weight_decay=recipe.weight_decay, global_clipnorm=recipe.clip_norm
-    )
-    # Like the penalty: neither biases, nor scales of normalization, nor embeddings.
-    optimizer.exclude_from_weight_decay(
-        [v for v in network.trainable_variables if v.name != "kernel"]
-    )
-    return optimizer
 
 
 def differences(there: Row, here: Row) -> str:
-    """What two descriptions do not have in common, where the first is from a file."""
+    """Says how the description in a file differs from another one."""
     here = json.loads(_json(here))
     return "; ".join(
         f"{name}={there.get(name)!r} there, {here.get(name)!r} here"
@@ -110,29 +41,29 @@ def differences(there: Row, here: Row) -> str:
 
 
 class RecipeError(ValueError):
-    """The network of a recipe cannot be built for its data."""
+    """A recipe's network cannot be built for the recipe's data."""
 
 
 class Training:
     """A training of a recipe with one seed.
 
-    The folder gets `recipe.json`, `environment.json` (of each session), `history.csv`
-    (a row for each epoch), `tensorboard/`, `checkpoint-EPOCHS.keras` (after each),
-    and at the end `model.keras` (the network without the wrapper) and `summary.json`.
-    Each file is written as a whole or not at all.
+    The folder gets `recipe.json`, `environment.json` (an entry for each session),
+    `history.csv` (a row for each epoch), `tensorboard/`, `checkpoint-EPOCHS.keras`
+    (the latest), and at the end `model.keras` (the network without the wrapper) and
+    `summary.json`. Each file is written atomically.
 
     Args:
         recipe: What to train.
-        seed: One of the recipe's.
-        folder: Where files go. A training that was stopped there goes on.
-        data_dir: Folder of the prepared data sets; `None` is that of TFDS.
-        test: Whether the summary is of the test images. Without them it is of the
-            validation images, flatness is not measured, and no test image is read.
+        seed: One of the recipe's seeds.
+        folder: Output folder. A training that was stopped there goes on.
+        data_dir: Folder of the prepared data sets; `None` is TFDS's own.
+        test: Whether to measure on test images at the end. If not, the summary is of
+            validation images, has no flatness, and no test image is read.
 
     Raises:
-        TypeError, ValueError: if the folder is of another training, the data are not
-            as the recipe needs them, or without `test` no images are held out.
-        RecipeError: by `run()`, if the network is not for the data's images.
+        TypeError, ValueError: if another training wrote the folder, the data do not
+            suit the recipe, or no images are held out though `test` is False.
+        RecipeError: by `run()`, if the network cannot have the data's images.
         FloatingPointError: by `run()`, if the loss is not finite after an epoch.
     """
 
@@ -150,29 +81,32 @@ class Training:
             check_int("validation_percent", recipe.validation_percent, 1, 90)
         self._check_folder()
         self.data = ImageData(**recipe.data_settings(), seed=seed, data_dir=data_dir)
-        self.steps_per_epoch = _steps_per_epoch(recipe, self.data)
+        self.steps_per_epoch = steps_per_epoch(recipe, self.data)
         check_int("steps_per_epoch", self.steps_per_epoch, 1, self.data.steps_per_epoch)
 
     @property
     def is_finished(self) -> bool:
-        """Whether there is a summary."""
+        """Whether the summary is written."""
         return (self.folder / "summary.json").exists()
 
     def run(self, verbose: int = 2, until: int | None = None) -> Row:
-        """Train what is left to train.
+        """Train the epochs that are missing.
 
         Args:
             verbose: As in `fit()`.
-            until: Epochs after which to stop, for a later call to go on; `None` is all.
+            until: Number of epochs after which to stop; `None` is the recipe's. A
+                later call can go on.
 
         Returns:
-            The summary: test metrics, the cost, and what was trained. Of a training
-            that stops before its last epoch: validation metrics and the time so far.
+            After the last epoch, the summary: test metrics, costs, number of weights
+            and images. Before it, validation metrics and the time so far.
         """
         epochs = self.recipe.epochs
         until = epochs if until is None else check_int("until", until, 1, epochs)
         epoch = epochs if self.is_finished else _last_epoch(self.folder)
-        history = _read_history(self.folder / "history.csv")[:epoch]
+        path = self.folder / "history.csv"
+        # The history may have an epoch more, whose checkpoint was not written.
+        history = read_rows(path)[:epoch] if path.exists() else []
         if until < epochs and until <= epoch:
             return self._summary_so_far(history[:until])
         if self.is_finished:
@@ -180,14 +114,14 @@ class Training:
             return summary
         with data_parallel_scope():
             try:
-                model = build(self.recipe, self.data, self.seed)
+                model = build_model(self.recipe, self.data, self.seed)
             except (TypeError, ValueError) as error:
                 raise RecipeError(str(error)) from error
             write_text(self.folder / "recipe.json", _json(self._description))
             self._add_environment()
             if epoch:
-                # Not a loaded model: which variables decay is not part of the file.
-                # The optimizer's state is, and that of random generators.
+                # Weights alone: a file does not say which variables decay. It has the
+                # states of the optimizer and the random generators.
                 model.optimizer.build(model.trainable_variables)
                 model.load_weights(_checkpoint(self.folder, epoch))
             if epoch < until:
@@ -210,7 +144,7 @@ class Training:
             initial_epoch=epochs.start,
             epochs=epochs.stop,
             steps_per_epoch=self.steps_per_epoch,
-            shuffle=False,  # The data are.
+            shuffle=False,  # The data are shuffled.
             validation_data=self.data.test() if validation is None else validation,
             verbose=verbose,
             callbacks=[
@@ -231,8 +165,8 @@ class Training:
         return {"epochs": len(history), **metrics, "training_seconds": seconds}
 
     def _summary(self, history: list[Row]) -> Row:
-        # On one device: averaged over several, metrics of batches that do not divide
-        # are not exact in Keras.
+        # On one device: Keras averages metrics over devices, which is not exact where
+        # they do not divide the batch.
         network = keras.saving.load_model(self.folder / "model.keras")
         split, images = (
             ("test", self.data.test())
@@ -246,7 +180,7 @@ class Training:
             "epochs": len(history),
             **{f"{split}_{name}": value for name, value in metrics.items()},
             "training_seconds": sum(seconds),
-            # Of most epochs: the first one compiles.
+            # The median leaves out the first epoch, which compiles.
             "seconds_per_step": float(np.median(seconds)) / self.steps_per_epoch,
             "peak_memory_mib": _peak_memory() / 2**20,
             "parameters": network.count_params(),
@@ -278,12 +212,12 @@ class Training:
         path = self.folder / "recipe.json"
         if not path.exists():
             return
-        # Not the seeds of other folders.
+        # The recipe's other seeds have folders of their own.
         found = json.loads(path.read_text(encoding="utf-8")) | {"seeds": None}
         different = differences(found, self._description | {"seeds": None})
         if different:
             raise ValueError(
-                f"The folder {str(self.folder)!r} is of another training: "
+                f"The folder {str(self.folder)!r} belongs to another training: "
                 f"{different}. Choose another output folder."
             )
 
@@ -296,8 +230,8 @@ class Training:
 class _SaveEpoch(keras.callbacks.Callback):  # type: ignore[misc]
     """Writes history and checkpoint after each epoch.
 
-    An epoch's seconds are those before its validation. The history comes first: rows
-    of epochs that the checkpoint does not have are dropped when training goes on.
+    An epoch's seconds end before its validation. The history is written first: a
+    training that goes on drops rows of epochs later than its checkpoint.
     """
 
     def __init__(self, folder: Path, history: list[Row], seed: int) -> None:
@@ -309,8 +243,8 @@ class _SaveEpoch(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         # On PyTorch, Keras draws dropout masks from the global generator, whose state
-        # is in no checkpoint. Not when the epoch begins: what fetches the first batch
-        # draws from it as well.
+        # no checkpoint has. Fetching an epoch's first batch draws from it too, so the
+        # seed is set afterwards.
         if batch == 0:
             epoch = len(self._history)
             keras.utils.set_random_seed((self._seed + 1_000_003 * epoch) % 2**31)
@@ -322,20 +256,20 @@ class _SaveEpoch(keras.callbacks.Callback):  # type: ignore[misc]
         seconds = self._end - self._start
         logged = {name: float(value) for name, value in (logs or {}).items()}
         if not math.isfinite(logged["loss"]):
-            # The checkpoint stays that of the epoch before.
+            # The checkpoint of the epoch before stays.
             raise FloatingPointError(
                 f"The loss is {logged['loss']} in epoch {epoch + 1} of "
                 f"{str(self._folder)!r}. Use a lower learning_rate or clip_norm, and "
                 "another output folder."
             )
         self._history.append({"epoch": epoch, "seconds": seconds, **logged})
-        _write_history(self._folder / "history.csv", self._history)
+        write_rows(self._folder / "history.csv", self._history)
         self.model.save(_checkpoint(self._folder, epoch + 1))
         _remove_checkpoints(self._folder, before=epoch + 1)
 
 
 def _checkpoint(folder: Path, epoch: int) -> Path:
-    """The file of the state after a number of epochs."""
+    """The file with the state after a number of epochs."""
     return folder / f"checkpoint-{epoch}.keras"
 
 
@@ -345,33 +279,15 @@ def _epochs_of_checkpoints(folder: Path) -> list[int]:
 
 
 def _last_epoch(folder: Path) -> int:
-    """The number of epochs after which there is a checkpoint."""
+    """The number of epochs before the latest checkpoint."""
     return max(_epochs_of_checkpoints(folder), default=0)
 
 
 def _remove_checkpoints(folder: Path, before: int) -> None:
-    """Those of fewer epochs: more than one, if a stop left some."""
+    """Remove the checkpoints of fewer epochs. A stop can leave more than one."""
     for epoch in _epochs_of_checkpoints(folder):
         if epoch < before:
             _checkpoint(folder, epoch).unlink(missing_ok=True)
-
-
-def _write_history(path: Path, history: list[Row]) -> None:
-    with atomic_write(path) as unfinished, unfinished.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(history[0]))
-        writer.writeheader()
-        writer.writerows(history)
-
-
-def _read_history(path: Path) -> list[Row]:
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return [
-            {name: float(value) for name, value in row.items()}
-            | {"epoch": int(row["epoch"])}
-            for row in csv.DictReader(file)
-        ]
 
 
 def _environment() -> Row:

@@ -1,6 +1,5 @@
-"""What came out of the trials of a sweep."""
+"""Results of the trials of a sweep."""
 
-import csv
 import math
 import statistics
 from collections.abc import Iterable
@@ -10,20 +9,20 @@ from pathlib import Path
 
 from rich.table import Table
 
-from keras_nrs._files import atomic_write
+from keras_nrs.experiments.csv_rows import write_rows
 from keras_nrs.experiments.space import Values
 
 
 @dataclass(frozen=True)
 class Result:
-    """What came out of a trial.
+    """The result of a trial.
 
     Attributes:
-        values: Of the keys of the space.
-        epochs: After which it was measured.
+        values: The trial's values of the keys in the space.
+        epochs: Number of epochs before the measurement.
         scores: Validation accuracy of each seed; empty if a training diverged.
-        seconds: Of all its trainings; NaN if one diverged.
-        is_whole: Whether these are all epochs of the recipe; not always in Hyperband.
+        seconds: Time of all its trainings; NaN if one diverged.
+        is_whole: Whether `epochs` is the recipe's number. Hyperband tries fewer, too.
     """
 
     values: Values
@@ -39,13 +38,13 @@ class Result:
 
     @property
     def name(self) -> str:
-        """Values as in the name of the trial's folder."""
+        """The name of the trial's folder, made from its values."""
         values = ",".join(f"{key}={value}" for key, value in self.values.items())
         return values.replace("/", "-")
 
     @property
     def order(self) -> tuple[bool, bool, float]:
-        """Larger for a better one."""
+        """Sorts results: larger is better."""
         return bool(self.scores), self.is_whole, self.score
 
     def __str__(self) -> str:
@@ -57,9 +56,9 @@ class Result:
 
 
 def best_first(results: Iterable[Result]) -> list[Result]:
-    """The results by score; of those of the same values the one after most epochs.
+    """The results by score, with one result for the same values: after most epochs.
 
-    Hyperband trains some further, and other searches may draw values twice.
+    Hyperband trains some trials further, and other searches may draw values twice.
     """
     found: dict[str, Result] = {}
     for result in results:
@@ -70,7 +69,7 @@ def best_first(results: Iterable[Result]) -> list[Result]:
 
 
 def to_table(title: str, results: Sequence[Result]) -> Table:
-    """The results as they are shown."""
+    """The table that `keras-nrs sweep` prints."""
     table = Table(title=title)
     keys = results[0].values if results else ()
     for column in (*keys, "epochs", "validation accuracy", "seconds"):
@@ -83,13 +82,12 @@ def to_table(title: str, results: Sequence[Result]) -> Table:
 
 
 def write_csv(path: Path, results: Sequence[Result], seeds: Sequence[int]) -> None:
-    """Write a row for each of the results."""
-    with atomic_write(path) as unfinished, unfinished.open("w", newline="") as file:
-        writer = csv.writer(file)
-        keys = results[0].values if results else ()
-        names = [f"seed-{seed}" for seed in seeds]
-        writer.writerow([*keys, "epochs", "validation_accuracy", *names, "seconds"])
-        for result in results:
-            scores = result.scores or ["diverged"] * len(seeds)
-            row = [*result.values.values(), result.epochs, result.score]
-            writer.writerow([*row, *scores, result.seconds])
+    """Write a CSV file with a row for each result."""
+    names = [f"seed-{seed}" for seed in seeds]
+    rows = []
+    for result in results:
+        scores = result.scores or ["diverged"] * len(seeds)
+        measured = {"epochs": result.epochs, "validation_accuracy": result.score}
+        by_seed = dict(zip(names, scores, strict=True))
+        rows.append(result.values | measured | by_seed | {"seconds": result.seconds})
+    write_rows(path, rows)

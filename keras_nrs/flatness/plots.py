@@ -14,7 +14,9 @@ from keras_nrs._files import atomic_write
 Array = NDArray[Any]
 
 # Okabe and Ito's palette, whose colours the colour-blind can tell apart.
-COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
+BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
+SKY, VERMILION, BLACK = "#56B4E9", "#D55E00", "#000000"
+COLORS = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION, BLACK)
 LINES = ("-", "--", "-.", ":")
 _NUM_LEVELS = 16
 

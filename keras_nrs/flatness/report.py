@@ -81,17 +81,16 @@ def load_data(name: str, model: keras.Model) -> tuple[Array, Array]:
         ValueError: if there is no such file, or the arrays are missing in it.
     """
     if name == "digits":
-        from sklearn.datasets import load_digits
+        from keras_nrs._digits import load_digits
 
-        digits = load_digits()
-        images = digits.data.astype("float32") / 16
+        images, labels = load_digits()
         shape = getattr(base_model(model), "input_shape", None)
         if shape is None:
             raise ValueError(
                 "`data` must be an .npz file if a model does not know the shape of its "
                 f"input. Received: data='digits' and a {type(model).__name__}."
             )
-        return images.reshape(-1, *shape[1:]), digits.target
+        return images.reshape(-1, *shape[1:]), labels
     try:
         with np.load(name) as arrays:
             return arrays["x"], arrays["y"]

@@ -15,7 +15,7 @@ import numpy as np
 
 from keras_nrs import flatness
 from keras_nrs.experiments import demo
-from keras_nrs.experiments.demo_report import mean_and_interval
+from keras_nrs.experiments.t_test import t_test
 from tests.benchmarks import networks
 from tests.benchmarks.memory import peak_resident_bytes
 
@@ -123,10 +123,10 @@ def digits(seeds: int = 5) -> None:
         )
     logs = np.log(values[demo.NRS]) - np.log(values[demo.BASELINE])
     for name, column in zip(("last layer", "all weights"), logs.T, strict=True):
-        mean, interval = mean_and_interval(column)
+        _, mean, _, width, _ = t_test(column)
         print(
             f"NRS / baseline, {name}: {np.exp(mean):.3f} "
-            f"({np.exp(mean - interval):.3f} to {np.exp(mean + interval):.3f}), lower "
+            f"({np.exp(mean - width):.3f} to {np.exp(mean + width):.3f}), lower "
             f"in {np.sum(column < 0)} of {seeds}"
         )
     ratios |= _kfra_of_other_networks(seeds)

@@ -12,7 +12,7 @@ import numpy as np
 
 import keras_nrs
 from keras_nrs.experiments import demo
-from keras_nrs.experiments.demo_report import mean_and_interval
+from keras_nrs.experiments.t_test import t_test
 from keras_nrs.perturbations import RelativeBall
 
 SEEDS = range(10)
@@ -54,10 +54,10 @@ def main() -> None:
             )
             found = measurements(model, settings)
         (accuracy, eigenvalue), deviations = found.mean(axis=0), found.std(0, ddof=1)
-        gain, interval = mean_and_interval(found[:, 0] - baseline[:, 0])
+        gain = t_test(found[:, 0] - baseline[:, 0])
         print(
             f"| {name} | {accuracy:.2f} ± {deviations[0]:.2f} "
-            f"| {gain:+.2f} ± {interval:.2f} "
+            f"| {gain.mean:+.2f} ± {gain.width:.2f} "
             f"| {eigenvalue:.2f} ± {deviations[1]:.2f} |",
             flush=True,
         )

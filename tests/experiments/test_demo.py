@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 from scipy.special import softmax
-from sklearn.datasets import load_digits
 
 import keras_nrs
+from keras_nrs._digits import load_digits
 from keras_nrs.experiments import demo
-from keras_nrs.experiments import tune_demo
 
 SMALL_CNN = demo.small_cnn
 TINY = demo.Settings(train_images=20, epochs=2)
@@ -35,7 +34,7 @@ def _tiny_network() -> keras.Model:
 
 @pytest.fixture(scope="module", autouse=True)
 def _tiny() -> Iterator[None]:
-    """A network that compiles fast; what is tested does not depend on it."""
+    """A network that compiles fast: the tests do not depend on it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "small_cnn", _tiny_network)
         yield
@@ -51,7 +50,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, _tiny: None) -> Any:
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> "Counted":
-    """Counts trainings instead of doing them, and makes up what is measured."""
+    """Counts trainings instead of doing them, and makes up their measurements."""
     measured = dict.fromkeys(
         ("test_accuracy", "test_loss", "model_divergence", "eigenvalue"), 0.5
     )
@@ -81,16 +80,18 @@ def _run(output: Path, settings: demo.Settings = TINY, *, seeds: int = 2) -> Any
 # Data.
 
 
+@pytest.mark.only_torch
 @pytest.mark.parametrize("train_images", [10, 100, 900])
 def test_splits_are_disjoint_and_complete(train_images: int) -> None:
-    labels = load_digits().target
+    _, labels = load_digits()
     parts = demo.split_indices(labels, train_images=train_images, seed=3)
     assert [len(part) for part in parts] == [train_images, 1000 - train_images, 797]
     assert sorted(np.concatenate(parts)) == list(range(1797))
 
 
+@pytest.mark.only_torch
 def test_splits_are_stratified() -> None:
-    labels = load_digits().target
+    _, labels = load_digits()
     share = np.bincount(labels) / len(labels)
     for part in demo.split_indices(labels, train_images=100, seed=3):
         counts = np.bincount(labels[part], minlength=10)
@@ -98,8 +99,9 @@ def test_splits_are_stratified() -> None:
         np.testing.assert_array_less(np.abs(counts - share * len(part)), 2)
 
 
+@pytest.mark.only_torch
 def test_seeds_share_the_test_images_alone() -> None:
-    labels = load_digits().target
+    _, labels = load_digits()
     first, second = (
         demo.split_indices(labels, train_images=100, seed=seed) for seed in (0, 1)
     )
@@ -107,16 +109,16 @@ def test_seeds_share_the_test_images_alone() -> None:
     assert set(first[0]) != set(second[0])
 
 
-def test_images_are_scaled_and_keep_their_labels() -> None:
+@pytest.mark.only_torch
+def test_images_keep_their_labels() -> None:
     split = demo.load_split(train_images=50, seed=0)
-    digits = load_digits()
-    train, _, _ = demo.split_indices(digits.target, train_images=50, seed=0)
-    assert split.x_train.shape == (50, 8, 8, 1)
-    np.testing.assert_array_equal(16 * split.x_train[..., 0], digits.images[train])
-    np.testing.assert_array_equal(split.y_train, digits.target[train])
-    assert split.x_train.max() == 1
+    images, labels = load_digits()
+    train, _, _ = demo.split_indices(labels, train_images=50, seed=0)
+    np.testing.assert_array_equal(split.x_train, images[train])
+    np.testing.assert_array_equal(split.y_train, labels[train])
 
 
+@pytest.mark.only_torch
 def test_an_epoch_of_batches_holds_each_image_once() -> None:
     x = np.arange(50)
     batches = demo.batches(x, x, seed=0)
@@ -129,6 +131,7 @@ def test_an_epoch_of_batches_holds_each_image_once() -> None:
 # Arms.
 
 
+@pytest.mark.only_torch
 def test_the_network_has_the_channels_that_its_name_promises() -> None:
     network = SMALL_CNN()
     channels = [
@@ -138,8 +141,10 @@ def test_the_network_has_the_channels_that_its_name_promises() -> None:
     ]
     assert channels == [16, 32, 32]
     assert network.output_shape == (None, 10)
+    assert SMALL_CNN((40, 1), 3).output_shape == (None, 3)
 
 
+@pytest.mark.only_torch
 def test_initial_weights_keep_the_variance_of_relu_activations() -> None:
     network = SMALL_CNN()
     weights = demo.initial_weights(network, seed=0)
@@ -162,6 +167,7 @@ def test_all_arms_start_from_the_same_weights() -> None:
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.only_torch
 def test_the_arms_are_those_of_the_paper_and_their_controls() -> None:
     models = {arm: demo.compiled_model(arm, TINY) for arm in demo.ARMS}
     for arm in (demo.BASELINE, demo.TWICE_THE_LOSS):
@@ -171,6 +177,7 @@ def test_the_arms_are_those_of_the_paper_and_their_controls() -> None:
     assert alphas == {demo.NRS_ALPHA_0: 0.0, demo.NRS: pytest.approx(TINY.alpha)}
 
 
+@pytest.mark.only_torch
 def test_twice_the_loss_is_twice_the_loss() -> None:
     x, y = np.zeros((4, 8, 8, 1), "float32"), np.arange(4)
     once, twice = (demo.compiled_model(arm, TINY) for arm in demo.ARMS[:2])
@@ -194,47 +201,73 @@ def test_a_model_used_again_trains_as_a_new_one(finished: Any) -> None:
 # Measurements.
 
 
-def test_eigenvalue_equals_that_of_the_dense_hessian(rng: np.random.Generator) -> None:
-    features, logits = rng.normal(size=(30, 4)), rng.normal(size=(30, 3))
-    inputs = np.column_stack([features, np.ones(30)])
-    hessian = np.zeros((15, 15))
-    for h, p in zip(inputs, softmax(logits, axis=1), strict=True):
-        hessian += np.kron(np.outer(h, h), np.diag(p) - np.outer(p, p)) / 30
-    expected = np.linalg.eigvalsh(hessian)[-1]
-    value = demo.last_layer_eigenvalue(features, logits)
-    assert value == pytest.approx(expected, rel=1e-9)
+@pytest.fixture
+def network() -> keras.Model:
+    """A tiny network with random weights, compiled to be measured."""
+    network = _tiny_network()
+    network.set_weights(demo.initial_weights(network, seed=0))
+    network.compile(loss=demo.crossentropy())
+    return network
 
 
-def test_accuracy_and_loss_are_those_of_keras() -> None:
+def _probabilities(network: keras.Model, x: np.ndarray) -> np.ndarray:
+    logits = keras.ops.convert_to_numpy(network(x, training=False))
+    return softmax(logits.astype("float64"), axis=1)
+
+
+@pytest.mark.only_torch  # `flatness` has tests on each backend.
+def test_eigenvalue_equals_that_of_the_dense_hessian(network: keras.Model) -> None:
     split = demo.load_split(train_images=20, seed=0)
-    model = demo.compiled_model(demo.BASELINE, TINY)
-    accuracy, loss = demo.accuracy_and_loss(model, split.x_train, split.y_train)
-    keras_loss = model.evaluate(split.x_train, split.y_train, verbose=0)
-    predicted = model.predict(split.x_train, verbose=0).argmax(axis=1)
+    first = keras.Sequential(network.layers[:-1])
+    features = keras.ops.convert_to_numpy(first(split.x_train))
+    inputs = np.column_stack([features, np.ones(20)])
+    hessian = np.zeros((50, 50))
+    for h, p in zip(inputs, _probabilities(network, split.x_train), strict=True):
+        hessian += np.kron(np.outer(h, h), np.diag(p) - np.outer(p, p)) / 20
+    expected = np.linalg.eigvalsh(hessian)[-1]
+    measured = demo.measure(network, split, TINY)
+    # The products are computed in float32.
+    assert measured["eigenvalue"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.only_torch
+def test_model_divergence_is_that_of_the_perturbed_models(network: keras.Model) -> None:
+    split = demo.load_split(train_images=20, seed=0)
+    theta = network.get_weights()
+    clean = _probabilities(network, split.x_train)
+    measured = demo.measure(network, split, TINY)
+    expected = []
+    for seed in range(demo.NUM_DELTAS):
+        deltas = keras_nrs.perturbations.RelativeBall().sample(
+            [keras.ops.convert_to_tensor(w) for w in theta], TINY.eps, seed
+        )
+        numpy_deltas = [keras.ops.convert_to_numpy(delta) for delta in deltas]
+        network.set_weights([w + d for w, d in zip(theta, numpy_deltas, strict=True)])
+        ratio = clean / _probabilities(network, split.x_train)
+        expected.append(np.mean(np.sum(clean * np.log(ratio), axis=1)))
+    # The logits are float32 and of order 1: their rounding hardly changes the mean.
+    assert measured["model_divergence"] == pytest.approx(np.mean(expected), rel=1e-4)
+
+
+@pytest.mark.only_torch
+def test_accuracy_and_loss_are_those_of_keras(network: keras.Model) -> None:
+    split = demo.load_split(train_images=20, seed=0)
+    accuracy, loss = demo.accuracy_and_loss(network, split.x_train, split.y_train)
+    keras_loss = network.evaluate(split.x_train, split.y_train, verbose=0)
+    predicted = network.predict(split.x_train, verbose=0).argmax(axis=1)
     assert loss == pytest.approx(float(keras_loss), rel=1e-5)
     assert accuracy == np.mean(predicted == split.y_train)
 
 
-def test_model_divergence_is_that_of_the_perturbed_models() -> None:
-    x = demo.load_split(train_images=20, seed=0).x_train
-    model = _tiny_network()
-    model.set_weights(demo.initial_weights(model, seed=0))
-    theta = model.get_weights()
-    clean = softmax(demo.outputs(model, x), axis=1)
-    expected = []
-    for seed in range(demo.NUM_DELTAS):
-        deltas = keras_nrs.perturbations.RelativeBall().sample(
-            [keras.ops.convert_to_tensor(w) for w in theta], 0.4, seed
-        )
-        numpy_deltas = [keras.ops.convert_to_numpy(delta) for delta in deltas]
-        model.set_weights([w + d for w, d in zip(theta, numpy_deltas, strict=True)])
-        ratio = clean / softmax(demo.outputs(model, x), axis=1)
-        expected.append(np.mean(np.sum(clean * np.log(ratio), axis=1)))
-    model.set_weights(theta)
-    value = demo.mean_model_divergence(model, x, eps=0.4)
-    # float32 logits of order 1, whose rounding the divergence cannot magnify much.
-    assert value == pytest.approx(np.mean(expected), rel=1e-4)
-    assert demo.mean_model_divergence(model, x, eps=0.0) == pytest.approx(0, abs=1e-6)
+def test_twice_the_loss_is_measured_like_the_other_arms(finished: Any) -> None:
+    """Its own loss weight of 2 would make its eigenvalue twice as large."""
+    experiment, _, runs = finished
+    split = demo.load_split(train_images=20, seed=0)
+    model = experiment._model(demo.TWICE_THE_LOSS)
+    demo.train(model, split, epochs=TINY.epochs, seed=0)
+    doubled = demo.measure(model, split, TINY)["eigenvalue"]
+    (run,) = [r for r in runs if (r.arm, r.seed) == (demo.TWICE_THE_LOSS, 0)]
+    assert doubled == pytest.approx(2 * run.eigenvalue, rel=1e-4)
 
 
 # Running, resuming, showing.
@@ -251,12 +284,14 @@ def test_each_arm_runs_with_each_seed(finished: Any) -> None:
         assert run.eigenvalue > 0
 
 
+@pytest.mark.only_torch
 def test_finished_runs_are_not_repeated(finished: Any, counted: Counted) -> None:
     _, output, runs = finished
     assert _run(output) == runs
     assert counted.calls == 0
 
 
+@pytest.mark.only_torch
 def test_a_killed_experiment_goes_on_where_it_was(
     tmp_path: Path, counted: Counted
 ) -> None:
@@ -267,6 +302,7 @@ def test_a_killed_experiment_goes_on_where_it_was(
     assert counted.calls == 4 + 10 - 3
 
 
+@pytest.mark.only_torch
 def test_more_seeds_keep_the_finished_runs(tmp_path: Path, counted: Counted) -> None:
     _run(tmp_path, seeds=2)
     assert len(_run(tmp_path, seeds=3)) == 15
@@ -274,6 +310,7 @@ def test_more_seeds_keep_the_finished_runs(tmp_path: Path, counted: Counted) -> 
     assert len(_run(tmp_path, seeds=2)) == 10
 
 
+@pytest.mark.only_torch
 def test_a_changed_setting_starts_anew(tmp_path: Path, counted: Counted) -> None:
     _run(tmp_path)
     _run(tmp_path, demo.Settings(train_images=20, epochs=3))
@@ -287,6 +324,7 @@ def test_a_changed_setting_starts_anew(tmp_path: Path, counted: Counted) -> None
     assert len(content["runs"]) == 10
 
 
+@pytest.mark.only_torch
 def test_both_nrs_arms_keep_their_alpha() -> None:
     experiment = demo.Experiment(TINY, seeds=2, output=Path("unused"))
     model = experiment._model(demo.NRS_ALPHA_0)
@@ -296,6 +334,7 @@ def test_both_nrs_arms_keep_their_alpha() -> None:
     assert experiment._model(demo.RPR) is not model
 
 
+@pytest.mark.only_torch
 @pytest.mark.parametrize("text", ["not JSON", "[]", '{"runs": [{"arm": "x"}]}'])
 def test_files_of_others_are_not_replaced(tmp_path: Path, text: str) -> None:
     (tmp_path / "runs.json").write_text(text)
@@ -304,6 +343,7 @@ def test_files_of_others_are_not_replaced(tmp_path: Path, text: str) -> None:
     assert (tmp_path / "runs.json").read_text() == text
 
 
+@pytest.mark.only_torch
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -321,48 +361,20 @@ def test_bad_settings(arguments: dict[str, Any], message: str) -> None:
         demo.Settings(**arguments)
 
 
+@pytest.mark.only_torch
 def test_one_seed_has_no_spread(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="`seeds` must be an integer >= 2"):
         demo.Experiment(TINY, seeds=1, output=tmp_path)
 
 
+@pytest.mark.only_torch
 def test_output_must_be_a_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="`output` must be a folder"):
         demo.Experiment(TINY, seeds=2, output=tmp_path / "file")
 
 
+@pytest.mark.only_torch
 def test_unknown_arm() -> None:
     with pytest.raises(ValueError, match=r"`arm` must be one of .* arm='SAM'"):
         demo.compiled_model("SAM", TINY)
-
-
-# Choosing the settings.
-
-
-def test_tuning_uses_seeds_of_its_own_and_the_validation_images(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    trained = []
-    monkeypatch.setattr(tune_demo, "train", lambda *a, seed, **k: trained.append(seed))
-    monkeypatch.setattr(tune_demo, "accuracy_and_loss", lambda m, x, y: (len(x), 0))
-    model = demo.compiled_model(demo.BASELINE, TINY)
-    assert tune_demo.validation_accuracy(model, TINY) == 1000 - TINY.train_images
-    assert trained == list(tune_demo.SEEDS)
-    assert not set(tune_demo.SEEDS) & set(range(100))
-
-
-def test_both_grids_have_the_same_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tune_demo, "validation_accuracy", lambda *a, **k: 0.5)
-    baseline, nrs = tune_demo.tune_baseline(TINY), tune_demo.tune_nrs(TINY)
-    assert len(baseline) == len(nrs) == 20
-
-
-def test_the_grid_marks_the_best_setting() -> None:
-    grid = {(0.1, 1.0): 0.91, (0.1, 2.0): 0.93, (0.2, 1.0): 0.92, (0.2, 2.0): 0.9}
-    assert tune_demo.best(grid) == (0.1, 2.0)
-    console = Console(file=io.StringIO(), width=80)
-    console.print(tune_demo.grid_table("title", "eps", "alpha", grid))
-    text = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "93.00 *" in text
-    assert text.count("*") == 1

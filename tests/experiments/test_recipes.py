@@ -9,6 +9,9 @@ from keras_nrs.experiments.recipes import Recipe
 from keras_nrs.experiments.recipes import recipes
 from keras_nrs.experiments.recipes import with_settings
 
+# Nothing here depends on the backend; this one starts soonest.
+pytestmark = pytest.mark.only_torch
+
 
 def test_every_cell_of_the_tables_has_a_recipe() -> None:
     by_set: dict[str, int] = {}

@@ -1,185 +1,31 @@
-"""Sweeps: their trials, their interruptions, and what they refuse."""
+"""Sweeps: their trials, their interruptions, and the arguments that they refuse."""
 
 import csv
 import json
-import os
-import shlex
 import signal
-import socket
-import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import keras
 import pytest
-import tensorflow_datasets as tfds
-from typer.testing import CliRunner
 
 from keras_nrs import cli
 from keras_nrs.data import ImageData
-from keras_nrs.experiments import search
-from keras_nrs.experiments import sweep as sweep_module
-from keras_nrs.experiments.recipes import NETWORKS
 from keras_nrs.experiments.recipes import Recipe
-from keras_nrs.experiments.recipes import recipes
-from keras_nrs.experiments.space import Range
-from keras_nrs.experiments.space import Space
-from keras_nrs.experiments.space import parse_space
 from keras_nrs.experiments.sweep import Sweep
 from keras_nrs.experiments.training import RecipeError
 from keras_nrs.experiments.training import Training
+from tests.experiments.processes import Script
+from tests.experiments.runs import NRS
+from tests.experiments.sweeps import SEARCHES
+from tests.experiments.sweeps import digits
+from tests.experiments.sweeps import invoke
+from tests.experiments.sweeps import make
+from tests.experiments.sweeps import set_accuracy
+from tests.experiments.sweeps import trials_in_order
 
-# Nothing here depends on the backend, of which this one starts soonest.
+# Nothing here depends on the backend; this one starts soonest.
 pytestmark = pytest.mark.only_torch
-
-NRS = "digits-wide_resnet_10_1-none-nrs"
-RPR = "digits-wide_resnet_10_1-none-rpr"
-BASELINE = "digits-wide_resnet_10_1-none-baseline"
-
-
-class FakeTraining:
-    """Has an accuracy that its recipe tells; lists what it trained."""
-
-    trained: list[tuple[str, str, int, int]] = []
-    accuracy: Callable[[Recipe], float] = staticmethod(lambda recipe: 0.5)
-
-    def __init__(
-        self, recipe: Recipe, seed: int, folder: Path, data_dir: Any, *, test: bool
-    ) -> None:
-        assert not test
-        self.recipe, self.seed, self.folder = recipe, seed, folder
-
-    def run(self, verbose: int, until: int) -> dict[str, float]:
-        path = self.folder / "epochs"
-        trained = int(path.read_text()) if path.exists() else 0
-        if trained < until:
-            name, seed = self.folder.parts[-2:]
-            self.trained.append((name, seed, trained, until))
-            self.folder.mkdir(parents=True, exist_ok=True)
-            path.write_text(str(until))
-        accuracy = self.accuracy(self.recipe)
-        return {
-            "validation_accuracy": accuracy + (self.seed + until) / 1000,
-            "training_seconds": 1.0,
-        }
-
-
-@pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, int, int]]:
-    """What was trained instead: folder, seed, first and last epoch."""
-    monkeypatch.setattr(sweep_module, "Training", FakeTraining)
-    monkeypatch.setattr(FakeTraining, "trained", [])
-    monkeypatch.setattr(
-        FakeTraining,
-        "accuracy",
-        staticmethod(
-            lambda recipe: 0.8 - (recipe.eps - 0.31) ** 2 - (recipe.alpha - 1) ** 2 / 9
-        ),
-    )
-    return FakeTraining.trained
-
-
-def digits(**changes: Any) -> Recipe:
-    return replace(recipes()[NRS], **({"epochs": 9, "seeds": (0, 1)} | changes))
-
-
-SEARCHES: dict[str, tuple[Space, dict[str, Any]]] = {
-    "grid": ({"eps": [0.1, 0.3, 0.5], "alpha": [1.0, 2.0]}, {}),
-    "random": ({"eps": Range(0.05, 0.5), "alpha": [1, 2]}, {"trials": 4}),
-    "bayesian": ({"eps": Range(0.01, 0.5, log=True)}, {"trials": 5}),
-    "hyperband": ({"eps": Range(0.05, 0.5), "interval": Range(1, 4)}, {}),
-}
-
-
-def make(name: str, folder: Path) -> Sweep:
-    space, options = SEARCHES[name]
-    return Sweep(NRS, digits(), space, search=name, folder=folder, **options)
-
-
-def trials_in_order(folder: Path) -> list[Any]:
-    """Values of all trials, and how they ended."""
-    trials = search.read_state(folder / "search.json")["oracle"]["trials"]
-    return [(t["hyperparameters"]["values"], t["status"], t["score"]) for t in trials]
-
-
-class Killed(BaseException):
-    pass
-
-
-@pytest.fixture
-def kill_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, bool], None]:
-    """Stops the program at the n-th write of the state, before or after it."""
-    write_text = search.write_text
-
-    def set_kill(write: int, before: bool) -> None:
-        writes = iter(range(1, 1000))
-
-        def write_and_die(*args: Any) -> None:
-            is_last = next(writes) == write
-            if is_last and before:
-                raise Killed
-            write_text(*args)
-            if is_last:
-                raise Killed
-
-        monkeypatch.setattr(search, "write_text", write_and_die)
-
-    return set_kill
-
-
-def run_with_kills(
-    name: str, folder: Path, kill_at: Callable[[int, bool], None]
-) -> int:
-    """Each process makes one write, and dies just after it or before the next one."""
-    for kills in range(1000):
-        kill_at(1 + kills % 2, kills % 2 == 1)
-        try:
-            make(name, folder).run(lambda line: None)
-        except Killed:
-            continue
-        return kills
-    raise AssertionError
-
-
-@pytest.mark.parametrize("name", SEARCHES)
-def test_a_search_killed_at_every_write_is_the_undisturbed_one(
-    tmp_path: Path, trained: list[Any], kill_at: Any, name: str
-) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    kill_at(0, False)
-    make(name, whole).run(lambda line: None)
-    undisturbed = trained.copy()
-    trained.clear()
-    kills = run_with_kills(name, killed, kill_at)
-    assert trials_in_order(killed) == trials_in_order(whole)
-    assert trained == undisturbed
-    assert kills >= 2 * len(trials_in_order(whole)) - 1
-    for file in ("trials.csv", "best.json"):
-        assert (killed / file).read_text() == (whole / file).read_text()
-
-
-# The Bayesian search takes seconds for a trial.
-@pytest.mark.parametrize("name", ["grid", "random", "hyperband"])
-def test_a_search_killed_once_is_the_undisturbed_one(
-    tmp_path: Path, trained: list[Any], kill_at: Any, name: str
-) -> None:
-    kill_at(0, False)
-    make(name, tmp_path / "whole").run(lambda line: None)
-    undisturbed = trained.copy()
-    expected = trials_in_order(tmp_path / "whole")
-    for write in range(1, 2 * len(expected) + 1, 1 if name == "grid" else 5):
-        for before in (True, False):
-            trained.clear()
-            folder = tmp_path / f"{write}-{before}"
-            kill_at(write, before)
-            with pytest.raises(Killed):
-                make(name, folder).run(lambda line: None)
-            make(name, folder).run(lambda line: None)
-            assert trials_in_order(folder) == expected
-            assert trained == undisturbed
 
 
 def test_grid_has_all_values_and_the_best_is_the_mean_of_the_seeds(
@@ -207,7 +53,7 @@ def test_grid_has_all_values_and_the_best_is_the_mean_of_the_seeds(
         rows = list(csv.DictReader(file))
     assert [row["eps"] for row in rows[:3]] == ["0.3", "0.5", "0.1"]
     assert len(rows) == 6
-    # On all training images, as the recipe says.
+    # The best is trained on all training images, as the recipe says.
     settings = "--set epochs=9 --set eps=0.3 --set 'seeds=(0, 1)'"
     assert sweep.train_command == f"keras-nrs train {NRS} {settings}"
 
@@ -273,7 +119,7 @@ def test_a_trial_that_diverges_is_last_and_the_search_goes_on(
             raise FloatingPointError("The loss is nan.")
         return 0.5
 
-    monkeypatch.setattr(FakeTraining, "accuracy", staticmethod(accuracy))
+    set_accuracy(monkeypatch, accuracy)
     values = ["--vary", "eps=0.5,0.4,0.3,0.2,0.01", "--output", str(tmp_path)]
     result = invoke(NRS, *values)
     assert result.exit_code == 0, result.output
@@ -299,7 +145,7 @@ def test_other_errors_stop_the_search(
         raise error
 
     with monkeypatch.context() as patched:
-        patched.setattr(FakeTraining, "accuracy", staticmethod(fail))
+        set_accuracy(patched, fail)
         result = invoke(NRS, "--vary", "eps=0.1,0.2", "--output", str(tmp_path))
     if isinstance(error, RecipeError):
         assert result.exit_code == 2
@@ -310,62 +156,6 @@ def test_other_errors_stop_the_search(
     result = invoke(NRS, "--vary", "eps=0.1,0.2", "--output", str(tmp_path))
     assert result.exit_code == 0, result.output
     assert len(trained) == 6
-
-
-def invoke(*arguments: str) -> Any:
-    return CliRunner().invoke(cli.build_app(), ["sweep", *arguments])
-
-
-def test_the_papers_sweeps_share_the_baselines(
-    tmp_path: Path, trained: list[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def accuracy(recipe: Recipe) -> float:
-        if recipe.scheme == "baseline":
-            return 0.5 + recipe.learning_rate + recipe.weight_decay
-        assert (recipe.learning_rate, recipe.weight_decay) == (0.2, 1e-3)
-        return 0.8 - abs(recipe.eps - 0.1) - recipe.alpha / 10
-
-    monkeypatch.setattr(FakeTraining, "accuracy", staticmethod(accuracy))
-    settings = ["--set", "seeds=3", "--set", "perturbation=ball"]
-    options = [*settings, "--output", str(tmp_path)]
-    result = invoke(NRS, *options)
-    assert result.exit_code == 0, result.output
-    assert len(trained) == 16 + 9
-    best = json.loads((tmp_path / NRS / "best.json").read_text())
-    assert best["values"] == {"eps": 0.1, "alpha": 0.5}
-    command = best["train"]
-    assert command in result.output
-    for setting in ("learning_rate=0.2", "weight_decay=0.001", "batch_size=128"):
-        assert f"--set {setting} " in command
-    assert "validation_percent" not in command
-    # The command is that of the recipe.
-    parsed = [part for part in shlex.split(command) if "=" in part]
-    assert {"seeds=(3,)", "perturbation=ball", "eps=0.1", "alpha=0.5"} < set(parsed)
-    result = invoke(RPR, "--output", str(tmp_path), "--set", "seeds=3")
-    assert result.exit_code == 0, result.output
-    assert len(trained) == 16 + 9 + 3
-    # In several processes it must be there, and is.
-    distributed = {"IP": "127.0.0.1", "PORT": "1"}
-    for name, value in distributed.items():
-        monkeypatch.setenv(f"KERASTUNER_ORACLE_{name}", value)
-    monkeypatch.setenv("KERASTUNER_TUNER_ID", "worker")
-    result = invoke(NRS, "--output", str(tmp_path / "new"), "--set", "seeds=3")
-    assert result.exit_code == 2
-    first = f"keras-nrs sweep {BASELINE} --set 'seeds=(3,)' --output {tmp_path}/new"
-    # Long lines are broken anywhere.
-    assert "".join(first.split()) in "".join(result.output.split())
-
-
-@pytest.mark.parametrize("vary", [[], ["--vary", "eps=0.1,0.2"]])
-def test_distributed_mode_needs_all_variables(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vary: list[str]
-) -> None:
-    monkeypatch.setenv("KERASTUNER_ORACLE_IP", "127.0.0.1")
-    result = invoke(NRS, *vary, "--output", str(tmp_path))
-    assert result.exit_code == 2
-    assert "Set KERASTUNER_ORACLE_PORT and KERASTUNER_TUNER_ID" in " ".join(
-        result.output.split()
-    )
 
 
 @pytest.mark.parametrize(
@@ -408,26 +198,6 @@ def test_bad_arguments(tmp_path: Path, arguments: list[str], message: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("cifar10-resnet-basic-nrs", "No recipe has the name"),
-        ("cifar10-vit_s-basic-baseline", "varies none. Say what to vary: --vary"),
-        ("imagenet2012-imagenet_vgg16-flip-baseline", "--vary KEY=V1,V2"),
-    ],
-)
-def test_recipes_without_a_sweep(tmp_path: Path, name: str, message: str) -> None:
-    result = invoke(name, "--output", str(tmp_path))
-    assert result.exit_code == 2
-    assert message in " ".join(result.output.split())
-
-
-def test_vits_have_no_baseline_first(tmp_path: Path, trained: list[Any]) -> None:
-    result = invoke("cifar10-vit_s-basic-rpr", "--output", str(tmp_path))
-    assert result.exit_code == 0, result.output
-    assert len(trained) == 3 * 3
-
-
-@pytest.mark.parametrize(
     ("change", "message"),
     [
         (["--vary", "eps=0.1,0.3"], "space={'eps': '0.1,0.2'} there"),
@@ -452,15 +222,6 @@ def test_a_folder_of_another_sweep_is_refused(
     assert len(trained) == 6
 
 
-def test_parse_space() -> None:
-    entries = ["perturbation=ball,relative", "eps=0.01:1:log", "batch_size=8:64"]
-    assert parse_space(entries) == {
-        "perturbation": ["ball", "relative"],
-        "eps": Range(0.01, 1, log=True),
-        "batch_size": Range(8, 64),
-    }
-
-
 def test_a_missing_package_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -481,7 +242,7 @@ SCRIPT = """
 import collections, os, signal, sys, keras
 from keras import layers
 from keras_nrs import cli
-from keras_nrs.experiments import recipes, search, training
+from keras_nrs.experiments import recipes, search, sweep, training
 
 def small(shape, classes):
     stack = [keras.Input(shape), layers.Flatten(), layers.Dropout(0.3)]
@@ -501,59 +262,39 @@ def write_summary(path, text, write_text=training.write_text):
     if path.name == "summary.json":
         event("summary")
 
-counts, deadly = collections.Counter(), sys.argv.pop(1)
+counts, deadly = collections.Counter(), None
 recipes.NETWORKS["small"] = small
 search.write_text, training.write_text = write_state, write_summary
 training._SaveEpoch.on_train_batch_end = lambda *args, **kwargs: event("batch")
-cli.main()
+
+def main(event, *arguments):
+    global deadly
+    deadly = event
+    sys.argv[1:] = arguments
+    cli.main()
 """
 
 
-def start(script: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", script, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # One device is enough, and sooner compiled for.
-        env=os.environ | {"XLA_FLAGS": ""} | environment,
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
-    output, errors = process.communicate(timeout=900)
-    return process.returncode, output + errors
-
-
-@pytest.mark.parametrize(
-    "deaths",
-    [
-        # In the second trial, after it, and before the third is known.
-        ("batch:7",),
-        pytest.param(("batch:7", "summary:1", "state:2"), marks=pytest.mark.slow),
-    ],
-)
-def test_a_killed_command_has_the_undisturbed_result(
-    tmp_path: Path, deaths: tuple[str, ...]
+def test_a_command_killed_three_times_has_the_undisturbed_result(
+    tmp_path: Path, data_dir: str
 ) -> None:
-    data_dir = str(tmp_path / "data")
-    tfds.load("digits", data_dir=data_dir)
+    settings = ("network=small", "seeds=0", "epochs=2", "steps_per_epoch=2")
+    arguments = ["sweep", NRS, "--vary", "eps=0.2,0.4,0.6", "--data-dir", data_dir]
+    arguments += [part for setting in settings for part in ("--set", setting)]
+    with Script(SCRIPT, tmp_path) as script:
 
-    def sweep(deadly: str, output: Path) -> subprocess.Popen[str]:
-        settings = ("network=small", "seeds=0", "epochs=2", "steps_per_epoch=2")
-        arguments = [part for setting in settings for part in ("--set", setting)]
-        arguments += ["--vary", "eps=0.2,0.4,0.6"]
-        paths = ["--output", str(output), "--data-dir", data_dir]
-        return start(SCRIPT, deadly, "sweep", NRS, *arguments, *paths)
+        def sweep(deadly: str, folder: str) -> tuple[int, str]:
+            output = str(tmp_path / folder)
+            return script.run(deadly, *arguments, "--output", output)
 
-    whole = sweep("never", tmp_path / "whole")
-    for deadly in deaths:
-        code, output = finish(sweep(deadly, tmp_path / "killed"))
-        assert code == -signal.SIGKILL, output
-    code, output = finish(sweep("never", tmp_path / "killed"))
+        assert sweep("never", "whole")[0] == 0
+        # In the second trial, after it, and before the third is known.
+        for deadly in ("batch:7", "summary:1", "state:2"):
+            code, output = sweep(deadly, "killed")
+            assert code == -signal.SIGKILL, output
+        code, output = sweep("never", "killed")
     assert code == 0, output
-    assert f"{(len(deaths) + 1) // 2} have finished" in output
-    assert finish(whole)[0] == 0
+    assert "2 have finished" in output
     folders = [tmp_path / name / NRS for name in ("whole", "killed")]
     assert trials_in_order(folders[1]) == trials_in_order(folders[0])
     best = [json.loads((folder / "best.json").read_text()) for folder in folders]
@@ -570,85 +311,19 @@ def test_a_killed_command_has_the_undisturbed_result(
     assert not [name for name in summary if "test" in name or "eigenvalue" in name]
 
 
-# A chief or a worker, whose trainings wait until there are two workers.
-WORKER = """
-import os, sys, time
-from pathlib import Path
-from types import SimpleNamespace
-from keras_tuner.src.distribute import oracle_chief
-from keras_nrs import cli
-from keras_nrs.experiments import sweep
-
-folder = Path(sys.argv.pop(1))
-me = os.environ["KERASTUNER_TUNER_ID"]
-
-class Training:
-    def __init__(self, recipe, seed, path, data_dir, test):
-        self.recipe, self.name = recipe, path.parent.name
-
-    def run(self, verbose, until):
-        with (folder / f"{me}.log").open("a") as file:
-            file.write(self.name + "\\n")
-        while len(list(folder.glob("*.log"))) < 2:
-            time.sleep(0.05)
-        return {"validation_accuracy": self.recipe.eps, "training_seconds": 0}
-
-sweep.Training = Training
-# It waits for 20 seconds after the first worker has left.
-oracle_chief.time = SimpleNamespace(sleep=lambda seconds: time.sleep(0.2))
-cli.main()
-"""
-
-
-def test_two_workers_share_a_search(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    processes = [
-        start(
-            WORKER,
-            str(tmp_path),
-            *["sweep", NRS, "--set", "seeds=0", "--output", str(tmp_path / "out")],
-            *["--vary", "eps=0.1,0.2,0.3", "--vary", "alpha=1,2"],
-            KERASTUNER_ORACLE_IP="127.0.0.1",
-            KERASTUNER_ORACLE_PORT=str(port),
-            KERASTUNER_TUNER_ID=name,
-        )
-        for name in ("chief", "one", "two")
-    ]
-    outputs = [finish(process) for process in processes]
-    assert [code for code, _ in outputs] == [0, 0, 0], outputs
-    done = [(tmp_path / f"{name}.log").read_text().split() for name in ("one", "two")]
-    assert all(done)
-    grid = [f"eps={eps},alpha={alpha}" for eps in (0.1, 0.2, 0.3) for alpha in (1, 2)]
-    assert sorted(done[0] + done[1]) == grid
-    chief, *workers = [output for _, output in outputs]
-    assert "Best: eps=0.3" in chief
-    assert not any("Best" in output for output in workers)
-    assert sum(output.count("validation accuracy 0.") for output in workers) == 6
-    best = json.loads((tmp_path / "out" / NRS / "best.json").read_text())
-    assert best["validation_accuracy"] == 0.3
-
-
-def test_no_test_image_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_test_image_is_read(
+    tmp_path: Path, data_dir: str, linear: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(self: ImageData) -> None:
         raise AssertionError
 
     monkeypatch.setattr(ImageData, "test", fail)
-    monkeypatch.setitem(NETWORKS, "linear", linear)
-    recipe = digits(network="linear", epochs=2, steps_per_epoch=2, seeds=(0,))
-    sweep = Sweep(NRS, recipe, {"eps": [0.1]}, folder=tmp_path)
+    recipe = digits(network=linear, epochs=2, steps_per_epoch=2, seeds=(0,))
+    space = {"eps": [0.1]}
+    sweep = Sweep(NRS, recipe, space, folder=tmp_path, data_dir=data_dir)
     sweep.run(lambda line: None)
     folder = tmp_path / "trials" / "eps=0.1" / "seed-0"
-    assert sweep.best.scores == (accuracy(folder, "validation"),)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert sweep.best.scores == (summary["validation_accuracy"],)
     with pytest.raises(ValueError, match="test=False there, None here"):
         Training(sweep.recipe, 0, folder)
-
-
-def linear(shape: tuple[int, ...], classes: int) -> keras.Model:
-    layers = [keras.Input(shape), keras.layers.Flatten(), keras.layers.Dense(classes)]
-    return keras.Sequential(layers)
-
-
-def accuracy(folder: Path, split: str) -> float:
-    summary = json.loads((folder / "summary.json").read_text())
-    return float(summary[f"{split}_accuracy"])

@@ -14,10 +14,12 @@ from sklearn import datasets
 from sklearn.model_selection import train_test_split
 
 from keras_nrs import models
+from keras_nrs._digits import load_digits
+from keras_nrs.experiments import demo
 
 Array = NDArray[Any]
 
-# One test split for all seeds: what chose the settings must not have seen it.
+# All seeds share the test split: whoever chooses settings must not have seen it.
 TEST_SPLIT_SEED = 0
 
 
@@ -35,10 +37,10 @@ class Task:
     Attributes:
         data: One of `DATA`.
         network: One of `NETWORKS`.
-        train_samples: Number of them, drawn anew for each seed.
-        validation_samples: Number of others, for choosing settings.
-        test_samples: Number of others, the same for all seeds.
-        is_held_out: Whether the rules are tried on it rather than made from it.
+        train_samples: Number of training samples, drawn anew for each seed.
+        validation_samples: Number of validation samples, for choosing settings.
+        test_samples: Number of test samples, the same for all seeds.
+        is_held_out: Whether rules are tested on this task, or made from it.
     """
 
     data: str
@@ -50,7 +52,7 @@ class Task:
 
     @property
     def name(self) -> str:
-        """Of files: data, network, number of training samples."""
+        """Data, network and number of training samples, as in the file's name."""
         return f"{self.data}-{self.network}-{self.train_samples}"
 
     def training_data(self, seed: int) -> tuple[Samples, Samples]:
@@ -65,11 +67,11 @@ class Task:
         return Samples(x, y), Samples(x_validation, y_validation)
 
     def test_data(self) -> Samples:
-        """The test samples, which no choice may see."""
+        """The test samples, which choices must not use."""
         return self._pool_and_test()[1]
 
     def build(self) -> keras.Model:
-        """A new network, with initial weights from Keras's global seed."""
+        """A new network, whose initial weights follow Keras's global seed."""
         x, y = _data(self.data)
         return NETWORKS[self.network](x.shape[1:], int(y.max()) + 1)
 
@@ -78,14 +80,14 @@ class Task:
             _data(self.data), self.test_samples, TEST_SPLIT_SEED
         )
         if x.ndim == 2:
-            # A table: columns of mean 0 and deviation 1, outside the test samples.
+            # Columns of a table: mean 0 and deviation 1 without the test samples.
             mean, deviation = x.mean(axis=0), x.std(axis=0)
             x, x_test = (x - mean) / deviation, (x_test - mean) / deviation
         return Samples(x, y), Samples(x_test, y_test)
 
 
 def _split(samples: Samples, first: int, seed: int) -> list[Array]:
-    """x and y in two parts, stratified, the first one of a given size."""
+    """x and y in two stratified parts, of which the first has `first` samples."""
     parts: list[Array] = train_test_split(
         *samples, train_size=first, stratify=samples.y, random_state=seed
     )
@@ -94,8 +96,7 @@ def _split(samples: Samples, first: int, seed: int) -> list[Array]:
 
 def _digits() -> Samples:
     """1,797 images of 8 x 8 in [0, 1] and 10 classes."""
-    data = datasets.load_digits()
-    return Samples(data.images.astype("float32")[..., None] / 16, data.target)
+    return Samples(*load_digits())
 
 
 def _wine() -> Samples:
@@ -109,7 +110,7 @@ def _cancer() -> Samples:
 
 
 def _sequences(classes: int = 10, samples: int = 3000, length: int = 40) -> Samples:
-    """Random smooth templates, shifted, scaled and put into correlated noise."""
+    """Random smooth templates, shifted, scaled, with correlated noise added."""
     rng = np.random.default_rng(0)
 
     def smooth(noise: Array) -> Array:
@@ -140,34 +141,6 @@ def _data(name: str) -> Samples:
     return Samples(x.astype("float32"), y.astype("int32"))
 
 
-def _cnn(input_shape: tuple[int, ...], num_classes: int) -> keras.Model:
-    """Three convolutions of 16, 32 and 32 channels, in one dimension or two."""
-    is_image = len(input_shape) == 3
-    convolution = layers.Conv2D if is_image else layers.Conv1D
-    pooling = layers.MaxPooling2D if is_image else layers.MaxPooling1D
-    blocks = [
-        convolution(
-            filters,
-            3,
-            padding="same",
-            activation="relu",
-            kernel_initializer="he_normal",
-        )
-        for filters in (16, 32, 32)
-    ]
-    return keras.Sequential(
-        [
-            keras.Input(input_shape),
-            *blocks[:2],
-            pooling(),
-            blocks[2],
-            pooling(),
-            layers.Flatten(),
-            layers.Dense(num_classes),
-        ]
-    )
-
-
 def _mlp(input_shape: tuple[int, ...], num_classes: int) -> keras.Model:
     """Two hidden layers of 64 units."""
     hidden = [
@@ -184,7 +157,7 @@ def _vit(input_shape: tuple[int, ...], num_classes: int) -> keras.Model:
 
 
 NETWORKS: dict[str, Callable[[tuple[int, ...], int], keras.Model]] = {
-    "cnn": _cnn,
+    "cnn": demo.small_cnn,
     "vit": _vit,
     "mlp": _mlp,
 }

@@ -1,16 +1,16 @@
-"""How the settings of the demo were chosen: by accuracy on validation images.
+"""Chooses the demo's settings by accuracy on validation images.
 
-    KERAS_BACKEND=jax python -m keras_nrs.experiments.tune_demo
+    KERAS_BACKEND=jax python -m studies.tune_demo
 
-Two grids of 20 settings each, with `SEEDS` of their own that the demo does not use:
+Two grids of 20 settings each are trained with `SEEDS`, which the demo does not use:
 
 1. learning rate x weight decay of the baseline;
-2. eps x alpha of NRS, at the learning rate and weight decay that are best for the
-   baseline, so that all arms of the demo share an optimizer tuned without NRS.
+2. eps x alpha of NRS, with the baseline's best learning rate and weight decay, so that
+   all arms of the demo share an optimizer tuned without NRS.
 
-RPR and NRS with alpha 0 are controls at the eps of NRS and are not tuned. No test image
-is read: they are the same for all seeds and in neither split used here. The demo trains
-on other images of the same pool of 1,000.
+RPR and NRS with alpha 0 are controls with the eps of NRS, and are not tuned. Neither
+training nor validation uses test images, which are the same for all seeds. The demo
+trains on other images of the same pool of 1,000.
 """
 
 from collections.abc import Iterable
@@ -76,12 +76,12 @@ def tune_nrs(settings: Settings, *, seeds: Iterable[int] = SEEDS) -> Grid:
 
 
 def best(grid: Grid) -> tuple[float, float]:
-    """The setting of the highest accuracy; the first of several."""
+    """The setting with the highest accuracy, the first of several."""
     return max(grid, key=lambda setting: grid[setting])
 
 
 def grid_table(title: str, rows: str, columns: str, grid: Grid) -> Table:
-    """Accuracies in percent, the best one in bold."""
+    """Accuracies in percent, with the best in bold."""
     firsts, seconds = (
         list(dict.fromkeys(values)) for values in zip(*grid, strict=True)
     )

@@ -1,0 +1,345 @@
+"""Tables of finished runs in the layouts of the paper, with its numbers beside them."""
+
+import math
+from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from keras_nrs.experiments import published
+from keras_nrs.experiments.paired_tests import adjusted
+from keras_nrs.experiments.paired_tests import paired_differences
+from keras_nrs.experiments.results import BASELINE
+from keras_nrs.experiments.results import CELL
+from keras_nrs.experiments.results import SCHEME_LABELS
+
+_SCHEMES = {label: scheme for scheme, label in SCHEME_LABELS.items()}
+IMAGENET = "imagenet2012"
+NOTHING = ""
+# Measurements other than the accuracy: column, heading, digits after the point.
+_MEASURES = (
+    ("test_cross_entropy", "test loss (nats)", 3),
+    ("test_calibration_error", "calibration error (%)", 2),
+    ("model_divergence", "model divergence (nats)", 4),
+)
+_HEADINGS = {
+    "last_layer_eigenvalue": "last layer",
+    "last_layer_kfra_eigenvalue": "last layer, KFRA",
+    "eigenvalue": "all weights",
+}
+# Measurements of the means over cells: name, factor, digits after the point.
+_OVERALL = {
+    "test_accuracy": ("test accuracy (points)", 100, 2),
+    "test_cross_entropy": ("test loss (nats)", 1, 3),
+}
+_PERCENT = ("test_accuracy", "test_top_5_accuracy", "test_calibration_error")
+
+
+class Table(NamedTuple):
+    """A table of texts.
+
+    Attributes:
+        name: Name of its file, without the suffix.
+        title: Says what the table shows and how to read a cell.
+        cells: Texts under their headings. The index is not shown.
+    """
+
+    name: str
+    title: str
+    cells: pd.DataFrame
+
+
+def tables(runs: pd.DataFrame) -> list[Table]:
+    """All tables that are not empty for these runs.
+
+    Args:
+        runs: Runs, as from `read_runs()`.
+    """
+    runs = runs.copy()
+    if "test_cross_entropy" not in runs:
+        runs["test_cross_entropy"] = runs.get("test_loss")
+    made = [
+        _accuracies(runs[runs["dataset"] != IMAGENET]),
+        _imagenet(runs[runs["dataset"] == IMAGENET]),
+        _eigenvalues(runs),
+        _differences(runs),
+        *(_overall(runs, measure) for measure in _OVERALL),
+        _measures(runs),
+        _costs(runs),
+    ]
+    return [table for table in made if len(table.cells)]
+
+
+def _in_percent(runs: pd.DataFrame, measure: str) -> pd.Series:
+    """A column of runs: in percent if it is a share, or else as it is."""
+    return runs[measure] * (100 if measure in _PERCENT else 1)
+
+
+def _mean_and_spread(values: pd.Series, digits: int) -> str:
+    """Mean ± standard deviation, with at least `digits` digits after the point.
+
+    Small numbers get up to 6 digits after the point, to show two that are not 0.
+    """
+    values = values.dropna()
+    if values.empty:
+        return NOTHING
+    mean = values.mean()
+    spread = values.std(ddof=1) if len(values) > 1 else 0.0
+    largest = max(abs(mean), spread)
+    if 0 < largest < 1:
+        digits = max(digits, min(6, 1 - math.floor(math.log10(largest))))
+    text = f"{mean:.{digits}f}"
+    return f"{text} ± {spread:.{digits}f}" if len(values) > 1 else text
+
+
+def _beside(
+    text: str, numbers: dict[published.Cell, published.Published], cell: Sequence[str]
+) -> str:
+    """The text of a cell, followed by the published number if there is one."""
+    *names, arm = cell
+    label, _, settings = arm.partition(", ")
+    # "NRS, eps=0.5" is the paper's NRS; a variant such as "NRS, ball" is not.
+    scheme = _SCHEMES.get(label, "") if "=" in settings or not settings else ""
+    number = numbers.get((*names, scheme))  # type: ignore[arg-type]
+    return text if number is None else f"{text} [{number}]"
+
+
+def _network_name(network: str) -> str:
+    return published.NETWORK_NAMES.get(network, network)
+
+
+def _seeds(runs: pd.DataFrame) -> str:
+    counts = runs.groupby([*CELL, "arm"])["seed"].count()
+    few, many = counts.min(), counts.max()
+    return f"seeds: {few}" if few == many else f"seeds: {few} to {many}"
+
+
+def _accuracies(runs: pd.DataFrame) -> Table:
+    """Table 1: rows are networks and arms, columns data sets and augmentations."""
+    columns = list(
+        dict.fromkeys(zip(runs["dataset"], runs["augmentation"], strict=True))
+    )
+    rows = []
+    for network, of_network in runs.groupby("network", sort=False):
+        for arm in dict.fromkeys(of_network["arm"]):
+            row = {"network": _network_name(str(network)), "training": arm}
+            for dataset, augmentation in columns:
+                cell = dataset, network, augmentation, arm
+                found = _of_cell(of_network, cell)
+                text = _mean_and_spread(100 * found["test_accuracy"], 2)
+                row[f"{dataset}, {augmentation}"] = _beside(
+                    text, published.ACCURACY, cell
+                )
+            rows.append(row)
+    title = "Table 1. Test accuracy (%): mean ± standard deviation"
+    if len(runs):
+        title += f", {_seeds(runs)} [the paper's]"
+    return Table("table1", title, pd.DataFrame(rows))
+
+
+def _of_cell(runs: pd.DataFrame, cell: Sequence[Any]) -> pd.DataFrame:
+    """The rows of one cell and arm."""
+    keys = (
+        runs[name] == value for name, value in zip([*CELL, "arm"], cell, strict=True)
+    )
+    return runs[np.logical_and.reduce(list(keys))]
+
+
+def _by_cell(
+    runs: pd.DataFrame, row: Callable[[tuple[str, ...], pd.DataFrame], dict[str, Any]]
+) -> pd.DataFrame:
+    """A row for each cell and arm: their names, then the values that `row` returns."""
+    rows = []
+    for key, found in runs.groupby([*CELL, "arm"], sort=False):
+        dataset, network, augmentation, arm = key
+        names = {
+            "data": f"{dataset}, {augmentation}",
+            "network": _network_name(network),
+            "training": arm,
+        }
+        rows.append(names | row(key, found))
+    return pd.DataFrame(rows)
+
+
+def _imagenet(runs: pd.DataFrame) -> Table:
+    """Table 2: top-1 and top-5 accuracy on ImageNet."""
+
+    def row(cell: tuple[str, ...], found: pd.DataFrame) -> dict[str, Any]:
+        top_1 = _mean_and_spread(100 * found["test_accuracy"], 2)
+        top_5 = _mean_and_spread(100 * found["test_top_5_accuracy"], 2)
+        return {
+            "top-1 accuracy": _beside(top_1, published.ACCURACY, cell),
+            "top-5 accuracy": _beside(top_5, published.TOP_5_ACCURACY, cell),
+        }
+
+    title = "Table 2. ImageNet, test accuracy (%): mean ± standard deviation"
+    return Table("table2", f"{title} [the paper's]", _by_cell(runs, row))
+
+
+def _eigenvalues(runs: pd.DataFrame) -> Table:
+    """Table 3: exact eigenvalues, and the paper's estimate where it was measured."""
+    title = (
+        "Table 3. Largest eigenvalue of the last layer's Hessian [the paper's] and of "
+        "the whole one; ratio to the baseline of the same seed: geometric mean, 95 % "
+        "interval"
+    )
+    names = ("last_layer_eigenvalue", "last_layer_kfra_eigenvalue", "eigenvalue")
+    present = [name for name in names if name in runs]
+    measured = runs.dropna(subset=present, how="all") if present else runs[:0]
+    ratios = {
+        name: paired_differences(measured, name, log=True)
+        for name in present
+        if "kfra" not in name
+    }
+
+    def row(cell: tuple[str, ...], found: pd.DataFrame) -> dict[str, Any]:
+        values = {}
+        for name in present:
+            text = _mean_and_spread(found[name], 2)
+            if name in ratios:
+                values[_HEADINGS[name]] = text
+                values[f"ratio, {_HEADINGS[name]}"] = _ratio(ratios[name], cell)
+            else:
+                text = _beside(text, published.EIGENVALUE, cell)
+                values[_HEADINGS[name]] = text
+        return values
+
+    return Table("table3", title, _by_cell(measured, row))
+
+
+def _ratio(ratios: pd.DataFrame, cell: tuple[str, ...]) -> str:
+    """The geometric mean of ratios to the baseline, and its 95 % interval."""
+    found = _of_cell(ratios, cell) if len(ratios) else ratios
+    if found.empty:
+        return NOTHING
+    mean, width = found.iloc[0][["mean", "width"]]
+    if np.isnan(width):
+        return f"{np.exp(mean):.2f}"
+    low, high = np.exp([mean - width, mean + width])
+    return f"{np.exp(mean):.2f} ({low:.2f} to {high:.2f})"
+
+
+def _differences(runs: pd.DataFrame) -> Table:
+    """Differences in accuracy to the baseline, with paired t-tests."""
+    title = (
+        "Test accuracy - that of the baseline of the same seed (points): mean ± half "
+        "its 95 % interval; p of the paired t-test, and adjusted for all rows "
+        "(Benjamini and Hochberg)"
+    )
+    found = paired_differences(runs, "test_accuracy")
+    if len(found) == 0:
+        return Table("differences", title, found)
+    found["adjusted"] = adjusted(found["p"])
+    rows = [
+        {
+            "data": f"{row['dataset']}, {row['augmentation']}",
+            "network": _network_name(row["network"]),
+            "training": row["arm"],
+            "seeds": row["n"],
+            "difference": _difference(100 * row["mean"], 100 * row["width"]),
+            "higher / lower": f"{row['higher']} / {row['lower']}",
+            "p": _p(row["p"]),
+            "adjusted p": _p(row["adjusted"]),
+        }
+        for row in found.to_dict("records")
+    ]
+    return Table("differences", title, pd.DataFrame(rows))
+
+
+def _difference(mean: float, width: float, digits: int = 2) -> str:
+    if np.isnan(width):
+        return f"{mean:+.{digits}f}"
+    return f"{mean:+.{digits}f} ± {width:.{digits}f}"
+
+
+def _p(value: float) -> str:
+    if np.isnan(value):
+        return NOTHING
+    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
+
+
+def _overall(runs: pd.DataFrame, measure: str) -> Table:
+    """For each arm, the mean over cells of its differences to the baseline."""
+    name, scale, digits = _OVERALL[measure]
+    found = paired_differences(runs, measure)
+    title = (
+        f"Mean over data sets and networks of the difference in {name} ± half its 95 % "
+        "interval, and in how many of them it is above or below 0 with an adjusted "
+        "p < 0.05"
+    )
+    file = f"overall_{measure}"
+    if found.empty or (found.groupby("arm").size() < 2).all():
+        return Table(file, title, pd.DataFrame())
+    found["is_clear"] = adjusted(found["p"]) < 0.05
+    rows = []
+    for arm, of_arm in found.groupby("arm", sort=False):
+        error = np.sqrt((of_arm["error"] ** 2).sum()) / len(of_arm)
+        clear = of_arm[of_arm["is_clear"]]["mean"]
+        width = 1.96 * error if of_arm["error"].notna().all() else np.nan
+        mean = of_arm["mean"].mean()
+        rows.append(
+            {
+                "training": arm,
+                "cells": len(of_arm),
+                "mean difference": _difference(scale * mean, scale * width, digits),
+                "clearly above": int((clear > 0).sum()),
+                "clearly below": int((clear < 0).sum()),
+                "highest": _extreme(of_arm, "idxmax", scale, digits),
+                "lowest": _extreme(of_arm, "idxmin", scale, digits),
+            }
+        )
+    return Table(file, title, pd.DataFrame(rows))
+
+
+def _extreme(differences: pd.DataFrame, which: str, scale: float, digits: int) -> str:
+    row = differences.loc[getattr(differences["mean"], which)()]
+    difference = _difference(scale * row["mean"], scale * row["width"], digits)
+    return f"{difference} ({row['dataset']}, {_network_name(row['network'])})"
+
+
+def _measures(runs: pd.DataFrame) -> Table:
+    """The measurements other than the accuracy."""
+    present = [m for m in _MEASURES if m[0] in runs and runs[m[0]].notna().any()]
+
+    def row(_: tuple[str, ...], found: pd.DataFrame) -> dict[str, Any]:
+        return {
+            heading: _mean_and_spread(_in_percent(found, name), digits)
+            for name, heading, digits in present
+        }
+
+    cells = _by_cell(runs, row) if present else pd.DataFrame()
+    return Table("measures", "Mean ± standard deviation over seeds", cells)
+
+
+def _costs(runs: pd.DataFrame) -> Table:
+    """The cost of a run: medians over seeds."""
+    names = {
+        "seconds_per_step": ("time per step (ms)", 1000, 1),
+        "peak_memory_mib": ("peak memory (MiB)", 1, 0),
+        "training_seconds": ("training (s)", 1, 0),
+    }
+    present = {name: form for name, form in names.items() if name in runs}
+    baselines = runs[runs["arm"] == BASELINE].groupby(CELL)
+
+    def row(cell: tuple[str, ...], found: pd.DataFrame) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for name, (heading, scale, digits) in present.items():
+            values[heading] = f"{scale * found[name].median():.{digits}f}"
+            if name == "seconds_per_step":
+                values["baselines"] = _in_baselines(found, baselines, cell)
+        return values
+
+    cells = _by_cell(runs, row) if present else pd.DataFrame()
+    title = "Cost: median over seeds, and time per step in baselines"
+    return Table("costs", title, cells)
+
+
+def _in_baselines(found: pd.DataFrame, baselines: Any, cell: tuple[str, ...]) -> str:
+    """Time per step in multiples of the baseline's."""
+    if cell[:-1] not in baselines.groups:
+        return NOTHING
+    baseline = baselines.get_group(cell[:-1])["seconds_per_step"].median()
+    return f"{found['seconds_per_step'].median() / baseline:.2f}"

@@ -1,0 +1,72 @@
+"""Tables of made-up runs."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from keras_nrs.experiments.paired_tests import paired_differences
+from keras_nrs.experiments.recipes import recipes
+from keras_nrs.experiments.report_tables import tables
+from keras_nrs.experiments.results import read_runs
+from tests.experiments.runs import write_run
+
+# Nothing here depends on the backend; this one starts soonest.
+pytestmark = pytest.mark.only_torch
+
+
+def table(runs: pd.DataFrame, name: str) -> pd.DataFrame:
+    (found,) = [t.cells for t in tables(runs) if t.name == name]
+    return found
+
+
+def test_tables_1_to_3_have_the_published_number_beside_ours(folder: Path) -> None:
+    runs = read_runs([folder])
+    accuracy = 100 * runs[runs["arm"] == "NRS"].query("dataset == 'cifar10'")
+    mean, spread = accuracy["test_accuracy"].mean(), accuracy["test_accuracy"].std()
+    table_1 = table(runs, "table1").set_index(["network", "training"])
+    assert list(table_1.index) == [
+        ("WideResNet-28-10", arm) for arm in ("baseline", "RPR", "NRS")
+    ]
+    expected = f"{mean:.2f} ± {spread:.2f} [96.94 ± 0.17]"
+    assert table_1.loc[("WideResNet-28-10", "NRS"), "cifar10, basic"] == expected
+    (row,) = table(runs, "table2").to_dict("records")
+    assert row["network"] == "ResNet50"
+    assert row["top-1 accuracy"] == "76.00 [76.29 ± 0.13]"
+    assert row["top-5 accuracy"] == "93.00 [93.53 ± 0.10]"
+    table_3 = table(runs, "table3").set_index("training")
+    assert table_3.loc["RPR", "last layer, KFRA"] == "2.00 ± 0.00 [51.79]"
+
+
+def test_the_mean_over_cells(folder: Path) -> None:
+    runs = read_runs([folder])
+    cifar = runs[runs["dataset"] == "cifar10"]
+    both = pd.concat([cifar, cifar.assign(dataset="cifar100")], ignore_index=True)
+    cells = table(both, "overall_test_accuracy").set_index("training")
+    found = paired_differences(cifar, "test_accuracy").set_index("arm")
+    mean, error = found.loc["NRS", ["mean", "error"]]
+    # Two independent cells: the error of their mean is smaller by sqrt(2).
+    width = 1.96 * error / 2**0.5
+    assert (
+        cells.loc["NRS", "mean difference"] == f"{100 * mean:+.2f} ± {100 * width:.2f}"
+    )
+    assert cells.loc["NRS", "cells"] == 2
+
+
+def test_costs_are_in_baselines(folder: Path) -> None:
+    costs = table(read_runs([folder]), "costs").set_index(["data", "training"])
+    assert costs.loc[("cifar10, basic", "NRS"), "baselines"] == "2.00"
+    assert costs.loc[("cifar10, basic", "NRS"), "time per step (ms)"] == "200.0"
+    assert costs.loc[("imagenet2012, flip", "NRS"), "baselines"] == ""
+
+
+def test_settings_that_differ_are_arms_of_their_own(folder: Path) -> None:
+    recipe = recipes()["cifar10-wide_resnet_28_10-basic-nrs"]
+    for eps in (0.05, 0.5):
+        write_run(folder / f"eps-{eps}", replace(recipe, eps=eps), 0, test_accuracy=0.9)
+    runs = read_runs([folder])
+    arms = ["baseline", "RPR", "NRS, eps=0.1", "NRS, eps=0.05", "NRS, eps=0.5"]
+    assert set(runs[runs["dataset"] == "cifar10"]["arm"]) == set(arms)
+    cells = table(runs, "table1").set_index("training")["cifar10, basic"]
+    assert cells["NRS, eps=0.5"] == "90.00 [96.94 ± 0.17]"

@@ -1,0 +1,52 @@
+"""Runs that are read from folders and files."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from keras_nrs import cli
+from keras_nrs.experiments.recipes import recipes
+from keras_nrs.experiments.results import read_runs
+from tests.experiments.runs import write_run
+
+STUDY = Path(__file__).parents[2] / "docs" / "study" / "runs"
+
+# Nothing here depends on the backend; this one starts soonest.
+pytestmark = pytest.mark.only_torch
+
+
+def test_trials_of_sweeps_are_left_out(folder: Path) -> None:
+    recipe = recipes()["cifar10-vgg16-basic-nrs"]
+    write_run(folder / "trial", recipe, 0, validation_accuracy=0.9)
+    assert "vgg16" not in set(read_runs([folder])["network"])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: None, "does not exist"),
+        (lambda folder: folder.mkdir(), "must hold finished runs"),
+        (lambda folder: folder.write_text("a,b\n1,2\n"), "must have the columns"),
+    ],
+)
+def test_bad_paths(make: Any, message: str, tmp_path: Path) -> None:
+    make(tmp_path / "runs")
+    arguments = ["report", str(tmp_path / "runs"), "--output", str(tmp_path / "out")]
+    result = CliRunner().invoke(cli.build_app(), arguments)
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_must_not_be_there_twice(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"must not hold a run twice.*seed=0"):
+        read_runs([folder, folder])
+
+
+def test_the_files_of_the_study_are_read() -> None:
+    runs = read_runs([STUDY])
+    # 10 seeds of 10 arms on 12 tasks, and of 2 rules on 4 of them.
+    assert len(runs) == 10 * (10 * 12 + 2 * 4)
+    assert runs["test_accuracy"].between(0, 1).all()

@@ -1,0 +1,59 @@
+"""The store of finished runs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from keras_nrs.experiments.run_store import RunStore
+
+# Nothing here depends on the backend; this one starts soonest.
+pytestmark = pytest.mark.only_torch
+
+
+KEY = ("arm", "seed")
+
+
+def store_of(path: Path, **settings: Any) -> RunStore:
+    return RunStore(path / "runs.json", KEY, settings)
+
+
+def test_a_run_is_done_once(tmp_path: Path) -> None:
+    runs = iter([{"loss": 0.5}, {"loss": 0.25}])
+    for _ in range(2):
+        store = store_of(tmp_path / "new", epochs=3)
+        for seed, loss in ((0, 0.5), (1, 0.25)):
+            found = store.get({"arm": "NRS", "seed": seed}, lambda: next(runs))
+            assert found == {"arm": "NRS", "seed": seed, "loss": loss}
+    content = json.loads((tmp_path / "new" / "runs.json").read_text())
+    assert content == {"settings": {"epochs": 3}, "runs": store.rows}
+
+
+def test_a_failed_run_is_not_stored(tmp_path: Path) -> None:
+    def fail() -> Any:
+        raise KeyboardInterrupt
+
+    store = store_of(tmp_path)
+    store.get({"arm": "NRS", "seed": 0}, dict)
+    with pytest.raises(KeyboardInterrupt):
+        store.get({"arm": "NRS", "seed": 1}, fail)
+    assert store_of(tmp_path).rows == [{"arm": "NRS", "seed": 0}]
+
+
+def test_files_with_other_settings_are_kept(tmp_path: Path) -> None:
+    for epochs in (1, 2, 3):
+        store = store_of(tmp_path, epochs=epochs)
+        assert store.rows == []
+        store.get({"arm": "NRS", "seed": epochs}, dict)
+    for name, epochs in (("runs.1.json", 1), ("runs.2.json", 2), ("runs.json", 3)):
+        content = json.loads((tmp_path / name).read_text())
+        assert content["settings"] == {"epochs": epochs}
+        assert content["runs"] == [{"arm": "NRS", "seed": epochs}]
+
+
+@pytest.mark.parametrize("text", ["not JSON", "[]", '{"runs": [{"arm": "x"}]}'])
+def test_files_of_another_format_are_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "runs.json").write_text(text)
+    with pytest.raises((TypeError, ValueError, KeyError)):
+        store_of(tmp_path)

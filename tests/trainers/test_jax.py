@@ -151,6 +151,7 @@ def test_layouts_stay_and_no_device_gathers_the_weights(
     import re
 
     import jax
+
     from keras_nrs.trainers.jax import PerturbedStep
 
     x = rng.normal(size=(16, 16)).astype("float32")

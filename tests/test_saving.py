@@ -11,6 +11,7 @@ from keras import layers
 
 import keras_nrs
 from keras_nrs import nrs_model
+from tests.saved import make
 from tests.support.asserts import assert_equal
 from tests.support.asserts import numpy_values
 from tests.support.data import image_data
@@ -76,6 +77,18 @@ def test_a_new_process_goes_on_as_if_uninterrupted(tmp_path: Path) -> None:
             list(end.values()),
             numpy_values(whole.variables + whole.optimizer.variables),
         )
+
+
+def test_a_file_of_version_0_1_0_goes_on_as_it_did() -> None:
+    path = make.FOLDER / f"0.1.0-{keras.config.backend()}"
+    loaded = keras.saving.load_model(f"{path}.keras")
+    assert (loaded.interval, loaded.beta, loaded.normalize) == (2, 0.5, True)
+    assert loaded.perturbation.radius == "sphere"
+    make.train(loaded, epochs=2, initial_epoch=1)
+    with np.load(f"{path}.npz") as expected:
+        # Machines round differently: 3 steps of a few float32 operations each.
+        for value, array in zip(make.values(loaded), expected.values(), strict=True):
+            np.testing.assert_allclose(value, array, rtol=1e-5, atol=1e-6)
 
 
 def test_save_and_load_is_the_identity(tmp_path: Path) -> None:

@@ -376,8 +376,8 @@ def get_perturbation(identifier: str | Perturbation) -> Perturbation:
         return identifier
     if not isinstance(identifier, str) or identifier not in _NAMES:
         raise ValueError(
-            f"`perturbation` must be one of {list(_NAMES)} or an instance, not a "
-            "class, of keras_nrs.perturbations.Perturbation. Received: "
+            f"`perturbation` must be one of {list(_NAMES)} or an instance, not the "
+            "class, of a keras_nrs.perturbations.Perturbation. Received: "
             f"perturbation={identifier!r}."
         )
     return _NAMES[identifier]()

@@ -78,6 +78,7 @@ def objects_of_keras() -> list[Any]:
         model.outputs[0],
         model.layers[-1],
         keras_internals.compiled_loss(model),
+        keras.losses.MeanSquaredError(),
         keras.callbacks.BackupAndRestore("unused"),
         importlib.import_module(f"keras.src.backend.{BACKEND}.trainer"),
     ]

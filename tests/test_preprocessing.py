@@ -45,7 +45,7 @@ def raw_images(num: int = 24) -> tuple[np.ndarray, np.ndarray]:
     return images, rng.integers(0, 3, num)
 
 
-@pytest.mark.matrix  # Which option of a task it is matters on no backend.
+@pytest.mark.matrix  # Elsewhere the next test is enough.
 def test_trains_on_raw_images_as_the_bare_task_does() -> None:
     x, y = raw_images()
 

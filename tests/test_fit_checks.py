@@ -19,6 +19,7 @@ from tests.support.faults import Scaled
 from tests.support.faults import infinite_at
 from tests.support.faults import linear_classifier
 from tests.support.faults import normal_data
+from tests.support.matrix import rest
 from tests.support.networks import Subclassed
 from tests.support.networks import cnn
 from tests.support.networks import compile_classifier
@@ -48,11 +49,13 @@ def test_inert_eps_is_reported_once() -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"eps": 0.0},
         {"eps": 1e-3, "alpha": 0.0},
-        {"eps": 1e-3, "scheme": "rpr"},
-        {"eps": 1e-3, "scheme": "baseline"},
         {"eps": 0.3, "perturbation": "relative"},
+        *rest(
+            {"eps": 0.0},
+            {"eps": 1e-3, "scheme": "rpr"},
+            {"eps": 1e-3, "scheme": "baseline"},
+        ),
     ],
     ids=str,
 )

@@ -45,6 +45,7 @@ def raw_images(num: int = 24) -> tuple[np.ndarray, np.ndarray]:
     return images, rng.integers(0, 3, num)
 
 
+@pytest.mark.matrix  # Elsewhere the next test is enough.
 def test_trains_on_raw_images_as_the_bare_task_does() -> None:
     x, y = raw_images()
 
@@ -77,9 +78,10 @@ def test_regularizes_a_task(tmp_path: Any) -> None:
     assert eps > 0
 
 
-@pytest.mark.parametrize("class_weight", [{0: 1.0, 1: 2.0, 2: 1.0}])
-def test_options_reach_the_task(class_weight: dict[int, float]) -> None:
+@pytest.mark.matrix
+def test_options_reach_the_task() -> None:
     x, y = raw_images()
+    class_weight = {0: 1.0, 1: 2.0, 2: 1.0}
     nrs = keras_nrs.wrap(vit_classifier(), eps=0.3, perturbation="relative")
     nrs.fit(x, y, class_weight=class_weight, verbose=0, steps_per_epoch=1)
     nrs.fit(x, y, sample_weight=np.ones(len(x)), verbose=0)

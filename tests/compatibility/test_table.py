@@ -8,17 +8,21 @@ import keras_nrs
 from tests.compatibility import table
 from tests.compatibility.__main__ import PAGE
 from tests.support.asserts import numpy_values
+from tests.support.matrix import rest
 
 # What no other test has.
 QUICK = [
     "Models within models, shared",
+    "KerasCV's legacy `ViTTiny16`",
+    "LoRA on int8 weights",
+    "`clone_model()`",
+]
+# Networks that are compiled for up to half a minute, and parts of others.
+REST = [
     "`keras.applications` (MobileNet)",
     "KerasHub `ResNetImageClassifier`",
     "KerasCV `ImageClassifier` (ViTDet)",
-    "KerasCV's legacy `ViTTiny16`",
     "LoRA",
-    "LoRA on int8 weights",
-    "`clone_model()`",
 ]
 
 
@@ -37,8 +41,13 @@ def is_said_to_work(name: str) -> bool:
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow)
-        for name in table.CHECKS
+        *QUICK,
+        *rest(*REST),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in table.CHECKS
+            if name not in QUICK + REST
+        ),
     ],
 )
 def test_as_the_table_says(name: str) -> None:

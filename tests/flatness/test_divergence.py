@@ -10,6 +10,7 @@ from keras_nrs.flatness import model_divergence
 from tests.support.data import generator
 from tests.support.data import image_data
 from tests.support.data import tf_dataset
+from tests.support.matrix import rest
 from tests.support.networks import cnn
 
 
@@ -40,7 +41,7 @@ def test_against_the_definition() -> None:
     assert result.standard_error == pytest.approx(error)
 
 
-@pytest.mark.parametrize("form", [generator, tf_dataset])
+@pytest.mark.parametrize("form", [tf_dataset, *rest(generator)])
 def test_forms_of_data(form: Any) -> None:
     x, y = image_data(30)
     model = cnn()

@@ -11,13 +11,14 @@ from keras_nrs.flatness import hessian_operator
 from keras_nrs.flatness import hessian_trace
 from tests.support import hessians
 from tests.support.data import image_data
+from tests.support.matrix import rest
 from tests.support.networks import cnn
 from tests.support.precision import precision
 
 RTOL = {"float32": 1e-4, "float64": 1e-8}
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float64", *rest("float32")])
 def test_against_the_dense_hessian(dtype: str) -> None:
     """Eigenvalues, trace and moments of the density, for all 215 weights."""
     with precision(dtype):
@@ -120,7 +121,7 @@ def test_no_convergence() -> None:
     assert np.isnan(result.eigenvalues[-1])
 
 
-@pytest.mark.parametrize("variables", ["last_layer", "all"])
+@pytest.mark.parametrize("variables", ["all", *rest("last_layer")])
 def test_a_hessian_of_zeros_and_one_that_is_not_finite(variables: str) -> None:
     x, y = hessians.data(16)
     model = hessians.classifier(loss=lambda y, z: keras.ops.mean(0 * z, axis=-1))

@@ -11,6 +11,7 @@ from tests.support import hessians
 from tests.support.arrays import to_numpy
 from tests.support.data import image_data
 from tests.support.divergences import softmax
+from tests.support.matrix import rest
 from tests.support.networks import Subclassed
 from tests.support.networks import cnn
 from tests.support.networks import compile_classifier
@@ -20,7 +21,7 @@ def largest(matrix: np.ndarray) -> float:
     return float(np.linalg.eigvalsh(matrix)[-1])
 
 
-@pytest.mark.parametrize("ends_with_softmax", [True, False])
+@pytest.mark.parametrize("ends_with_softmax", [False, *rest(True)])
 def test_closed_form_of_a_linear_softmax_model(ends_with_softmax: bool) -> None:
     x, y = hessians.data(32)
     activation = "softmax" if ends_with_softmax else None

@@ -17,6 +17,7 @@ from tests.support.data import data_loader
 from tests.support.data import generator
 from tests.support.data import image_data
 from tests.support.data import tf_dataset
+from tests.support.matrix import rest
 from tests.support.networks import cnn
 
 
@@ -29,7 +30,7 @@ def of_arrays() -> tuple[keras.Model, np.ndarray, np.ndarray]:
     return model, hessian_operator(model, x, y).to_dense(), first
 
 
-@pytest.mark.parametrize("form", [generator, PyDataset, tf_dataset, data_loader])
+@pytest.mark.parametrize("form", [generator, *rest(PyDataset, tf_dataset, data_loader)])
 def test_forms_of_data(
     form: Callable[..., Any], of_arrays: tuple[keras.Model, np.ndarray, np.ndarray]
 ) -> None:

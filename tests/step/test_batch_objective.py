@@ -429,6 +429,7 @@ def test_a_share_leaves_the_clean_pass_and_metrics_alone() -> None:
     assert history["loss"] == pytest.approx([total], rel=1e-5)
 
 
+@pytest.mark.matrix  # It runs eagerly, where JAX compiles each operation.
 def test_the_perturbed_pass_sees_that_share_only() -> None:
     seen: list[int] = []
 

@@ -28,7 +28,7 @@ _ENOUGH_STEPS = 100
 
 @dataclass
 class _EpsRecord:
-    """What the epochs with one pair of eps and alpha have shown.
+    """Findings of the epochs with one pair of eps and alpha.
 
     Attributes:
         values: eps and alpha.

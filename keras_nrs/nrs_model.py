@@ -137,7 +137,7 @@ def unwrap(model: "NRSModel") -> keras.Model:
 
 
 class _Forwarded:
-    """An attribute of the base model, for reading and writing."""
+    """An attribute or method of the base model."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
@@ -253,14 +253,14 @@ class NRSModel(keras.Model):  # type: ignore[misc]
     Both passes see the same batch, dropout masks and random seeds; BatchNorm
     statistics, layer losses and metrics come from the pass at theta alone.
 
-    Everything but training is the base model's: `compile()` compiles it,
-    `evaluate()` and `predict()` give its results. For its layers and inputs ask
-    `base_model` itself. Training logs are `loss` (the
-    minimized total), `model_divergence` (not multiplied by alpha), `perturbed_loss`
-    and the base model's metrics. On steps that `interval` leaves out, or with
-    `alpha = beta = 0`, nothing is perturbed and the two are not updated.
+    Everything but training is the base model's: `compile()` compiles it, `evaluate()`
+    and `predict()` give its results. Ask `base_model` for its layers and inputs.
+    Training logs are `loss` (the minimized total), `model_divergence` (not multiplied
+    by alpha), `perturbed_loss` and the base model's metrics. Steps that `interval`
+    leaves out, and steps with `alpha = beta = 0`, perturb nothing and do not update
+    the second and third.
 
-    Args: those of `keras_nrs.wrap`, which is the way to make one.
+    Make one with `keras_nrs.wrap`, which describes the arguments.
 
     Attributes:
         base_model: The user's own model.
@@ -297,6 +297,11 @@ class NRSModel(keras.Model):  # type: ignore[misc]
     _compile_metrics = _Forwarded()
     _loss_tracker = _Forwarded()
     _distribute_strategy = _Forwarded()
+    summary = _Forwarded()
+    get_layer = _Forwarded()
+    export = _Forwarded()
+    get_compile_config = _Forwarded()
+    compile_from_config = _Forwarded()
 
     @with_spelled_options
     def __init__(
@@ -365,7 +370,7 @@ class NRSModel(keras.Model):  # type: ignore[misc]
         return {"eps": self._eps.given, "alpha": self._alpha.given}
 
     def divergence_in_use(self) -> ChosenDivergences:
-        """A copy of `divergence` as given and, if known yet, of what it came to."""
+        """A copy of the divergences: as given, and resolved if that is done."""
         self._follow_base_model()
         return dataclasses.replace(self._divergences)
 
@@ -417,32 +422,28 @@ class NRSModel(keras.Model):  # type: ignore[misc]
             self._divergences.resolved = None
         self._origin = origin
 
-    # What Keras sees of the base model.
+    # The base model, as Keras sees it.
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         if training:
             warnings.warn(
-                f"The wrapped model {self.name!r} is called in training by something "
-                "else than its own fit() or train_on_batch(), and is not regularized "
-                "there. Wrap the outermost model: keras_nrs.wrap(outer). In a loop of "
-                "your own use keras_nrs.nrs_objective.",
+                f"The wrapped model {self.name!r} is not regularized where something "
+                "other than its own fit() or train_on_batch() calls it in training. "
+                "Wrap the outermost model: keras_nrs.wrap(outer). In a loop of your "
+                "own use keras_nrs.nrs_objective.",
                 stacklevel=2,
             )
         base = self.base_model
         return base(inputs, **stateless.call_kwargs(base, training=training))
 
-    def summary(self, *args: Any, **kwargs: Any) -> None:
-        """Print the summary of the base model."""
-        self.base_model.summary(*args, **kwargs)
-
-    def get_layer(self, *args: Any, **kwargs: Any) -> keras.Layer:
-        """A layer of the base model."""
-        return self.base_model.get_layer(*args, **kwargs)
-
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile the base model: the arguments are those of its `compile()`."""
+        """Compile the base model, with the arguments of its `compile()`."""
         self.base_model.compile(*args, **kwargs)
         self.train_function = self.test_function = self.predict_function = None
+
+    def quantize(self, *args: Any, **kwargs: Any) -> None:
+        """Quantize the base model, with the arguments of its `quantize()`."""
+        self.base_model.quantize(*args, **kwargs)
 
     def compute_loss(
         self,
@@ -508,38 +509,18 @@ class NRSModel(keras.Model):  # type: ignore[misc]
             ValueError: if `filepath` is of Keras's legacy HDF5 format.
         """
         saving.check_format(filepath)
-        self._write(super().save, ".keras", filepath, overwrite, kwargs)
+        saving.write_by_first_process(
+            super().save, ".keras", filepath, overwrite, process_index(self), **kwargs
+        )
 
     def save_weights(
         self, filepath: Any, overwrite: bool = True, **kwargs: Any
     ) -> None:
         """As `keras.Model.save_weights()`, written like a file of `save()`."""
-        self._write(super().save_weights, ".weights.h5", filepath, overwrite, kwargs)
-
-    def _write(
-        self,
-        save: Callable[..., Any],
-        ending: str,
-        filepath: Any,
-        overwrite: bool,
-        options: dict[str, Any],
-    ) -> None:
+        save, ending = super().save_weights, ".weights.h5"
         saving.write_by_first_process(
-            save,
-            filepath,
-            ending=ending,
-            overwrite=overwrite,
-            process_index=process_index(self),
-            options=options,
+            save, ending, filepath, overwrite, process_index(self), **kwargs
         )
-
-    def quantize(self, *args: Any, **kwargs: Any) -> None:
-        """Quantize the base model: the arguments are those of its `quantize()`."""
-        self.base_model.quantize(*args, **kwargs)
-
-    def export(self, *args: Any, **kwargs: Any) -> Any:
-        """Export the base model for inference."""
-        return self.base_model.export(*args, **kwargs)
 
     def save_own_variables(self, store: Any) -> None:
         saving.save_state(self, store)
@@ -567,13 +548,6 @@ class NRSModel(keras.Model):  # type: ignore[misc]
         signature = inspect.signature(cls)
         return cls(**saving.arguments_from_config(config, signature, custom_objects))
 
-    def get_compile_config(self) -> dict[str, Any]:
-        config: dict[str, Any] = self.base_model.get_compile_config()
-        return config
-
-    def compile_from_config(self, config: dict[str, Any]) -> None:
-        self.base_model.compile_from_config(config)
-
 
 for _name in OPTION_NAMES:
     setattr(NRSModel, _name, _ReadOnlyOption(_name))
@@ -583,9 +557,9 @@ def _check_calibration(calibrated_for: Any, perturbation: Perturbation) -> None:
     if calibrated_for is not None and type(calibrated_for) is not type(perturbation):
         names = type(calibrated_for).__name__, type(perturbation).__name__
         raise ValueError(
-            f"`eps` must be of the perturbation. Received: an eps that calibrate_eps() "
-            f"found for a {names[0]}, and perturbation={names[1]}. Pass the same "
-            "perturbation to both, or float(eps) if you mean it."
+            "`eps` must belong to the perturbation. Received: an eps that "
+            f"calibrate_eps() found for a {names[0]}, and perturbation={names[1]}. "
+            "Pass the same perturbation to both, or float(eps) if you mean it."
         )
 
 

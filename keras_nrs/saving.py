@@ -1,4 +1,4 @@
-"""What a wrapped model's file holds, and how it is written."""
+"""The files of wrapped models: their contents, and writing them."""
 
 import inspect
 import os
@@ -21,15 +21,10 @@ class SavedModel(Protocol):
     """The attributes of an `NRSModel` that its file is made of."""
 
     name: str
-
-    @property
-    def eps(self) -> Any: ...
-    @property
-    def alpha(self) -> Any: ...
-    @property
-    def weights(self) -> list[Any]: ...
-    @property
-    def variables(self) -> list[Any]: ...
+    eps: keras.Variable
+    alpha: keras.Variable
+    weights: list[keras.Variable]
+    variables: list[keras.Variable]
 
 
 def check_format(filepath: Any) -> None:
@@ -44,22 +39,21 @@ def check_format(filepath: Any) -> None:
 
 def write_by_first_process(
     save: Callable[..., Any],
-    filepath: Any,
-    *,
     ending: str,
+    filepath: Any,
     overwrite: bool,
     process_index: int,
-    options: dict[str, Any],
+    **options: Any,
 ) -> None:
     """Write a file atomically, in the first of several processes alone.
 
     Args:
         save: Keras's function `save(filepath, overwrite=..., **options)`.
-        filepath: The path that the user gave.
         ending: The ending of files that are written atomically.
+        filepath: The path that the user gave.
         overwrite: Whether to replace a file without asking.
         process_index: The index of this process.
-        options: Other arguments of `save`.
+        **options: Other arguments of `save`.
     """
     path = pathlib.Path(filepath)
     if process_index > 0:
@@ -78,9 +72,9 @@ def write_by_first_process(
 def saved_state(model: SavedModel) -> list[keras.Variable]:
     """The variables that are needed to continue a run, but are no weights.
 
-    Keras does not save the states of random generators. They are here, those of the
-    base model included, so that a reloaded model draws the same dropout masks and
-    perturbations as one that was never saved. A file holds them by position.
+    Keras does not save the states of random generators. These are here, with the base
+    model's, so that a reloaded model draws the same dropout masks and perturbations as
+    one that was never saved. A file holds them by position.
     """
     weights = set(map(id, model.weights))
     seeds = [v for v in model.variables if id(v) not in weights]

@@ -307,7 +307,7 @@ def test_a_wrapped_model_in_another_one_says_that_it_is_not_regularized() -> Non
     x, y = image_data(16)
     outer = keras.Sequential([keras.Input((6, 6, 1)), keras_nrs.wrap(cnn())])
     compile_classifier(outer)
-    with pytest.warns(UserWarning, match="is not regularized there"):
+    with pytest.warns(UserWarning, match="is not regularized where"):
         outer.fit(x, y, verbose=0)
 
 

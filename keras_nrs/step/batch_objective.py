@@ -138,7 +138,7 @@ class BatchObjective:
 
     @not_in_graphs
     def _random_order(self, inputs: StepInputs) -> Tensor:
-        """A permutation of the samples, the first of which are perturbed."""
+        """A permutation of the samples. The first samples are perturbed."""
         stream = RandomStream(inputs.key).fold_in(_ORDER_STREAM + inputs.replica)
         return ops.argsort(stream.uniform((num_samples(inputs.batch),)))
 
@@ -367,7 +367,7 @@ class BatchObjective:
         flat = keras_internals.flat_losses(self.base_model, y_pred) or []
         return [loss.loss for loss in flat]
 
-    # What the base model was compiled with.
+    # The compiled loss of the base model.
 
     @property
     def loss_updates_metrics(self) -> bool:

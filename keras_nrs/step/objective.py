@@ -25,7 +25,7 @@ class Terms(NamedTuple):
     """The terms of Equation 3: scalars.
 
     Attributes:
-        total: What is minimized.
+        total: The minimized sum.
         loss: L(theta).
         divergence: d(theta, theta + delta), not multiplied by alpha.
         perturbed_loss: L(theta + delta), not multiplied by beta.

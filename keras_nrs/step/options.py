@@ -40,7 +40,7 @@ class StepArguments(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class StepOptions:
-    """What a training step computes: `keras_nrs.wrap()` describes each field.
+    """The options of a training step: `keras_nrs.wrap()` describes each field.
 
     Raises:
         TypeError, ValueError: if a field is not as described there.

@@ -1,4 +1,4 @@
-"""What a step starts from, and what the passes on a group and on a batch give."""
+"""Inputs of a step, and the outcomes of its passes on groups and on a batch."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -128,7 +128,7 @@ class ChosenDivergences:
     resolved: list[OutputDivergence] | None = None
 
     def of(self, model: Any, outputs: Any, targets: Any) -> list[OutputDivergence]:
-        """The divergence of each output: the arguments are those of `for_model()`."""
+        """The divergence of each output. `for_model()` describes the arguments."""
         if self.resolved is None:
             self.resolved = for_model(model, self.given, outputs, targets)
         return self.resolved

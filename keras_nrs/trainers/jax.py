@@ -228,8 +228,8 @@ class BackendTrainer(Trainer):
             *gradients, outcome = self._gradients(state, data, key)
             return jax.tree.map(jax.numpy.add, *gradients), outcome
         size = num_samples(data.batch)
-        # A batch that does not divide is on all devices as a whole. As many replicas
-        # as divide it take a share each, and the others repeat what these do.
+        # A batch that does not divide is on all devices as a whole. The largest number
+        # of replicas that divides it takes a share each; the others repeat these.
         num_shares = math.gcd(size, num_replicas)
 
         def of_one_replica(state: BaseState, data: PerturbedStep, key: Tensor) -> Any:
@@ -338,7 +338,7 @@ def _by_id(variables: list[Any], values: list[Tensor]) -> dict[int, Tensor]:
 def _replace(
     variables: list[Any], values: list[Tensor], updates: dict[int, Tensor]
 ) -> list[Tensor]:
-    """`values` with those of some variables, named by their `id`, replaced."""
+    """`values` with the updates of some variables, which their `id` names."""
     values_by_id = _by_id(variables, values) | updates
     return [values_by_id[id(v)] for v in variables]
 

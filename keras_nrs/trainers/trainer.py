@@ -27,18 +27,12 @@ class TrainedModel(Protocol):
     train_function: Any
     run_eagerly: bool
     jit_compile: Any
-    seed_generator: Any
-
-    @property
-    def eps(self) -> Any: ...
-    @property
-    def alpha(self) -> Any: ...
-    @property
-    def distribute_strategy(self) -> Any: ...
-    @property
-    def non_trainable_variables(self) -> list[Any]: ...
-    @property
-    def metrics_variables(self) -> list[Any]: ...
+    eps: keras.Variable
+    alpha: keras.Variable
+    seed_generator: keras.random.SeedGenerator
+    distribute_strategy: Any
+    non_trainable_variables: list[keras.Variable]
+    metrics_variables: list[keras.Variable]
 
 
 class Trainer(abc.ABC):

@@ -34,7 +34,8 @@ def hessian_at(
     Returns:
         A function from a point (the tensors, and the other inputs) to the function
         from vectors, in the shapes of the tensors, to their products with the Hessian
-        in the tensors. What all products at a point share is computed once.
+        in the tensors. All products at a point share one computation of
+        the gradient.
     """
     in_tensors = jax.grad(function)
 
@@ -47,7 +48,7 @@ def hessian_at(
             tensors,
         )[1]
 
-    # Forward over reverse. The linear function is a pytree of what it has kept.
+    # Forward over reverse. The linear function is a pytree of its kept tensors.
     linearize = jax.jit(linear_function)
     apply = jax.jit(lambda linear, vectors: linear(vectors))
     return lambda tensors, inputs: functools.partial(apply, linearize(tensors, inputs))

@@ -27,7 +27,7 @@ class RandomStream:
         self._draws = 0
 
     def fold_in(self, index: Any) -> "RandomStream":
-        """A stream that is independent of this one and those of other indices."""
+        """A stream independent of this one and of the streams of other indices."""
         return RandomStream(jax.random.key_data(jax.random.fold_in(self._key, index)))
 
     @property
@@ -56,7 +56,7 @@ class RandomStream:
         self, function: Callable[..., Tensor], shape: tuple[int, ...], dtype: str
     ) -> Tensor:
         words = noise.words(jax.random.key_data(self._next_key()), shape)
-        # Or the compiler would draw and compile it anew for each of its uses.
+        # Without the barrier the compiler would draw and compile it for each use.
         return jax.lax.optimization_barrier(function(words, dtype))
 
     def uniform(self, shape: tuple[int, ...] = (), dtype: str = "float32") -> Tensor:

@@ -28,7 +28,7 @@ def gradient(
         tape.watch(tensors)
         value = function(tensors)
     gradients = tape.gradient(value, tensors, unconnected_gradients="zero")
-    # Those of embeddings are sparse.
+    # Gradients of embeddings are sparse.
     return list(map(tf.convert_to_tensor, gradients))
 
 

@@ -38,7 +38,7 @@ class RandomStream:
     draws_whole = True
 
     def fold_in(self, index: Any) -> "RandomStream":
-        """A stream that is independent of this one and those of other indices."""
+        """A stream independent of this one and of the streams of other indices."""
         # Negative, so that it never equals a draw's.
         index = -1 - tf.cast(index, "int64")
         return RandomStream(tf.random.experimental.stateless_fold_in(self._key, index))

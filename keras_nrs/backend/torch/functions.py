@@ -51,7 +51,8 @@ def hessian_at(
     Returns:
         A function from a point (the tensors, and the other inputs) to the function
         from vectors, in the shapes of the tensors, to their products with the Hessian
-        in the tensors. What all products at a point share is computed once.
+        in the tensors. All products at a point share one computation of
+        the gradient.
     """
 
     def at(tensors: list[Tensor], inputs: Any) -> Product:

@@ -17,7 +17,7 @@ def _mix(word: int) -> int:
     return word ^ (word >> 16)
 
 
-# PyTorch's own draws of these take more than twice as long on the CPU.
+# PyTorch's own draws take more than twice as long on the CPU.
 @functools.cache
 def _quantiles() -> Tensor:
     """2**16 equally likely values of a nearly normal variable with variance 1."""
@@ -53,7 +53,7 @@ class RandomStream:
         self._generator.manual_seed(_mix((_mix(seed) + step) & 0xFFFFFFFF))
 
     def fold_in(self, index: int) -> "RandomStream":
-        """A stream that is independent of this one and those of other indices."""
+        """A stream independent of this one and of the streams of other indices."""
         seed, step = (int(word) & 0xFFFFFFFF for word in self._key)
         words = [_mix(_mix(seed) ^ _mix(index + 1)), step]
         return RandomStream(torch.tensor(words, dtype=torch.int64, device=self._device))
@@ -97,7 +97,7 @@ class RandomStream:
 def restored_random_state(like: Tensor) -> AbstractContextManager[None]:
     """A context that leaves global random generators as they were.
 
-    Keras's unseeded dropout draws from the one of its device, here that of a tensor.
+    Keras's unseeded dropout draws from the generator of its device: `like`'s.
     """
     devices = [like.device] if like.device.type == "cuda" else []
     scope: AbstractContextManager[None] = torch.random.fork_rng(devices=devices)

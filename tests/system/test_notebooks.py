@@ -46,8 +46,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "6_custom_loops": {"EPOCHS": 1},
 }
 
-# Each runs in a process of its own, which chooses its backend.
-pytestmark = pytest.mark.only_jax
+# Each runs in a process of its own, on the backend that takes the least time to start.
+pytestmark = pytest.mark.only_torch
 each_notebook = pytest.mark.parametrize("path", execute.NOTEBOOKS, ids=lambda p: p.stem)
 
 

@@ -6,7 +6,6 @@ from typing import Any
 
 from keras_nrs import callbacks as callbacks
 from keras_nrs import divergences as divergences
-from keras_nrs import models as models
 from keras_nrs import perturbations as perturbations
 from keras_nrs.calibration import CalibratedEps as CalibratedEps
 from keras_nrs.calibration import calibrate_eps as calibrate_eps
@@ -35,11 +34,12 @@ __all__ = [
 if TYPE_CHECKING:
     from keras_nrs import data as data
     from keras_nrs import flatness as flatness
+    from keras_nrs import models as models
 
 
 def __getattr__(name: str) -> Any:
-    # At their first use: they need packages that are extras.
-    if name in ("data", "flatness"):
+    # At their first use: they need packages that are extras, or take time to import.
+    if name in ("data", "flatness", "models"):
         return importlib.import_module(f"keras_nrs.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

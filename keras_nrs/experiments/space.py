@@ -53,12 +53,10 @@ def parse_space(entries: Iterable[str]) -> Space:
                 f"{key!r} is varied twice. Received: {entry!r} as well. Give each key "
                 "once, with all of its values."
             )
-        space[key] = _parse_range(entry) if ":" in text else _parse_list(text)
+        space[key] = (
+            _parse_range(entry) if ":" in text else list(map(literal, text.split(",")))
+        )
     return space
-
-
-def _parse_list(text: str) -> list[Any]:
-    return [literal(part) for part in text.split(",")]
 
 
 def _parse_range(entry: str) -> Range:

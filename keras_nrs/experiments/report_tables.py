@@ -19,12 +19,12 @@ from keras_nrs.experiments.results import SCHEME_LABELS
 _SCHEMES = {label: scheme for scheme, label in SCHEME_LABELS.items()}
 IMAGENET = "imagenet2012"
 NOTHING = ""
-# Measurements other than the accuracy: column, heading, digits after the point.
-_MEASURES = (
-    ("test_cross_entropy", "test loss (nats)", 3),
-    ("test_calibration_error", "calibration error (%)", 2),
-    ("model_divergence", "model divergence (nats)", 4),
-)
+# Measurements other than the accuracy: heading, factor, digits after the point.
+_MEASURES = {
+    "test_cross_entropy": ("test loss (nats)", 1, 3),
+    "test_calibration_error": ("calibration error (%)", 100, 2),
+    "model_divergence": ("model divergence (nats)", 1, 4),
+}
 _HEADINGS = {
     "last_layer_eigenvalue": "last layer",
     "last_layer_kfra_eigenvalue": "last layer, KFRA",
@@ -35,7 +35,12 @@ _OVERALL = {
     "test_accuracy": ("test accuracy (points)", 100, 2),
     "test_cross_entropy": ("test loss (nats)", 1, 3),
 }
-_PERCENT = ("test_accuracy", "test_top_5_accuracy", "test_calibration_error")
+# Medians over seeds: heading, factor, digits after the point.
+_COSTS = {
+    "seconds_per_step": ("time per step (ms)", 1000, 1),
+    "peak_memory_mib": ("peak memory (MiB)", 1, 0),
+    "training_seconds": ("training (s)", 1, 0),
+}
 
 
 class Table(NamedTuple):
@@ -71,11 +76,6 @@ def tables(runs: pd.DataFrame) -> list[Table]:
         _costs(runs),
     ]
     return [table for table in made if len(table.cells)]
-
-
-def _in_percent(runs: pd.DataFrame, measure: str) -> pd.Series:
-    """A column of runs: in percent if it is a share, or else as it is."""
-    return runs[measure] * (100 if measure in _PERCENT else 1)
 
 
 def _mean_and_spread(values: pd.Series, digits: int) -> str:
@@ -119,9 +119,7 @@ def _seeds(runs: pd.DataFrame) -> str:
 
 def _accuracies(runs: pd.DataFrame) -> Table:
     """Table 1: rows are networks and arms, columns data sets and augmentations."""
-    columns = list(
-        dict.fromkeys(zip(runs["dataset"], runs["augmentation"], strict=True))
-    )
+    columns = runs[["dataset", "augmentation"]].drop_duplicates().to_numpy().tolist()
     rows = []
     for network, of_network in runs.groupby("network", sort=False):
         for arm in dict.fromkeys(of_network["arm"]):
@@ -142,10 +140,7 @@ def _accuracies(runs: pd.DataFrame) -> Table:
 
 def _of_cell(runs: pd.DataFrame, cell: Sequence[Any]) -> pd.DataFrame:
     """The rows of one cell and arm."""
-    keys = (
-        runs[name] == value for name, value in zip([*CELL, "arm"], cell, strict=True)
-    )
-    return runs[np.logical_and.reduce(list(keys))]
+    return runs[(runs[[*CELL, "arm"]] == list(cell)).all(axis=1)]
 
 
 def _by_cell(
@@ -302,12 +297,13 @@ def _extreme(differences: pd.DataFrame, which: str, scale: float, digits: int) -
 
 def _measures(runs: pd.DataFrame) -> Table:
     """The measurements other than the accuracy."""
-    present = [m for m in _MEASURES if m[0] in runs and runs[m[0]].notna().any()]
+    present = [m for m in _MEASURES if m in runs and runs[m].notna().any()]
 
     def row(_: tuple[str, ...], found: pd.DataFrame) -> dict[str, Any]:
         return {
-            heading: _mean_and_spread(_in_percent(found, name), digits)
-            for name, heading, digits in present
+            heading: _mean_and_spread(scale * found[name], digits)
+            for name in present
+            for heading, scale, digits in [_MEASURES[name]]
         }
 
     cells = _by_cell(runs, row) if present else pd.DataFrame()
@@ -316,30 +312,21 @@ def _measures(runs: pd.DataFrame) -> Table:
 
 def _costs(runs: pd.DataFrame) -> Table:
     """The cost of a run: medians over seeds."""
-    names = {
-        "seconds_per_step": ("time per step (ms)", 1000, 1),
-        "peak_memory_mib": ("peak memory (MiB)", 1, 0),
-        "training_seconds": ("training (s)", 1, 0),
-    }
-    present = {name: form for name, form in names.items() if name in runs}
-    baselines = runs[runs["arm"] == BASELINE].groupby(CELL)
+    present = [name for name in _COSTS if name in runs]
+    medians = runs.groupby([*CELL, "arm"])[present].median()
 
-    def row(cell: tuple[str, ...], found: pd.DataFrame) -> dict[str, Any]:
+    def row(cell: tuple[str, ...], _: pd.DataFrame) -> dict[str, Any]:
         values: dict[str, Any] = {}
-        for name, (heading, scale, digits) in present.items():
-            values[heading] = f"{scale * found[name].median():.{digits}f}"
+        for name in present:
+            heading, scale, digits = _COSTS[name]
+            values[heading] = f"{scale * medians[name][cell]:.{digits}f}"
             if name == "seconds_per_step":
-                values["baselines"] = _in_baselines(found, baselines, cell)
+                baseline = medians[name].get((*cell[:-1], BASELINE))
+                is_known = baseline is not None
+                ratio = f"{medians[name][cell] / baseline:.2f}" if is_known else NOTHING
+                values["baselines"] = ratio
         return values
 
     cells = _by_cell(runs, row) if present else pd.DataFrame()
     title = "Cost: median over seeds, and time per step in baselines"
     return Table("costs", title, cells)
-
-
-def _in_baselines(found: pd.DataFrame, baselines: Any, cell: tuple[str, ...]) -> str:
-    """Time per step in multiples of the baseline's."""
-    if cell[:-1] not in baselines.groups:
-        return NOTHING
-    baseline = baselines.get_group(cell[:-1])["seconds_per_step"].median()
-    return f"{found['seconds_per_step'].median() / baseline:.2f}"

@@ -20,7 +20,6 @@ app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
 )
 
-RecipeName = Annotated[str, typer.Argument(help="DATASET-NETWORK-AUGMENTATION-SCHEME.")]
 RecipeSettings = Annotated[
     list[str] | None,
     typer.Option("--set", help="key=value: a value of the recipe to change."),
@@ -142,7 +141,7 @@ def train(
 
 @app.command()
 def sweep(  # noqa: PLR0913
-    recipe: RecipeName,
+    recipe: Annotated[str, typer.Argument(help="DATASET-NETWORK-AUGMENTATION-SCHEME.")],
     vary: Annotated[
         list[str] | None,
         typer.Option(

@@ -38,8 +38,9 @@ def build_model(recipe: Recipe, data: ImageData, seed: int) -> keras_nrs.NRSMode
     ]
     if data.num_classes > _MANY_CLASSES:
         metrics.append(keras.metrics.TopKCategoricalAccuracy(5, "top_5_accuracy"))
+    steps_per_epoch = recipe.steps_per_epoch or data.steps_per_epoch
     network.compile(
-        optimizer=_optimizer(recipe, network, steps_per_epoch(recipe, data)),
+        optimizer=_optimizer(recipe, network, steps_per_epoch),
         loss=keras.losses.CategoricalCrossentropy(from_logits=True),
         metrics=metrics,
     )
@@ -53,11 +54,6 @@ def build_model(recipe: Recipe, data: ImageData, seed: int) -> keras_nrs.NRSMode
         normalize=recipe.normalize,
         seed=seed,
     )
-
-
-def steps_per_epoch(recipe: Recipe, data: ImageData) -> int:
-    """The recipe's number of steps, or else all that the data have."""
-    return recipe.steps_per_epoch or data.steps_per_epoch
 
 
 def _optimizer(recipe: Recipe, network: keras.Model, steps: int) -> keras.Optimizer:

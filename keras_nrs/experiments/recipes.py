@@ -128,13 +128,12 @@ class Recipe:
                 "`dtype_policy` must be the name of a Keras dtype policy, such as "
                 f"'mixed_bfloat16'. Received: dtype_policy={self.dtype_policy!r}."
             ) from None
-        if not isinstance(self.seeds, tuple) or len(set(self.seeds)) < len(self.seeds):
+        is_tuple = isinstance(self.seeds, tuple) and len(self.seeds) > 0
+        if not is_tuple or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(
-                "`seeds` must be a tuple of different integers. "
+                "`seeds` must be a tuple of at least one, and of different integers. "
                 f"Received: seeds={self.seeds!r}."
             )
-        if not self.seeds:
-            raise ValueError("`seeds` must hold at least one. Received: seeds=().")
         for seed in self.seeds:
             check_seed("seeds", seed)
         check_bool("flatness", self.flatness)

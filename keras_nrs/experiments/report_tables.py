@@ -181,8 +181,7 @@ def _eigenvalues(runs: pd.DataFrame) -> Table:
         "the whole one; ratio to the baseline of the same seed: geometric mean, 95 % "
         "interval"
     )
-    names = ("last_layer_eigenvalue", "last_layer_kfra_eigenvalue", "eigenvalue")
-    present = [name for name in names if name in runs]
+    present = [name for name in _HEADINGS if name in runs]
     measured = runs.dropna(subset=present, how="all") if present else runs[:0]
     ratios = {
         name: paired_differences(measured, name, log=True)
@@ -193,13 +192,12 @@ def _eigenvalues(runs: pd.DataFrame) -> Table:
     def row(cell: tuple[str, ...], found: pd.DataFrame) -> dict[str, Any]:
         values = {}
         for name in present:
-            text = _mean_and_spread(found[name], 2)
+            heading, text = _HEADINGS[name], _mean_and_spread(found[name], 2)
             if name in ratios:
-                values[_HEADINGS[name]] = text
-                values[f"ratio, {_HEADINGS[name]}"] = _ratio(ratios[name], cell)
+                values[heading] = text
+                values[f"ratio, {heading}"] = _ratio(ratios[name], cell)
             else:
-                text = _beside(text, published.EIGENVALUE, cell)
-                values[_HEADINGS[name]] = text
+                values[heading] = _beside(text, published.EIGENVALUE, cell)
         return values
 
     return Table("table3", title, _by_cell(measured, row))
@@ -228,20 +226,18 @@ def _differences(runs: pd.DataFrame) -> Table:
     if len(found) == 0:
         return Table("differences", title, found)
     found["adjusted"] = adjusted(found["p"])
-    rows = [
-        {
-            "data": f"{row['dataset']}, {row['augmentation']}",
-            "network": _network_name(row["network"]),
-            "training": row["arm"],
-            "seeds": row["n"],
-            "difference": _difference(100 * row["mean"], 100 * row["width"]),
-            "higher / lower": f"{row['higher']} / {row['lower']}",
-            "p": _p(row["p"]),
-            "adjusted p": _p(row["adjusted"]),
+
+    def row(_: tuple[str, ...], of_cell: pd.DataFrame) -> dict[str, Any]:
+        test = of_cell.iloc[0]
+        return {
+            "seeds": test["n"],
+            "difference": _difference(100 * test["mean"], 100 * test["width"]),
+            "higher / lower": f"{test['higher']} / {test['lower']}",
+            "p": _p(test["p"]),
+            "adjusted p": _p(test["adjusted"]),
         }
-        for row in found.to_dict("records")
-    ]
-    return Table("differences", title, pd.DataFrame(rows))
+
+    return Table("differences", title, _by_cell(found, row))
 
 
 def _difference(mean: float, width: float, digits: int = 2) -> str:

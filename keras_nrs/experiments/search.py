@@ -52,13 +52,7 @@ def role() -> str:
 
 
 class _AtomicOracle(keras_tuner.Oracle):  # type: ignore[misc]
-    """An oracle that keeps its state in one file, written atomically.
-
-    Args:
-        path: Path of the file.
-        request: Describes the search, in the file.
-        settings: Settings of KerasTuner's oracle.
-    """
+    """An oracle that keeps its state in one file, written atomically."""
 
     def __init__(self, *, path: Path, request: State, **settings: Any) -> None:
         super().__init__(**settings)

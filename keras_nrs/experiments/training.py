@@ -22,7 +22,6 @@ from keras_nrs._files import write_text
 from keras_nrs.backend import data_parallel_scope
 from keras_nrs.data import ImageData
 from keras_nrs.experiments.recipe_model import build_model
-from keras_nrs.experiments.recipe_model import steps_per_epoch
 from keras_nrs.experiments.recipes import Recipe
 
 Row = dict[str, Any]
@@ -81,7 +80,7 @@ class Training:
             check_int("validation_percent", recipe.validation_percent, 1, 90)
         self._check_folder()
         self.data = ImageData(**recipe.data_settings(), seed=seed, data_dir=data_dir)
-        self.steps_per_epoch = steps_per_epoch(recipe, self.data)
+        self.steps_per_epoch = recipe.steps_per_epoch or self.data.steps_per_epoch
         check_int("steps_per_epoch", self.steps_per_epoch, 1, self.data.steps_per_epoch)
 
     @property
@@ -172,11 +171,8 @@ class Training:
         # On one device: Keras averages metrics over devices, which is not exact where
         # they do not divide the batch.
         network = keras.saving.load_model(self.folder / "model.keras")
-        split, images = (
-            ("test", self.data.test())
-            if self.test
-            else ("validation", self.data.validation())
-        )
+        split = "test" if self.test else "validation"
+        images = self.data.test() if self.test else self.data.validation()
         metrics = network.evaluate(images, verbose=0, return_dict=True)
         seconds = [row["seconds"] for row in history]
         summary = {

@@ -43,11 +43,6 @@ class Result:
         values = ",".join(f"{key}={value}" for key, value in self.values.items())
         return values.replace("/", "-")
 
-    @property
-    def order(self) -> tuple[bool, bool, float]:
-        """Sorts results: larger is better."""
-        return bool(self.scores), self.is_whole, self.score
-
     def __str__(self) -> str:
         if not self.scores:
             return "diverged"
@@ -66,7 +61,11 @@ def best_first(results: Iterable[Result]) -> list[Result]:
         earlier = found.get(result.name)
         if earlier is None or earlier.epochs < result.epochs:
             found[result.name] = result
-    return sorted(found.values(), key=lambda result: result.order, reverse=True)
+    return sorted(
+        found.values(),
+        key=lambda result: (bool(result.scores), result.is_whole, result.score),
+        reverse=True,
+    )
 
 
 def to_table(title: str, results: Sequence[Result]) -> Table:

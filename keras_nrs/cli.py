@@ -3,8 +3,9 @@
 import sys
 from typing import Any
 
-_EXTRAS = ("typer", "sklearn", "scipy", "matplotlib")
+_DEMO = ("typer", "sklearn", "scipy", "matplotlib")
 _EXPERIMENTS = ("tensorflow", "tensorflow_datasets", "pandas", "keras_tuner")
+_EXTRA_OF = dict.fromkeys(_DEMO, "demo") | dict.fromkeys(_EXPERIMENTS, "experiments")
 
 
 def build_app() -> Any:
@@ -23,10 +24,9 @@ def main() -> None:
     try:
         build_app()()
     except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in (*_EXTRAS, *_EXPERIMENTS):
+        extra = _EXTRA_OF.get((error.name or "").partition(".")[0])
+        if extra is None:
             raise
-        extra = "experiments" if package in _EXPERIMENTS else "demo"
         sys.exit(
             f"Error: keras-nrs needs the package {error.name}. Install it with: "
             f'pip install "keras-nrs[{extra}]"'

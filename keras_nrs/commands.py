@@ -10,14 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 from typing import Any
-from typing import NoReturn
 
 import typer
 from rich.console import Console
 
-# Rich's boxes would break the lines of error messages.
 app = typer.Typer(
-    no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
+    help="Neighborhood Region Smoothing for Keras models.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    # Rich's boxes would break the lines of error messages.
+    rich_markup_mode=None,
 )
 
 RecipeSettings = Annotated[
@@ -26,13 +28,8 @@ RecipeSettings = Annotated[
 ]
 DataFolder = Annotated[
     str | None,
-    typer.Option(metavar="PATH", help="Folder of TFDS's prepared data sets."),
+    typer.Option(metavar="<path>", help="Folder of TFDS's prepared data sets."),
 ]
-
-
-@app.callback()
-def keras_nrs() -> None:
-    """Neighborhood Region Smoothing for Keras models."""
 
 
 @app.command()
@@ -117,12 +114,11 @@ def train(
     if recipe == "list":
         typer.echo("\n".join(recipes.recipes()))
         return
-    named = _named_recipe(recipe)
+    changed = _recipe(recipe, settings)
     from keras_nrs.experiments.training import RecipeError
     from keras_nrs.experiments.training import Training
 
     with _bad_parameters(TypeError, ValueError):
-        changed = recipes.with_settings(named, settings or [])
         trainings = [
             Training(changed, seed, output / recipe / f"seed-{seed}", data_dir)
             for seed in changed.seeds
@@ -134,7 +130,8 @@ def train(
             with _bad_parameters(RecipeError):
                 summary = training.run(verbose=1 if sys.stdout.isatty() else 2)
         except FloatingPointError as error:
-            _fail(error)
+            typer.echo(f"Error: {error}", err=True)
+            raise typer.Exit(1) from error
         metrics = [f"{k} {v:.4f}" for k, v in summary.items() if k.startswith("test_")]
         typer.echo(f"{training.folder}: {', '.join(metrics)}")
 
@@ -167,16 +164,15 @@ def sweep(  # noqa: PLR0913
 ) -> None:
     """Search a recipe's hyperparameters on held-out training images."""
     from keras_nrs.experiments.paper_sweeps import sweeps
-    from keras_nrs.experiments.recipes import with_settings
     from keras_nrs.experiments.search import role
     from keras_nrs.experiments.space import parse_space
     from keras_nrs.experiments.training import RecipeError
 
-    named = _named_recipe(recipe)
+    changed = _recipe(recipe, settings)
     with _bad_parameters(TypeError, ValueError):
         planned = sweeps(
             recipe,
-            with_settings(named, settings or []),
+            changed,
             parse_space(vary or []),
             search=search,
             trials=trials,
@@ -198,7 +194,8 @@ def sweep(  # noqa: PLR0913
         try:
             best = current.best
         except ValueError as error:
-            _fail(error)
+            typer.echo(f"Error: {error}", err=True)
+            raise typer.Exit(1) from error
         typer.echo(
             f"Best: {best.name}, in {current.folder / 'best.json'}. To train it on all "
             f"training images and test it:\n{current.train_command}"
@@ -225,7 +222,8 @@ def report(
     typer.echo(f"Written: {output / 'report.md'} and {output / 'report.html'}")
 
 
-def _named_recipe(name: str) -> Any:
+def _recipe(name: str, settings: list[str] | None) -> Any:
+    """The recipe of a name, with some values changed."""
     from keras_nrs.experiments import recipes
 
     known = recipes.recipes()
@@ -235,7 +233,8 @@ def _named_recipe(name: str) -> Any:
             f"No recipe has the name {name!r}. Similar names: {', '.join(similar)}. "
             "All names: keras-nrs train list"
         )
-    return known[name]
+    with _bad_parameters(TypeError, ValueError):
+        return recipes.with_settings(known[name], settings or [])
 
 
 @contextmanager
@@ -245,9 +244,3 @@ def _bad_parameters(*errors: type[Exception]) -> Iterator[None]:
         yield
     except errors as error:
         raise typer.BadParameter(str(error)) from error
-
-
-def _fail(error: Exception) -> NoReturn:
-    """End the command with an error that no argument caused."""
-    typer.echo(f"Error: {error}", err=True)
-    raise typer.Exit(1) from error

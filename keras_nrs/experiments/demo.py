@@ -243,9 +243,7 @@ def compiled_model(arm: str, settings: Settings) -> keras.Model:
 
 def base_model(model: keras.Model) -> keras.Model:
     """The network inside a model that may be wrapped."""
-    if isinstance(model, keras_nrs.NRSModel):
-        return keras_nrs.unwrap(model)
-    return model
+    return keras_nrs.unwrap(model) if isinstance(model, keras_nrs.NRSModel) else model
 
 
 def reset(
@@ -329,11 +327,7 @@ def measure(model: keras.Model, split: Split, settings: Settings) -> dict[str, f
         batch_size=batch_size,
     )
     hessian = flatness.hessian_eigenvalues(
-        model,
-        split.x_train,
-        split.y_train,
-        variables="last_layer",
-        batch_size=batch_size,
+        model, split.x_train, split.y_train, batch_size=batch_size
     )
     return {
         "test_accuracy": accuracy,
@@ -381,9 +375,9 @@ class Experiment:
             "keras": keras.__version__,
             "keras_nrs": keras_nrs.__version__,
         }
-        path, key = output / "runs.json", ("arm", "seed")
+        path, shared = output / "runs.json", asdict(settings) | versions
         try:
-            self._store = RunStore(path, key, asdict(settings) | versions)
+            self._store = RunStore(path, ("arm", "seed"), shared)
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(
                 f"`output` must be a folder for the demo's own files. Received: "

@@ -50,9 +50,9 @@ def results_table(runs: Sequence[Run]) -> Table:
     The last column is the mean difference in accuracy to the baseline of the same seed,
     and half the width of its 95 % confidence interval.
     """
-    seeds = len(values(runs, BASELINE, "seed"))
+    baseline = values(runs, BASELINE, "test_accuracy")
     table = Table(
-        title=f"Handwritten digits, {seeds} seeds: mean ± standard deviation",
+        title=f"Handwritten digits, {len(baseline)} seeds: mean ± standard deviation",
         caption="Eigenvalue: the largest of the last layer's Hessian on the training "
         "images. Gain: accuracy - that of the baseline with the same seed, mean ± half "
         "its 95 % confidence interval.",
@@ -65,16 +65,10 @@ def results_table(runs: Sequence[Run]) -> Table:
         for name, scale, form in _COLUMNS.values():
             x = scale * values(runs, arm, name)
             cells.append(f"{np.mean(x):{form}} ± {np.std(x, ddof=1):{form}}")
-        table.add_row(arm, *cells, _difference(runs, arm))
+        test = t_test(100 * (values(runs, arm, "test_accuracy") - baseline))
+        gain = f"{test.mean:+.2f} ± {test.width:.2f}"
+        table.add_row(arm, *cells, "" if arm == BASELINE else gain)
     return table
-
-
-def _difference(runs: Sequence[Run], arm: str) -> str:
-    if arm == BASELINE:
-        return ""
-    of_arm, of_baseline = (values(runs, a, "test_accuracy") for a in (arm, BASELINE))
-    test = t_test(100 * (of_arm - of_baseline))
-    return f"{test.mean:+.2f} ± {test.width:.2f}"
 
 
 def _draw_panel(axes: Any, points: Sequence[Array], label: str) -> None:

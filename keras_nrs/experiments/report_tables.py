@@ -18,7 +18,6 @@ from keras_nrs.experiments.results import SCHEME_LABELS
 
 _SCHEMES = {label: scheme for scheme, label in SCHEME_LABELS.items()}
 IMAGENET = "imagenet2012"
-NOTHING = ""
 # Measurements other than the accuracy: heading, factor, digits after the point.
 _MEASURES = {
     "test_cross_entropy": ("test loss (nats)", 1, 3),
@@ -85,7 +84,7 @@ def _mean_and_spread(values: pd.Series, digits: int) -> str:
     """
     values = values.dropna()
     if values.empty:
-        return NOTHING
+        return ""
     mean = values.mean()
     spread = values.std(ddof=1) if len(values) > 1 else 0.0
     largest = max(abs(mean), spread)
@@ -207,7 +206,7 @@ def _ratio(ratios: pd.DataFrame, cell: tuple[str, ...]) -> str:
     """The geometric mean of ratios to the baseline, and its 95 % interval."""
     found = _of_cell(ratios, cell) if len(ratios) else ratios
     if found.empty:
-        return NOTHING
+        return ""
     mean, width = found.iloc[0][["mean", "width"]]
     if np.isnan(width):
         return f"{np.exp(mean):.2f}"
@@ -248,7 +247,7 @@ def _difference(mean: float, width: float, digits: int = 2) -> str:
 
 def _p(value: float) -> str:
     if np.isnan(value):
-        return NOTHING
+        return ""
     return f"{value:.3f}" if value >= 0.001 else "< 0.001"
 
 
@@ -267,26 +266,26 @@ def _overall(runs: pd.DataFrame, measure: str) -> Table:
     found["is_clear"] = adjusted(found["p"]) < 0.05
     rows = []
     for arm, of_arm in found.groupby("arm", sort=False):
-        error = np.sqrt((of_arm["error"] ** 2).sum()) / len(of_arm)
-        clear = of_arm[of_arm["is_clear"]]["mean"]
-        width = 1.96 * error if of_arm["error"].notna().all() else np.nan
-        mean = of_arm["mean"].mean()
+        means, errors = of_arm["mean"], of_arm["error"]
+        clear = means[of_arm["is_clear"]]
+        width = 1.96 * np.sqrt((errors**2).sum(skipna=False)) / len(of_arm)
+        mean = _difference(scale * means.mean(), scale * width, digits)
         rows.append(
             {
                 "training": arm,
                 "cells": len(of_arm),
-                "mean difference": _difference(scale * mean, scale * width, digits),
+                "mean difference": mean,
                 "clearly above": int((clear > 0).sum()),
                 "clearly below": int((clear < 0).sum()),
-                "highest": _extreme(of_arm, "idxmax", scale, digits),
-                "lowest": _extreme(of_arm, "idxmin", scale, digits),
+                "highest": _with_cell(of_arm.loc[means.idxmax()], scale, digits),
+                "lowest": _with_cell(of_arm.loc[means.idxmin()], scale, digits),
             }
         )
     return Table(file, title, pd.DataFrame(rows))
 
 
-def _extreme(differences: pd.DataFrame, which: str, scale: float, digits: int) -> str:
-    row = differences.loc[getattr(differences["mean"], which)()]
+def _with_cell(row: pd.Series, scale: float, digits: int) -> str:
+    """A difference, followed by the names of its cell."""
     difference = _difference(scale * row["mean"], scale * row["width"], digits)
     return f"{difference} ({row['dataset']}, {_network_name(row['network'])})"
 
@@ -314,12 +313,11 @@ def _costs(runs: pd.DataFrame) -> Table:
     def row(cell: tuple[str, ...], _: pd.DataFrame) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for name in present:
-            heading, scale, digits = _COSTS[name]
-            values[heading] = f"{scale * medians[name][cell]:.{digits}f}"
+            (heading, scale, digits), median = _COSTS[name], medians[name][cell]
+            values[heading] = f"{scale * median:.{digits}f}"
             if name == "seconds_per_step":
                 baseline = medians[name].get((*cell[:-1], BASELINE))
-                is_known = baseline is not None
-                ratio = f"{medians[name][cell] / baseline:.2f}" if is_known else NOTHING
+                ratio = "" if baseline is None else f"{median / baseline:.2f}"
                 values["baselines"] = ratio
         return values
 

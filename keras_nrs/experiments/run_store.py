@@ -35,12 +35,8 @@ class RunStore:
         self, path: Path, key: Sequence[str], settings: Row | None = None
     ) -> None:
         self.path, self._key, self._settings = path, tuple(key), settings
-        content: Row = {"settings": settings, "runs": []}
-        if path.exists():
-            content = json.loads(path.read_text(encoding="utf-8"))
-        rows = content["runs"]
-        self._has_other_settings = content["settings"] != settings
-        self.rows: list[Row] = [] if self._has_other_settings else rows
+        self._has_other_settings = False
+        self.rows: list[Row] = self._read() if path.exists() else []
         self._by_key = {self._key_of(row): row for row in self.rows}
 
     def get(self, wanted: Row, run: Callable[[], Row]) -> Row:
@@ -60,6 +56,12 @@ class RunStore:
 
     def _key_of(self, row: Row) -> tuple[Any, ...]:
         return tuple(row.get(name, "") for name in self._key)
+
+    def _read(self) -> list[Row]:
+        content = json.loads(self.path.read_text(encoding="utf-8"))
+        rows: list[Row] = content["runs"]
+        self._has_other_settings = content["settings"] != self._settings
+        return [] if self._has_other_settings else rows
 
     def _write(self) -> None:
         if self._has_other_settings:

@@ -142,8 +142,7 @@ def read_state(path: Path) -> State:
     """The request and the oracle's state in a file; empty ones before it is written."""
     if not path.exists():
         return {"request": {}, "oracle": {"trials": []}}
-    state: State = json.loads(path.read_text(encoding="utf-8"))
-    return state
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 class Tuner(BaseTuner):  # type: ignore[misc]

@@ -113,8 +113,7 @@ class Training:
         if until < epochs and until <= epoch:
             return self._summary_so_far(history[:until])
         if self.is_finished:
-            summary: Row = json.loads((self.folder / "summary.json").read_text())
-            return summary
+            return json.loads((self.folder / "summary.json").read_text())
         with data_parallel_scope():
             try:
                 model = build_model(self.recipe, self.data, self.seed)

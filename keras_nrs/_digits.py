@@ -10,7 +10,6 @@ from sklearn.model_selection import train_test_split
 Array = NDArray[Any]
 
 NUM_CLASSES = 10
-TEST_IMAGES = 797
 
 
 def load_digits() -> tuple[Array, Array]:
@@ -31,6 +30,6 @@ def pool_and_test(labels: Array) -> tuple[Array, Array]:
     not have seen the test images.
     """
     pool, test = train_test_split(
-        np.arange(len(labels)), test_size=TEST_IMAGES, stratify=labels, random_state=0
+        np.arange(len(labels)), test_size=797, stratify=labels, random_state=0
     )
     return pool, test

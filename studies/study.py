@@ -30,12 +30,12 @@ from pathlib import Path
 import numpy as np
 
 from keras_nrs.experiments import demo
-from keras_nrs.experiments.csv_rows import read_rows
 from keras_nrs.experiments.report import write_report
 from keras_nrs.experiments.results import read_runs
 from studies.arms import ARMS
 from studies.arms import RULES
 from studies.arms import Settings
+from studies.csv_rows import read_rows
 from studies.study_tasks import TASKS
 from studies.study_tasks import Task
 from studies.task_runs import TEST_SEEDS

@@ -12,14 +12,14 @@ from scipy.special import log_softmax
 import keras_nrs
 from keras_nrs import flatness
 from keras_nrs.experiments import demo
-from keras_nrs.experiments.csv_rows import Row
-from keras_nrs.experiments.csv_rows import read_rows
-from keras_nrs.experiments.csv_rows import write_rows
 from keras_nrs.experiments.run_store import RunStore
 from studies.arms import ARMS
 from studies.arms import RELATIVE_EPS
 from studies.arms import Arm
 from studies.arms import Settings
+from studies.csv_rows import Row
+from studies.csv_rows import read_rows
+from studies.csv_rows import write_rows
 from studies.study_tasks import Array
 from studies.study_tasks import Samples
 from studies.study_tasks import Task

@@ -90,6 +90,7 @@ def test_a_missing_extra_is_named(
     module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.delitem(sys.modules, "keras_nrs.commands", raising=False)
     monkeypatch.delitem(sys.modules, demo.__name__)
     monkeypatch.delattr(keras_nrs.experiments, "demo")
     monkeypatch.setattr(sys, "argv", ["keras-nrs", "demo", "--output", str(tmp_path)])

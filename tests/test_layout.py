@@ -10,6 +10,7 @@ PACKAGE = Path(keras_nrs.__file__).parent
 # Each module or folder imports from the floors below its own.
 FLOORS = [
     "cli",
+    "commands",
     "experiments",
     "__init__",
     "callbacks",

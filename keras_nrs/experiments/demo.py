@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 from typing import NamedTuple
@@ -29,7 +28,7 @@ from keras_nrs._checks import check_choice
 from keras_nrs._checks import check_int
 from keras_nrs._checks import check_nonnegative
 from keras_nrs._checks import check_positive
-from keras_nrs.experiments.csv_rows import Row
+from keras_nrs.experiments.run_store import Row
 from keras_nrs.experiments.run_store import RunStore
 
 try:
@@ -244,9 +243,7 @@ def compiled_model(arm: str, settings: Settings) -> keras.Model:
 
 def base_model(model: keras.Model) -> keras.Model:
     """The network inside a model that may be wrapped."""
-    if isinstance(model, keras_nrs.NRSModel):
-        return keras_nrs.unwrap(model)
-    return model
+    return keras_nrs.unwrap(model) if isinstance(model, keras_nrs.NRSModel) else model
 
 
 def reset(
@@ -330,11 +327,7 @@ def measure(model: keras.Model, split: Split, settings: Settings) -> dict[str, f
         batch_size=batch_size,
     )
     hessian = flatness.hessian_eigenvalues(
-        model,
-        split.x_train,
-        split.y_train,
-        variables="last_layer",
-        batch_size=batch_size,
+        model, split.x_train, split.y_train, batch_size=batch_size
     )
     return {
         "test_accuracy": accuracy,
@@ -342,17 +335,6 @@ def measure(model: keras.Model, split: Split, settings: Settings) -> dict[str, f
         "model_divergence": divergence.mean,
         "eigenvalue": float(hessian.eigenvalues[0]),
     }
-
-
-class _Advance(keras.callbacks.Callback):  # type: ignore[misc]
-    """Moves a progress bar by one at every epoch."""
-
-    def __init__(self, progress: Progress, task: Any) -> None:
-        super().__init__()
-        self._progress, self._task = progress, task
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        self._progress.advance(self._task)
 
 
 class Experiment:
@@ -393,9 +375,9 @@ class Experiment:
             "keras": keras.__version__,
             "keras_nrs": keras_nrs.__version__,
         }
-        path, key = output / "runs.json", ("arm", "seed")
+        path, shared = output / "runs.json", asdict(settings) | versions
         try:
-            self._store = RunStore(path, key, asdict(settings) | versions)
+            self._store = RunStore(path, ("arm", "seed"), shared)
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(
                 f"`output` must be a folder for the demo's own files. Received: "
@@ -416,13 +398,13 @@ class Experiment:
         columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
         with Progress(*columns, console=console) as progress:
             task = progress.add_task("", total=len(missing) * self.settings.epochs)
-            advance = _Advance(progress, task)
-            for arm, pairs in groupby(missing, key=lambda pair: pair[0]):
-                model = self._model(arm)
-                for _, seed in pairs:
-                    progress.update(task, description=f"{arm}, seed {seed}")
-                    run = partial(self._run, model, seed, advance)
-                    self._store.get({"arm": arm, "seed": seed}, run)
+            advance = keras.callbacks.LambdaCallback(
+                on_epoch_end=lambda epoch, logs: progress.advance(task)
+            )
+            for arm, seed in missing:
+                progress.update(task, description=f"{arm}, seed {seed}")
+                run = partial(self._run, arm, seed, advance)
+                self._store.get({"arm": arm, "seed": seed}, run)
         return self.finished
 
     def _model(self, arm: str) -> keras.Model:
@@ -435,10 +417,8 @@ class Experiment:
             model.alpha = alpha_of(arm, self.settings)
         return model
 
-    def _run(
-        self, model: keras.Model, seed: int, callback: keras.callbacks.Callback
-    ) -> Row:
-        settings = self.settings
+    def _run(self, arm: str, seed: int, callback: keras.callbacks.Callback) -> Row:
+        settings, model = self.settings, self._model(arm)
         split = load_split(train_images=settings.train_images, seed=seed)
         train(model, split, epochs=settings.epochs, seed=seed, callbacks=[callback])
         self._measured.set_weights(base_model(model).get_weights())

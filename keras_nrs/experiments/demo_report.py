@@ -26,6 +26,20 @@ def values(runs: Sequence[Run], arm: str, name: str) -> Array:
     return np.array([getattr(run, name) for run in of_arm])
 
 
+# Measurement, factor and format of a column.
+_COLUMNS = {
+    "test accuracy (%)": ("test_accuracy", 100, ".2f"),
+    "test loss (nats)": ("test_loss", 1, ".3f"),
+    "model divergence (nats)": ("model_divergence", 1, ".4f"),
+    "eigenvalue": ("eigenvalue", 1, ".3f"),
+}
+# Label and measurement of a panel, below the one of differences.
+_PANELS = {
+    "test loss (nats)": "test_loss",
+    "model divergence (nats), log scale": "model_divergence",
+    "largest eigenvalue of the last layer's Hessian\n"
+    "(nats per squared weight), log scale": "eigenvalue",
+}
 # A color for each arm.
 _COLORS = (plots.BLACK, plots.SKY, plots.ORANGE, plots.GREEN, plots.BLUE)
 
@@ -36,46 +50,28 @@ def results_table(runs: Sequence[Run]) -> Table:
     The last column is the mean difference in accuracy to the baseline of the same seed,
     and half the width of its 95 % confidence interval.
     """
-    seeds = len(values(runs, BASELINE, "seed"))
+    baseline = values(runs, BASELINE, "test_accuracy")
     table = Table(
-        title=f"Handwritten digits, {seeds} seeds: mean ± standard deviation",
+        title=f"Handwritten digits, {len(baseline)} seeds: mean ± standard deviation",
         caption="Eigenvalue: the largest of the last layer's Hessian on the training "
         "images. Gain: accuracy - that of the baseline with the same seed, mean ± half "
         "its 95 % confidence interval.",
     )
     table.add_column("arm", no_wrap=True)
-    for column in (
-        "test accuracy (%)",
-        "test loss (nats)",
-        "model divergence (nats)",
-        "eigenvalue",
-        "gain (points)",
-    ):
-        table.add_column(column, justify="right")
+    for heading in (*_COLUMNS, "gain (points)"):
+        table.add_column(heading, justify="right")
     for arm in ARMS:
-        cells = [
-            f"{scale * np.mean(x):{form}} ± {scale * np.std(x, ddof=1):{form}}"
-            for name, scale, form in (
-                ("test_accuracy", 100, ".2f"),
-                ("test_loss", 1, ".3f"),
-                ("model_divergence", 1, ".4f"),
-                ("eigenvalue", 1, ".3f"),
-            )
-            for x in [values(runs, arm, name)]
-        ]
-        table.add_row(arm, *cells, _difference(runs, arm))
+        cells = []
+        for name, scale, form in _COLUMNS.values():
+            x = scale * values(runs, arm, name)
+            cells.append(f"{np.mean(x):{form}} ± {np.std(x, ddof=1):{form}}")
+        test = t_test(100 * (values(runs, arm, "test_accuracy") - baseline))
+        gain = f"{test.mean:+.2f} ± {test.width:.2f}"
+        table.add_row(arm, *cells, "" if arm == BASELINE else gain)
     return table
 
 
-def _difference(runs: Sequence[Run], arm: str) -> str:
-    if arm == BASELINE:
-        return ""
-    of_arm, of_baseline = (values(runs, a, "test_accuracy") for a in (arm, BASELINE))
-    test = t_test(100 * (of_arm - of_baseline))
-    return f"{test.mean:+.2f} ± {test.width:.2f}"
-
-
-def _draw_panel(axes: Any, points: Sequence[Array], *, label: str, log: bool) -> None:
+def _draw_panel(axes: Any, points: Sequence[Array], label: str) -> None:
     """Draw a row of dots for each arm, and a bar for their mean."""
     for row, (x, color) in enumerate(zip(points, _COLORS, strict=True)):
         offsets = np.linspace(-0.2, 0.2, len(x))
@@ -86,7 +82,7 @@ def _draw_panel(axes: Any, points: Sequence[Array], *, label: str, log: bool) ->
     axes.grid(axis="x", color="0.9")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    if log:
+    if "log scale" in label:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
@@ -100,26 +96,11 @@ def draw_results(runs: Sequence[Run], path: Path) -> None:
     # One panel above the other, so that a phone shows large letters.
     figure = Figure(figsize=(6.4, 11), dpi=150, layout="constrained")
     panels = figure.subplots(4, 1, sharey=True)
-    _draw_panel(
-        panels[0],
-        differences,
-        label="test accuracy - baseline of the same seed (points)",
-        log=False,
-    )
+    label = "test accuracy - baseline of the same seed (points)"
+    _draw_panel(panels[0], differences, label)
     panels[0].axvline(0, color="0.6", linewidth=1, zorder=0)
-    for axes, name, label, log in (
-        (panels[1], "test_loss", "test loss (nats)", False),
-        (panels[2], "model_divergence", "model divergence (nats), log scale", True),
-        (
-            panels[3],
-            "eigenvalue",
-            "largest eigenvalue of the last layer's Hessian\n"
-            "(nats per squared weight), log scale",
-            True,
-        ),
-    ):
-        points = [values(runs, arm, name) for arm in ARMS]
-        _draw_panel(axes, points, label=label, log=log)
+    for axes, (label, name) in zip(panels[1:], _PANELS.items(), strict=True):
+        _draw_panel(axes, [values(runs, arm, name) for arm in ARMS], label)
     panels[0].set_yticks(range(len(ARMS)), ARMS)
     panels[0].invert_yaxis()
     figure.suptitle(

@@ -76,8 +76,7 @@ def sweeps(
                 f"has not finished. Run it first: {first}"
             )
         recipe = replace(recipe, **baseline.best.values)
-    folder = output / recipe_name
-    yield Sweep(recipe_name, recipe, space, folder=folder, **options)
+    yield Sweep(recipe_name, recipe, space, folder=output / recipe_name, **options)
 
 
 def _baseline_sweep(

@@ -8,8 +8,6 @@ from keras_nrs.experiments.recipes import NETWORKS
 from keras_nrs.experiments.recipes import Recipe
 from keras_nrs.models import with_l2
 
-_MANY_CLASSES = 100
-
 
 def build_model(recipe: Recipe, data: ImageData, seed: int) -> keras_nrs.NRSModel:
     """The compiled and wrapped network of a recipe.
@@ -36,10 +34,11 @@ def build_model(recipe: Recipe, data: ImageData, seed: int) -> keras_nrs.NRSMode
         # The compiled loss also has the penalties on weights.
         keras.metrics.CategoricalCrossentropy("cross_entropy", from_logits=True),
     ]
-    if data.num_classes > _MANY_CLASSES:
+    if data.num_classes > 100:  # ImageNet, as in Table 2.
         metrics.append(keras.metrics.TopKCategoricalAccuracy(5, "top_5_accuracy"))
+    steps_per_epoch = recipe.steps_per_epoch or data.steps_per_epoch
     network.compile(
-        optimizer=_optimizer(recipe, network, steps_per_epoch(recipe, data)),
+        optimizer=_optimizer(recipe, network, steps_per_epoch),
         loss=keras.losses.CategoricalCrossentropy(from_logits=True),
         metrics=metrics,
     )
@@ -53,11 +52,6 @@ def build_model(recipe: Recipe, data: ImageData, seed: int) -> keras_nrs.NRSMode
         normalize=recipe.normalize,
         seed=seed,
     )
-
-
-def steps_per_epoch(recipe: Recipe, data: ImageData) -> int:
-    """The recipe's number of steps, or else all that the data have."""
-    return recipe.steps_per_epoch or data.steps_per_epoch
 
 
 def _optimizer(recipe: Recipe, network: keras.Model, steps: int) -> keras.Optimizer:

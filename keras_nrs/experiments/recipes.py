@@ -128,13 +128,12 @@ class Recipe:
                 "`dtype_policy` must be the name of a Keras dtype policy, such as "
                 f"'mixed_bfloat16'. Received: dtype_policy={self.dtype_policy!r}."
             ) from None
-        if not isinstance(self.seeds, tuple) or len(set(self.seeds)) < len(self.seeds):
+        is_tuple = isinstance(self.seeds, tuple) and len(self.seeds) > 0
+        if not is_tuple or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(
-                "`seeds` must be a tuple of different integers. "
+                "`seeds` must be a tuple of at least one, and of different integers. "
                 f"Received: seeds={self.seeds!r}."
             )
-        if not self.seeds:
-            raise ValueError("`seeds` must hold at least one. Received: seeds=().")
         for seed in self.seeds:
             check_seed("seeds", seed)
         check_bool("flatness", self.flatness)
@@ -198,49 +197,32 @@ def literal(text: str) -> Any:
 
 def recipes() -> dict[str, Recipe]:
     """The recipes by name: `DATASET-NETWORK-AUGMENTATION-SCHEME`, as in the tables."""
-    cells: dict[str, Recipe] = {}
+    named: dict[str, Recipe] = {}
+    keys = ("dataset", "network", "augmentation", "scheme")
 
-    def add(recipe: Recipe) -> None:
-        parts = recipe.dataset, recipe.network, recipe.augmentation, recipe.scheme
-        cells["-".join(parts)] = recipe
+    def add(base: Recipe, *cell: str, **changes: Any) -> None:
+        values = dict(zip(keys, cell, strict=True)) | changes
+        named["-".join(cell)] = dataclasses.replace(base, **values)
 
     cifar = ("cifar10", "cifar100")
     # Table 1. Learning rates and decays are one point of the paper's grid.
     networks = ("vgg16", "resnet18", "wide_resnet_28_10", "pyramidnet_164_270")
     for cell in product(cifar, networks, ("basic", "cutout"), SCHEMES):
-        dataset, network, augmentation, scheme = cell
-        add(
-            Recipe(
-                dataset=dataset,
-                network=network,
-                augmentation=augmentation,
-                scheme=scheme,
-                # Table 3 gives this network's eigenvalues, Figure 2 its eps.
-                flatness=network == "wide_resnet_28_10",
-                eps=0.2 if dataset == "cifar100" else 0.1,
-            )
-        )
+        dataset, network, _, _ = cell
+        # Table 3 gives eigenvalues of one network, Figure 2 its eps.
+        flatness = network == "wide_resnet_28_10"
+        eps = 0.2 if dataset == "cifar100" else 0.1
+        add(Recipe(), *cell, flatness=flatness, eps=eps)
     vit = Recipe(optimizer="adam", batch_size=256, clip_norm=None)
     strategies: dict[str, dict[str, Any]] = {
         "basic": {"learning_rate": 1e-3, "weight_decay": 0.3, "epochs": 300},
         "heavy": {"learning_rate": 2e-4, "weight_decay": 0.03, "epochs": 1200},
     }
     for cell in product(cifar, ("vit_ti", "vit_s", "vit_b"), strategies, SCHEMES):
-        dataset, network, augmentation, scheme = cell
-        add(
-            dataclasses.replace(
-                vit,
-                dataset=dataset,
-                network=network,
-                augmentation=augmentation,
-                scheme=scheme,
-                **strategies[augmentation],
-            )
-        )
+        _, _, augmentation, _ = cell
+        add(vit, *cell, **strategies[augmentation])
     # Table 2.
     imagenet = Recipe(
-        dataset="imagenet2012",
-        augmentation="flip",
         image_size=224,
         label_smoothing=0.1,
         batch_size=512,
@@ -250,18 +232,11 @@ def recipes() -> dict[str, Recipe]:
     )
     applications = ("imagenet_vgg16", "imagenet_resnet50", "imagenet_resnet101")
     for network, scheme in product(applications, ("baseline", "nrs")):
-        add(dataclasses.replace(imagenet, network=network, scheme=scheme))
+        add(imagenet, "imagenet2012", network, "flip", scheme)
     # Beyond the tables: data that need no download, with an eps that has an effect.
     digits = Recipe(
-        dataset="digits",
-        network="wide_resnet_10_1",
-        augmentation="none",
-        batch_size=50,
-        epochs=20,
-        perturbation="relative",
-        eps=0.4,
-        flatness=True,
+        batch_size=50, epochs=20, perturbation="relative", eps=0.4, flatness=True
     )
     for scheme in SCHEMES:
-        add(dataclasses.replace(digits, scheme=scheme))
-    return cells
+        add(digits, "digits", "wide_resnet_10_1", "none", scheme)
+    return named

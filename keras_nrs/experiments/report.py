@@ -1,15 +1,28 @@
 """The report of finished runs: tables and figures, as Markdown, HTML, CSV and PNG."""
 
 import html
+from collections.abc import Callable
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
+from keras_nrs._files import atomic_write
 from keras_nrs._files import write_text
-from keras_nrs.experiments import report_figures
+from keras_nrs.experiments.paired_tests import paired_differences
 from keras_nrs.experiments.report_tables import Table
 from keras_nrs.experiments.report_tables import tables
+from keras_nrs.experiments.results import BASELINE
+from keras_nrs.experiments.results import CELL
+from keras_nrs.flatness.plots import BLUE
+from keras_nrs.flatness.plots import COLORS
+from keras_nrs.flatness.plots import LINES
+
+# A phone can show two columns of panels with letters of 12 points.
+_COLUMNS, _FONT_SIZE = 2, 12
 
 
 def write_report(runs: pd.DataFrame, folder: Path) -> list[Table]:
@@ -23,14 +36,18 @@ def write_report(runs: pd.DataFrame, folder: Path) -> list[Table]:
         The tables.
     """
     made = tables(runs)
-    figures = report_figures.draw(runs, folder)
+    figures = {"curves.png": _curves(runs), "differences.png": _differences(runs)}
+    drawn = {name: figure for name, figure in figures.items() if figure is not None}
+    for name, figure in drawn.items():
+        with atomic_write(folder / name) as unfinished:
+            figure.savefig(unfinished, format="png")
     for table in made:
         write_text(folder / f"{table.name}.csv", table.cells.to_csv(index=False))
     write_text(folder / "runs.csv", runs.to_csv(index=False))
-    images = "".join(f"![{name}]({name})\n\n" for name in figures)
+    images = "".join(f"![{name}]({name})\n\n" for name in drawn)
     text = "\n".join(map(to_markdown, made))
     write_text(folder / "report.md", f"{text}\n{images}".rstrip() + "\n")
-    write_text(folder / "report.html", to_html(made, figures))
+    write_text(folder / "report.html", to_html(made, list(drawn)))
     return made
 
 
@@ -49,7 +66,7 @@ def to_html(made: Sequence[Table], figures: Sequence[str]) -> str:
         "td,th{padding:.2em .6em;border-bottom:1px solid #ddd;text-align:left}"
     )
     parts = [
-        f"<!doctype html><meta charset='utf-8'><title>keras_nrs report</title>"
+        "<!doctype html><meta charset='utf-8'><title>keras_nrs report</title>"
         f"<style>{style}</style>"
     ]
     for table in made:
@@ -57,3 +74,100 @@ def to_html(made: Sequence[Table], figures: Sequence[str]) -> str:
         parts.append(table.cells.to_html(index=False, border=0))
     parts += [f"<p><img src='{name}' style='max-width:100%'></p>" for name in figures]
     return "\n".join(parts) + "\n"
+
+
+def _panels(
+    data: pd.DataFrame,
+    height: float,
+    draw_panel: Callable[[Any, pd.DataFrame], None],
+    **options: Any,
+) -> tuple[Figure, Any]:
+    """A figure with a panel for each cell, below the cell's name."""
+    cells = list(data.groupby(CELL, sort=False))
+    columns = min(_COLUMNS, len(cells))
+    rows = -(-len(cells) // columns)
+    figure = Figure(
+        # The text below the panels needs 6.6 inches, even below a single panel.
+        figsize=(max(6.6, 3.4 * columns + 1.6), height * rows + 0.6),
+        dpi=110,
+        layout="constrained",
+    )
+    panels = figure.subplots(rows, columns, squeeze=False, **options)
+    for axes, (cell, of_cell) in zip(panels.flat, cells, strict=False):
+        draw_panel(axes, of_cell)
+        axes.set_title(", ".join(map(str, cell)), fontsize=_FONT_SIZE + 1)
+        axes.tick_params(labelsize=_FONT_SIZE)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in panels.flat[len(cells) :]:
+        axes.set_visible(False)
+    return figure, panels
+
+
+def _curves(runs: pd.DataFrame) -> Figure | None:
+    """Accuracy after each epoch, as in Figure 2: mean and deviation over seeds.
+
+    A dashed line marks the baseline's last accuracy.
+    """
+    histories = []
+    for row in runs[[*CELL, "arm", "folder"]].to_dict("records"):
+        path = Path(row["folder"]) / "history.csv"
+        if path.exists():
+            history = pd.read_csv(path)[["epoch", "val_accuracy"]]
+            histories.append(history.assign(**row))
+    if not histories:
+        return None
+
+    def draw_panel(axes: Any, cell: pd.DataFrame) -> None:
+        for i, (arm, of_arm) in enumerate(cell.groupby("arm", sort=False)):
+            by_epoch = of_arm.groupby("epoch")["val_accuracy"]
+            mean, spread = 100 * by_epoch.mean(), 100 * by_epoch.std().fillna(0)
+            epochs = mean.index + 1
+            color, style = COLORS[i % len(COLORS)], LINES[i % len(LINES)]
+            axes.plot(epochs, mean, style, color=color, label=arm, linewidth=1.2)
+            axes.fill_between(
+                epochs, mean - spread, mean + spread, color=color, alpha=0.15
+            )
+            if arm == BASELINE:
+                axes.axhline(
+                    mean.iloc[-1], color="black", linestyle="--", linewidth=0.8
+                )
+        axes.set_xlabel("epoch", fontsize=_FONT_SIZE)
+        axes.legend(fontsize=_FONT_SIZE - 2, frameon=False)
+
+    figure, panels = _panels(pd.concat(histories), 2.8, draw_panel)
+    for axes in panels[:, 0]:
+        axes.set_ylabel("accuracy on held-out samples (%)", fontsize=_FONT_SIZE)
+    return figure
+
+
+def _differences(runs: pd.DataFrame) -> Figure | None:
+    """Differences in accuracy to the baseline, with 95 % intervals."""
+    differences = paired_differences(runs, "test_accuracy")
+    if differences.empty:
+        return None
+    arms = list(dict.fromkeys(differences["arm"]))
+
+    def draw_panel(axes: Any, cell: pd.DataFrame) -> None:
+        rows = [arms.index(arm) for arm in cell["arm"]]
+        axes.axvline(0, color="0.6", linewidth=1)
+        axes.errorbar(
+            100 * cell["mean"],
+            rows,
+            xerr=100 * np.nan_to_num(cell["width"]),
+            fmt="o",
+            markersize=4,
+            color=BLUE,
+            elinewidth=1,
+        )
+        axes.grid(axis="x", color="0.9")
+        axes.set_axisbelow(True)
+
+    height = 0.26 * len(arms) + 0.7
+    figure, panels = _panels(differences, height, draw_panel, sharey=True)
+    panels[0, 0].set_yticks(range(len(arms)), arms)
+    panels[0, 0].set_ylim(len(arms) - 0.5, -0.5)
+    figure.supxlabel(
+        "test accuracy - that of the baseline (points), 95 % interval",
+        fontsize=_FONT_SIZE + 1,
+    )
+    return figure

@@ -18,13 +18,12 @@ from keras_nrs.experiments.results import SCHEME_LABELS
 
 _SCHEMES = {label: scheme for scheme, label in SCHEME_LABELS.items()}
 IMAGENET = "imagenet2012"
-NOTHING = ""
-# Measurements other than the accuracy: column, heading, digits after the point.
-_MEASURES = (
-    ("test_cross_entropy", "test loss (nats)", 3),
-    ("test_calibration_error", "calibration error (%)", 2),
-    ("model_divergence", "model divergence (nats)", 4),
-)
+# Measurements other than the accuracy: heading, factor, digits after the point.
+_MEASURES = {
+    "test_cross_entropy": ("test loss (nats)", 1, 3),
+    "test_calibration_error": ("calibration error (%)", 100, 2),
+    "model_divergence": ("model divergence (nats)", 1, 4),
+}
 _HEADINGS = {
     "last_layer_eigenvalue": "last layer",
     "last_layer_kfra_eigenvalue": "last layer, KFRA",
@@ -35,7 +34,12 @@ _OVERALL = {
     "test_accuracy": ("test accuracy (points)", 100, 2),
     "test_cross_entropy": ("test loss (nats)", 1, 3),
 }
-_PERCENT = ("test_accuracy", "test_top_5_accuracy", "test_calibration_error")
+# Medians over seeds: heading, factor, digits after the point.
+_COSTS = {
+    "seconds_per_step": ("time per step (ms)", 1000, 1),
+    "peak_memory_mib": ("peak memory (MiB)", 1, 0),
+    "training_seconds": ("training (s)", 1, 0),
+}
 
 
 class Table(NamedTuple):
@@ -73,11 +77,6 @@ def tables(runs: pd.DataFrame) -> list[Table]:
     return [table for table in made if len(table.cells)]
 
 
-def _in_percent(runs: pd.DataFrame, measure: str) -> pd.Series:
-    """A column of runs: in percent if it is a share, or else as it is."""
-    return runs[measure] * (100 if measure in _PERCENT else 1)
-
-
 def _mean_and_spread(values: pd.Series, digits: int) -> str:
     """Mean ± standard deviation, with at least `digits` digits after the point.
 
@@ -85,7 +84,7 @@ def _mean_and_spread(values: pd.Series, digits: int) -> str:
     """
     values = values.dropna()
     if values.empty:
-        return NOTHING
+        return ""
     mean = values.mean()
     spread = values.std(ddof=1) if len(values) > 1 else 0.0
     largest = max(abs(mean), spread)
@@ -119,9 +118,7 @@ def _seeds(runs: pd.DataFrame) -> str:
 
 def _accuracies(runs: pd.DataFrame) -> Table:
     """Table 1: rows are networks and arms, columns data sets and augmentations."""
-    columns = list(
-        dict.fromkeys(zip(runs["dataset"], runs["augmentation"], strict=True))
-    )
+    columns = runs[["dataset", "augmentation"]].drop_duplicates().to_numpy().tolist()
     rows = []
     for network, of_network in runs.groupby("network", sort=False):
         for arm in dict.fromkeys(of_network["arm"]):
@@ -142,10 +139,7 @@ def _accuracies(runs: pd.DataFrame) -> Table:
 
 def _of_cell(runs: pd.DataFrame, cell: Sequence[Any]) -> pd.DataFrame:
     """The rows of one cell and arm."""
-    keys = (
-        runs[name] == value for name, value in zip([*CELL, "arm"], cell, strict=True)
-    )
-    return runs[np.logical_and.reduce(list(keys))]
+    return runs[(runs[[*CELL, "arm"]] == list(cell)).all(axis=1)]
 
 
 def _by_cell(
@@ -186,8 +180,7 @@ def _eigenvalues(runs: pd.DataFrame) -> Table:
         "the whole one; ratio to the baseline of the same seed: geometric mean, 95 % "
         "interval"
     )
-    names = ("last_layer_eigenvalue", "last_layer_kfra_eigenvalue", "eigenvalue")
-    present = [name for name in names if name in runs]
+    present = [name for name in _HEADINGS if name in runs]
     measured = runs.dropna(subset=present, how="all") if present else runs[:0]
     ratios = {
         name: paired_differences(measured, name, log=True)
@@ -198,13 +191,12 @@ def _eigenvalues(runs: pd.DataFrame) -> Table:
     def row(cell: tuple[str, ...], found: pd.DataFrame) -> dict[str, Any]:
         values = {}
         for name in present:
-            text = _mean_and_spread(found[name], 2)
+            heading, text = _HEADINGS[name], _mean_and_spread(found[name], 2)
             if name in ratios:
-                values[_HEADINGS[name]] = text
-                values[f"ratio, {_HEADINGS[name]}"] = _ratio(ratios[name], cell)
+                values[heading] = text
+                values[f"ratio, {heading}"] = _ratio(ratios[name], cell)
             else:
-                text = _beside(text, published.EIGENVALUE, cell)
-                values[_HEADINGS[name]] = text
+                values[heading] = _beside(text, published.EIGENVALUE, cell)
         return values
 
     return Table("table3", title, _by_cell(measured, row))
@@ -214,7 +206,7 @@ def _ratio(ratios: pd.DataFrame, cell: tuple[str, ...]) -> str:
     """The geometric mean of ratios to the baseline, and its 95 % interval."""
     found = _of_cell(ratios, cell) if len(ratios) else ratios
     if found.empty:
-        return NOTHING
+        return ""
     mean, width = found.iloc[0][["mean", "width"]]
     if np.isnan(width):
         return f"{np.exp(mean):.2f}"
@@ -233,20 +225,18 @@ def _differences(runs: pd.DataFrame) -> Table:
     if len(found) == 0:
         return Table("differences", title, found)
     found["adjusted"] = adjusted(found["p"])
-    rows = [
-        {
-            "data": f"{row['dataset']}, {row['augmentation']}",
-            "network": _network_name(row["network"]),
-            "training": row["arm"],
-            "seeds": row["n"],
-            "difference": _difference(100 * row["mean"], 100 * row["width"]),
-            "higher / lower": f"{row['higher']} / {row['lower']}",
-            "p": _p(row["p"]),
-            "adjusted p": _p(row["adjusted"]),
+
+    def row(_: tuple[str, ...], of_cell: pd.DataFrame) -> dict[str, Any]:
+        test = of_cell.iloc[0]
+        return {
+            "seeds": test["n"],
+            "difference": _difference(100 * test["mean"], 100 * test["width"]),
+            "higher / lower": f"{test['higher']} / {test['lower']}",
+            "p": _p(test["p"]),
+            "adjusted p": _p(test["adjusted"]),
         }
-        for row in found.to_dict("records")
-    ]
-    return Table("differences", title, pd.DataFrame(rows))
+
+    return Table("differences", title, _by_cell(found, row))
 
 
 def _difference(mean: float, width: float, digits: int = 2) -> str:
@@ -257,7 +247,7 @@ def _difference(mean: float, width: float, digits: int = 2) -> str:
 
 def _p(value: float) -> str:
     if np.isnan(value):
-        return NOTHING
+        return ""
     return f"{value:.3f}" if value >= 0.001 else "< 0.001"
 
 
@@ -276,38 +266,39 @@ def _overall(runs: pd.DataFrame, measure: str) -> Table:
     found["is_clear"] = adjusted(found["p"]) < 0.05
     rows = []
     for arm, of_arm in found.groupby("arm", sort=False):
-        error = np.sqrt((of_arm["error"] ** 2).sum()) / len(of_arm)
-        clear = of_arm[of_arm["is_clear"]]["mean"]
-        width = 1.96 * error if of_arm["error"].notna().all() else np.nan
-        mean = of_arm["mean"].mean()
+        means, errors = of_arm["mean"], of_arm["error"]
+        clear = means[of_arm["is_clear"]]
+        width = 1.96 * np.sqrt((errors**2).sum(skipna=False)) / len(of_arm)
+        mean = _difference(scale * means.mean(), scale * width, digits)
         rows.append(
             {
                 "training": arm,
                 "cells": len(of_arm),
-                "mean difference": _difference(scale * mean, scale * width, digits),
+                "mean difference": mean,
                 "clearly above": int((clear > 0).sum()),
                 "clearly below": int((clear < 0).sum()),
-                "highest": _extreme(of_arm, "idxmax", scale, digits),
-                "lowest": _extreme(of_arm, "idxmin", scale, digits),
+                "highest": _with_cell(of_arm.loc[means.idxmax()], scale, digits),
+                "lowest": _with_cell(of_arm.loc[means.idxmin()], scale, digits),
             }
         )
     return Table(file, title, pd.DataFrame(rows))
 
 
-def _extreme(differences: pd.DataFrame, which: str, scale: float, digits: int) -> str:
-    row = differences.loc[getattr(differences["mean"], which)()]
+def _with_cell(row: pd.Series, scale: float, digits: int) -> str:
+    """A difference, followed by the names of its cell."""
     difference = _difference(scale * row["mean"], scale * row["width"], digits)
     return f"{difference} ({row['dataset']}, {_network_name(row['network'])})"
 
 
 def _measures(runs: pd.DataFrame) -> Table:
     """The measurements other than the accuracy."""
-    present = [m for m in _MEASURES if m[0] in runs and runs[m[0]].notna().any()]
+    present = [m for m in _MEASURES if m in runs and runs[m].notna().any()]
 
     def row(_: tuple[str, ...], found: pd.DataFrame) -> dict[str, Any]:
         return {
-            heading: _mean_and_spread(_in_percent(found, name), digits)
-            for name, heading, digits in present
+            heading: _mean_and_spread(scale * found[name], digits)
+            for name in present
+            for heading, scale, digits in [_MEASURES[name]]
         }
 
     cells = _by_cell(runs, row) if present else pd.DataFrame()
@@ -316,30 +307,20 @@ def _measures(runs: pd.DataFrame) -> Table:
 
 def _costs(runs: pd.DataFrame) -> Table:
     """The cost of a run: medians over seeds."""
-    names = {
-        "seconds_per_step": ("time per step (ms)", 1000, 1),
-        "peak_memory_mib": ("peak memory (MiB)", 1, 0),
-        "training_seconds": ("training (s)", 1, 0),
-    }
-    present = {name: form for name, form in names.items() if name in runs}
-    baselines = runs[runs["arm"] == BASELINE].groupby(CELL)
+    present = [name for name in _COSTS if name in runs]
+    medians = runs.groupby([*CELL, "arm"])[present].median()
 
-    def row(cell: tuple[str, ...], found: pd.DataFrame) -> dict[str, Any]:
+    def row(cell: tuple[str, ...], _: pd.DataFrame) -> dict[str, Any]:
         values: dict[str, Any] = {}
-        for name, (heading, scale, digits) in present.items():
-            values[heading] = f"{scale * found[name].median():.{digits}f}"
+        for name in present:
+            (heading, scale, digits), median = _COSTS[name], medians[name][cell]
+            values[heading] = f"{scale * median:.{digits}f}"
             if name == "seconds_per_step":
-                values["baselines"] = _in_baselines(found, baselines, cell)
+                baseline = medians[name].get((*cell[:-1], BASELINE))
+                ratio = "" if baseline is None else f"{median / baseline:.2f}"
+                values["baselines"] = ratio
         return values
 
     cells = _by_cell(runs, row) if present else pd.DataFrame()
     title = "Cost: median over seeds, and time per step in baselines"
     return Table("costs", title, cells)
-
-
-def _in_baselines(found: pd.DataFrame, baselines: Any, cell: tuple[str, ...]) -> str:
-    """Time per step in multiples of the baseline's."""
-    if cell[:-1] not in baselines.groups:
-        return NOTHING
-    baseline = baselines.get_group(cell[:-1])["seconds_per_step"].median()
-    return f"{found['seconds_per_step'].median() / baseline:.2f}"

@@ -119,11 +119,8 @@ def _sorted(runs: pd.DataFrame) -> pd.DataFrame:
 
     def key(column: pd.Series) -> pd.Series:
         if column.name == "arm":
-            schemes = list(SCHEME_LABELS.values())
-            labels = column.str.partition(",")[0]
-            return labels.map(
-                lambda label: schemes.index(label) if label in schemes else len(schemes)
-            )
+            ranks = {label: i for i, label in enumerate(SCHEME_LABELS.values())}
+            return column.str.partition(",")[0].map(ranks).fillna(len(ranks))
         return column.map(lambda text: re.sub(r"\d+", lambda n: n[0].zfill(9), text))
 
     by = [*CELL, "arm"]

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from keras_nrs._files import write_text
-from keras_nrs.experiments.csv_rows import Row
+
+Row = dict[str, Any]
 
 
 class RunStore:
@@ -33,8 +34,7 @@ class RunStore:
     def __init__(
         self, path: Path, key: Sequence[str], settings: Row | None = None
     ) -> None:
-        self.path = path
-        self._key, self._settings = tuple(key), settings
+        self.path, self._key, self._settings = path, tuple(key), settings
         self._has_other_settings = False
         self.rows: list[Row] = self._read() if path.exists() else []
         self._by_key = {self._key_of(row): row for row in self.rows}

@@ -52,13 +52,7 @@ def role() -> str:
 
 
 class _AtomicOracle(keras_tuner.Oracle):  # type: ignore[misc]
-    """An oracle that keeps its state in one file, written atomically.
-
-    Args:
-        path: Path of the file.
-        request: Describes the search, in the file.
-        settings: Settings of KerasTuner's oracle.
-    """
+    """An oracle that keeps its state in one file, written atomically."""
 
     def __init__(self, *, path: Path, request: State, **settings: Any) -> None:
         super().__init__(**settings)
@@ -148,8 +142,7 @@ def read_state(path: Path) -> State:
     """The request and the oracle's state in a file; empty ones before it is written."""
     if not path.exists():
         return {"request": {}, "oracle": {"trials": []}}
-    state: State = json.loads(path.read_text(encoding="utf-8"))
-    return state
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 class Tuner(BaseTuner):  # type: ignore[misc]

@@ -53,12 +53,10 @@ def parse_space(entries: Iterable[str]) -> Space:
                 f"{key!r} is varied twice. Received: {entry!r} as well. Give each key "
                 "once, with all of its values."
             )
-        space[key] = _parse_range(entry) if ":" in text else _parse_list(text)
+        space[key] = (
+            _parse_range(entry) if ":" in text else list(map(literal, text.split(",")))
+        )
     return space
-
-
-def _parse_list(text: str) -> list[Any]:
-    return [literal(part) for part in text.split(",")]
 
 
 def _parse_range(entry: str) -> Range:
@@ -96,13 +94,13 @@ def check_space(space: Space, recipe: Recipe, search: str) -> list[Recipe]:
         raise ValueError("The space must vary at least one key. Received: {}.")
     changed = []
     for key, text in describe(space).items():
-        split_setting(f"{key}={text}")
+        values, entry = space[key], f"{key}={text}"
+        split_setting(entry)
         if key in _FIXED or (key == "epochs" and search == "hyperband"):
             raise ValueError(
                 f"{key!r} cannot be varied with search={search!r}. Received: "
-                f"'{key}={text}'. Set a single value with --set."
+                f"'{entry}'. Set a single value with --set."
             )
-        values, entry = space[key], f"{key}={text}"
         checked = (
             _check_range(entry, values)
             if isinstance(values, Range)

@@ -95,6 +95,7 @@ class Sweep:
         self.recipe_name, self.space, self.search = recipe_name, space, search
         self.trials, self.seed = check_search(search, trials, seed), seed
         self.folder, self.data_dir, self._role = folder, data_dir, role()
+        self._path = folder / "search.json"
         percent = recipe.validation_percent or _VALIDATION_PERCENT
         self.recipe = replace(recipe, validation_percent=percent)
         for changed in [self.recipe, *check_space(space, self.recipe, search)]:
@@ -189,12 +190,12 @@ class Sweep:
                     recipe, seed, folder / f"seed-{seed}", self.data_dir, test=False
                 )
                 summary = training.run(verbose=0, until=result.epochs)
-                metrics[_metric(seed)] = summary["validation_accuracy"]
+                metrics[f"seed-{seed}"] = summary["validation_accuracy"]
                 metrics["seconds"] += summary["training_seconds"]
         except FloatingPointError as error:
             report(f"{result.name}: diverged. {error}")
             raise
-        scores = tuple(metrics[_metric(seed)] for seed in recipe.seeds)
+        scores = tuple(metrics[f"seed-{seed}"] for seed in recipe.seeds)
         result = replace(result, scores=scores, seconds=metrics["seconds"])
         report(
             f"{result.name}: validation accuracy {result} after "
@@ -209,13 +210,9 @@ class Sweep:
         result = Result(values, until, is_whole=until == epochs)
         if trial.status != "COMPLETED":
             return result
-        names = [_metric(seed) for seed in self.recipe.seeds]
+        names = [f"seed-{seed}" for seed in self.recipe.seeds]
         *scores, seconds = map(trial.metrics.get_last_value, [*names, "seconds"])
         return replace(result, scores=tuple(map(float, scores)), seconds=float(seconds))
-
-    @property
-    def _path(self) -> Path:
-        return self.folder / "search.json"
 
     @property
     def _request(self) -> dict[str, Any]:
@@ -239,12 +236,12 @@ class Sweep:
         write_csv(self.folder / "trials.csv", results, seeds)
         if not any(result.scores for result in results):
             return
-        best = self.best
+        best, names = self.best, [f"seed-{seed}" for seed in seeds]
         content = {
             "recipe": self.recipe_name,
             "values": best.values,
             OBJECTIVE: best.score,
-            "scores": dict(zip(map(_metric, seeds), best.scores, strict=True)),
+            "scores": dict(zip(names, best.scores, strict=True)),
             "train": self.train_command,
             "search": self.search,
             "space": describe(self.space),
@@ -284,7 +281,3 @@ def command(name: str, recipe_name: str, recipe: Recipe, **options: Any) -> str:
         if value is not None:
             parts += [f"--{option.replace('_', '-')}", str(value)]
     return shlex.join(["keras-nrs", name, recipe_name, *parts])
-
-
-def _metric(seed: int) -> str:
-    return f"seed-{seed}"

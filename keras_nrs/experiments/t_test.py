@@ -32,8 +32,6 @@ def t_test(differences: NDArray[Any]) -> TTest:
     if n == 1:
         return TTest(n, mean, np.nan, np.nan, np.nan)
     error = float(np.std(differences, ddof=1) / np.sqrt(n))
-    if error == 0:
-        p = 1.0 if mean == 0 else 0.0
-    else:
-        p = float(2 * student_t.sf(abs(mean) / error, n - 1))
-    return TTest(n, mean, error, error * float(student_t.ppf(0.975, n - 1)), p)
+    width = error * float(student_t.ppf(0.975, n - 1))
+    p = 2 * student_t.sf(abs(mean) / error, n - 1) if error else mean == 0
+    return TTest(n, mean, error, width, float(p))

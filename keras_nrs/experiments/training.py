@@ -13,6 +13,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import pandas as pd
 
 import keras_nrs
 from keras_nrs._checks import check_int
@@ -20,12 +21,10 @@ from keras_nrs._files import atomic_write
 from keras_nrs._files import write_text
 from keras_nrs.backend import data_parallel_scope
 from keras_nrs.data import ImageData
-from keras_nrs.experiments.csv_rows import Row
-from keras_nrs.experiments.csv_rows import read_rows
-from keras_nrs.experiments.csv_rows import write_rows
 from keras_nrs.experiments.recipe_model import build_model
-from keras_nrs.experiments.recipe_model import steps_per_epoch
 from keras_nrs.experiments.recipes import Recipe
+
+Row = dict[str, Any]
 
 _PACKAGES = ("keras-nrs", "keras", "jax", "tensorflow", "torch", "tensorflow-datasets")
 
@@ -81,7 +80,7 @@ class Training:
             check_int("validation_percent", recipe.validation_percent, 1, 90)
         self._check_folder()
         self.data = ImageData(**recipe.data_settings(), seed=seed, data_dir=data_dir)
-        self.steps_per_epoch = steps_per_epoch(recipe, self.data)
+        self.steps_per_epoch = recipe.steps_per_epoch or self.data.steps_per_epoch
         check_int("steps_per_epoch", self.steps_per_epoch, 1, self.data.steps_per_epoch)
 
     @property
@@ -103,15 +102,18 @@ class Training:
         """
         epochs = self.recipe.epochs
         until = epochs if until is None else check_int("until", until, 1, epochs)
-        epoch = epochs if self.is_finished else _last_epoch(self.folder)
-        path = self.folder / "history.csv"
-        # The history may have an epoch more, whose checkpoint was not written.
-        history = read_rows(path)[:epoch] if path.exists() else []
+        checkpoints = _checkpoints(self.folder)
+        epoch = epochs if self.is_finished else max(checkpoints, default=0)
+        path, history = self.folder / "history.csv", []
+        if path.exists():
+            # It may have an epoch more, whose checkpoint was not written.
+            # Pandas rounds floats that it reads, but not texts that it converts.
+            rows = pd.read_csv(path, nrows=epoch, dtype=str).astype(float)
+            history = rows.astype({"epoch": int}).to_dict("records")
         if until < epochs and until <= epoch:
             return self._summary_so_far(history[:until])
         if self.is_finished:
-            summary: Row = json.loads((self.folder / "summary.json").read_text())
-            return summary
+            return json.loads((self.folder / "summary.json").read_text())
         with data_parallel_scope():
             try:
                 model = build_model(self.recipe, self.data, self.seed)
@@ -123,7 +125,7 @@ class Training:
                 # Weights alone: a file does not say which variables decay. It has the
                 # states of the optimizer and the random generators.
                 model.optimizer.build(model.trainable_variables)
-                model.load_weights(_checkpoint(self.folder, epoch))
+                model.load_weights(checkpoints[epoch])
             if epoch < until:
                 self._fit(model, range(epoch, until), history, verbose)
             if until < epochs:
@@ -168,11 +170,8 @@ class Training:
         # On one device: Keras averages metrics over devices, which is not exact where
         # they do not divide the batch.
         network = keras.saving.load_model(self.folder / "model.keras")
-        split, images = (
-            ("test", self.data.test())
-            if self.test
-            else ("validation", self.data.validation())
-        )
+        split = "test" if self.test else "validation"
+        images = self.data.test() if self.test else self.data.validation()
         metrics = network.evaluate(images, verbose=0, return_dict=True)
         seconds = [row["seconds"] for row in history]
         summary = {
@@ -263,31 +262,22 @@ class _SaveEpoch(keras.callbacks.Callback):  # type: ignore[misc]
                 "another output folder."
             )
         self._history.append({"epoch": epoch, "seconds": seconds, **logged})
-        write_rows(self._folder / "history.csv", self._history)
-        self.model.save(_checkpoint(self._folder, epoch + 1))
+        rows = pd.DataFrame(self._history).to_csv(index=False, na_rep="nan")
+        write_text(self._folder / "history.csv", rows)
+        self.model.save(self._folder / f"checkpoint-{epoch + 1}.keras")
         _remove_checkpoints(self._folder, before=epoch + 1)
 
 
-def _checkpoint(folder: Path, epoch: int) -> Path:
-    """The file with the state after a number of epochs."""
-    return folder / f"checkpoint-{epoch}.keras"
-
-
-def _epochs_of_checkpoints(folder: Path) -> list[int]:
+def _checkpoints(folder: Path) -> dict[int, Path]:
+    """The checkpoints by their number of epochs. A stop can leave more than one."""
     paths = folder.glob("checkpoint-*.keras")
-    return [int(path.stem.partition("-")[2]) for path in paths]
-
-
-def _last_epoch(folder: Path) -> int:
-    """The number of epochs before the latest checkpoint."""
-    return max(_epochs_of_checkpoints(folder), default=0)
+    return {int(path.stem.partition("-")[2]): path for path in paths}
 
 
 def _remove_checkpoints(folder: Path, before: int) -> None:
-    """Remove the checkpoints of fewer epochs. A stop can leave more than one."""
-    for epoch in _epochs_of_checkpoints(folder):
+    for epoch, path in _checkpoints(folder).items():
         if epoch < before:
-            _checkpoint(folder, epoch).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
 
 
 def _environment() -> Row:

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 from rich.table import Table
 
-from keras_nrs.experiments.csv_rows import write_rows
+from keras_nrs._files import write_text
 from keras_nrs.experiments.space import Values
 
 
@@ -42,11 +43,6 @@ class Result:
         values = ",".join(f"{key}={value}" for key, value in self.values.items())
         return values.replace("/", "-")
 
-    @property
-    def order(self) -> tuple[bool, bool, float]:
-        """Sorts results: larger is better."""
-        return bool(self.scores), self.is_whole, self.score
-
     def __str__(self) -> str:
         if not self.scores:
             return "diverged"
@@ -65,7 +61,11 @@ def best_first(results: Iterable[Result]) -> list[Result]:
         earlier = found.get(result.name)
         if earlier is None or earlier.epochs < result.epochs:
             found[result.name] = result
-    return sorted(found.values(), key=lambda result: result.order, reverse=True)
+    return sorted(
+        found.values(),
+        key=lambda result: (bool(result.scores), result.is_whole, result.score),
+        reverse=True,
+    )
 
 
 def to_table(title: str, results: Sequence[Result]) -> Table:
@@ -83,11 +83,12 @@ def to_table(title: str, results: Sequence[Result]) -> Table:
 
 def write_csv(path: Path, results: Sequence[Result], seeds: Sequence[int]) -> None:
     """Write a CSV file with a row for each result."""
-    names = [f"seed-{seed}" for seed in seeds]
     rows = []
     for result in results:
         scores = result.scores or ["diverged"] * len(seeds)
-        measured = {"epochs": result.epochs, "validation_accuracy": result.score}
-        by_seed = dict(zip(names, scores, strict=True))
-        rows.append(result.values | measured | by_seed | {"seconds": result.seconds})
-    write_rows(path, rows)
+        row = result.values | {"epochs": result.epochs}
+        # As texts, to write "nan" for trials that diverged.
+        row["validation_accuracy"] = str(result.score)
+        row |= {f"seed-{s}": score for s, score in zip(seeds, scores, strict=True)}
+        rows.append(row | {"seconds": str(result.seconds)})
+    write_text(path, pd.DataFrame(rows, dtype=object).to_csv(index=False))

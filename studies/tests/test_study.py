@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from keras_nrs.experiments import demo
-from keras_nrs.experiments.csv_rows import read_rows
 from studies import study
 from studies.arms import ADAPTED
 from studies.arms import NRS
+from studies.csv_rows import read_rows
 from studies.study_tasks import Task
 from studies.task_runs import CsvRunStore
 from studies.task_runs import TaskRuns

@@ -24,6 +24,25 @@ def test_a_file_of_runs_is_read_and_written(folder: Path, tmp_path: Path) -> Non
     )
 
 
+def test_figures_are_drawn_of_what_the_runs_have(folder: Path, tmp_path: Path) -> None:
+    runs = read_runs([folder])
+    assert drawn(runs, tmp_path / "all") == ["curves.png", "differences.png"]
+    for history in folder.rglob("history.csv"):
+        history.unlink()
+    assert drawn(runs, tmp_path / "no curves") == ["differences.png"]
+    assert drawn(runs[runs["arm"] == "NRS"], tmp_path / "nothing") == []
+
+
+def drawn(runs: pd.DataFrame, folder: Path) -> list[str]:
+    """The names of the figures in a report of runs."""
+    write_report(runs, folder)
+    figures = sorted(folder.glob("*.png"))
+    for path in figures:
+        assert path.read_bytes().startswith(b"\x89PNG")
+        assert f"![{path.name}]({path.name})" in (folder / "report.md").read_text()
+    return [path.name for path in figures]
+
+
 def test_the_command(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "report"
     arguments = ["report", str(folder), "--output", str(output)]

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from keras_nrs.experiments.csv_rows import read_rows
-from keras_nrs.experiments.csv_rows import write_rows
+from studies.csv_rows import read_rows
+from studies.csv_rows import write_rows
 
 # Nothing here depends on the backend; this one starts soonest.
 pytestmark = pytest.mark.only_torch

@@ -197,7 +197,9 @@ class BackendTrainer(Trainer):
         ) -> tuple[Tensor, Outcome]:
             outcome = objective.outcome(weights, inputs, batch, outputs)
             with keras.StatelessScope(optimizer_values):
-                return optimizer.scale_loss(outcome.terms.total), outcome
+                scaled = optimizer.scale_loss(outcome.terms.total)
+            # As in plain Keras on JAX, no other assignment is kept.
+            return scaled, outcome._replace(updates=[])
 
         memory_efficient = objective.options.memory_efficient
         if memory_efficient:
@@ -264,7 +266,7 @@ class BackendTrainer(Trainer):
                 PerturbedStep(batch, everywhere, everywhere),
                 everywhere,
             ),
-            out_specs=(everywhere, Outcome(everywhere, split, split, everywhere)),
+            out_specs=(everywhere, Outcome(everywhere, split, split, everywhere, [])),
             check_vma=False,
         )(state, data, key)
         if num_shares < num_replicas:

@@ -71,9 +71,9 @@ def wrap(
             `None`) for each output.
         interval: The perturbed pass runs at every `interval`-th step only; the
             other steps minimize L(theta), at the cost of a plain step.
-        normalize: Whether to divide Equation 3, except for weight penalties and other
-            losses of layers, by `1 + beta`. A learning rate and penalties that were
-            tuned without NRS then keep their meaning.
+        normalize: Whether to divide Equation 3, except for weight penalties, by
+            `1 + beta`. A learning rate and penalties that were tuned without NRS then
+            keep their meaning.
         perturbations_per_replica: Number of groups into which the batch of each device
             is split. Each has a delta of its own, at the cost of smaller batches for
             the hardware, with independent dropout masks and its own batch moments in
@@ -250,8 +250,9 @@ class NRSModel(keras.Model):  # type: ignore[misc]
         L(theta) + alpha * d(theta, theta + delta) + beta * L(theta + delta)
 
     where d is the Kullback-Leibler divergence between the outputs of both models.
-    Both passes see the same batch, dropout masks and random seeds; BatchNorm
-    statistics, layer losses and metrics come from the pass at theta alone.
+    Both passes see the same batch, dropout masks and random seeds. BatchNorm
+    statistics, metrics and weight penalties come from the pass at theta alone; losses
+    of `add_loss()` and activity regularizers are part of L, in both passes.
 
     Everything but training is the base model's: `compile()` compiles it, `evaluate()`
     and `predict()` give its results. Ask `base_model` for its layers and inputs.

@@ -1,5 +1,6 @@
 """Settings for the whole suite, which runs once for each backend."""
 
+import gc
 import os
 import tempfile
 from pathlib import Path
@@ -72,6 +73,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.get_closest_marker(mine)
         or not any(item.get_closest_marker(other) for other in others)
     ]
+
+
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector from going through all modules again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 @pytest.fixture(autouse=True)

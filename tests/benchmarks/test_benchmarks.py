@@ -22,6 +22,7 @@ def tiny() -> keras.Model:
 
 
 @pytest.mark.filterwarnings("ignore:eps=0.3 has no effect")
+@pytest.mark.matrix  # A dozen compiled steps.
 def test_the_table(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,7 +13,6 @@ from tests.support.matrix import rest
 # What no other test has.
 QUICK = [
     "Models within models, shared",
-    "KerasCV's legacy `ViTTiny16`",
     "LoRA on int8 weights",
     "`clone_model()`",
 ]
@@ -22,6 +21,7 @@ REST = [
     "`keras.applications` (MobileNet)",
     "KerasHub `ResNetImageClassifier`",
     "KerasCV `ImageClassifier` (ViTDet)",
+    "KerasCV's legacy `ViTTiny16`",
     "LoRA",
 ]
 

@@ -46,8 +46,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "6_custom_loops": {"EPOCHS": 1},
 }
 
-# Each runs in a process of its own, on the backend that takes the least time to start.
-pytestmark = pytest.mark.only_torch
+# Each runs in a process of its own, beside the gate's other two suites.
+pytestmark = pytest.mark.only_jax
 each_notebook = pytest.mark.parametrize("path", execute.NOTEBOOKS, ids=lambda p: p.stem)
 
 
@@ -67,6 +67,8 @@ def errors(cells: list[Any]) -> list[str]:
 
 @each_notebook
 def test_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # It starts soonest. Two notebooks choose their backends themselves.
+    monkeypatch.setenv("KERAS_BACKEND", "torch")
     # One device, unless the notebook itself asks for more: programs compile faster.
     monkeypatch.setenv(
         "XLA_FLAGS",

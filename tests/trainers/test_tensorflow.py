@@ -54,7 +54,7 @@ def rows_after_a_step(model: keras.Model, trained: keras.Model) -> np.ndarray:
     ids=lambda optimizer: " ".join(map(str, optimizer.values())) or "Adam",
 )
 def test_the_rows_of_both_passes_are_one_gradient(optimizer: dict[str, Any]) -> None:
-    """With eps = 0 and `normalize` the step is plain Keras's, in which rows move once."""
+    """With eps = 0 and `normalize` a step is plain Keras's, where rows move once."""
     plain, model = text_classifier(**optimizer), text_classifier(**optimizer)
     expected = rows_after_a_step(plain, plain)
     nrs = keras_nrs.wrap(model, eps=0.0, normalize=True)

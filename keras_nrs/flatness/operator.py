@@ -167,7 +167,7 @@ class HessianOperator(LinearOperator):  # type: ignore[misc]
 
     def _as_tensors(self, vector: Array) -> list[Tensor]:
         return [
-            ops.convert_to_tensor(np.ascontiguousarray(part), v.dtype)
+            ops.convert_to_tensor(np.asarray(part, order="C"), v.dtype)
             for part, v in zip(self.split(vector), self.variables, strict=True)
         ]
 
@@ -285,8 +285,8 @@ def _make_operator(  # noqa: PLR0913
     check_bool("regularizers", regularizers)
     divergence = divergence_in_use(model)
     model = base_model(model)
-    selected = select(model, variables)
     batches = Batches(model, x, y, sample_weight, batch_size=batch_size, steps=steps)
+    selected = select(model, variables, batches)
 
     def make_loss() -> tuple[BatchLoss, Any]:
         first_batch = next(iter(batches))

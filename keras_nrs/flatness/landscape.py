@@ -20,6 +20,7 @@ from keras_nrs._checks import check_int
 from keras_nrs._checks import check_seed
 from keras_nrs._files import atomic_write
 from keras_nrs.backend import compile_function
+from keras_nrs.backend import restored_random_state
 from keras_nrs.batches import Batches
 from keras_nrs.flatness import plots
 from keras_nrs.flatness.loss import BatchLoss
@@ -329,10 +330,12 @@ def _loss_function(
     def loss_of(values: Values) -> float:
         weights, state = values
         total, count = 0.0, 0
-        for batch in batches:
-            value = compiled(weights, Inputs(batch, weights, state))
-            total += batch.num_samples * float(ops.convert_to_numpy(value))
-            count += batch.num_samples
+        # Each pass makes the same draws, should the model make any.
+        with restored_random_state(weights[0]):
+            for batch in batches:
+                value = compiled(weights, Inputs(batch, weights, state))
+                total += batch.num_samples * float(ops.convert_to_numpy(value))
+                count += batch.num_samples
         return total / count
 
     return loss_of

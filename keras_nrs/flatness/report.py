@@ -11,6 +11,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -213,7 +214,7 @@ class Report:
             for y in (self._y, np.random.default_rng(0).permutation(self._y))
         )
         penalty = sum(
-            float(v.regularizer(v))
+            float(ops.convert_to_numpy(v.regularizer(v)))
             for v in base_model(model).trainable_variables
             if v.regularizer is not None
         )

@@ -15,6 +15,7 @@ from keras_nrs import stateless
 from keras_nrs.backend import compile_function
 from keras_nrs.backend import gradient
 from keras_nrs.batches import Batches
+from keras_nrs.flatness.loss import full_precision
 from keras_nrs.keras_internals import Functional
 from keras_nrs.keras_internals import producer
 from keras_nrs.keras_internals import producer_inputs
@@ -30,8 +31,9 @@ def select(model: Any, variables: Selection, batches: Batches) -> list[keras.Var
     Args:
         model: A built model, which must not be wrapped.
         variables: `"last_layer"`: the weights of the layer that makes an output, or of
-            the last layer with weights before it, for each output. `"all"`. Or a
-            predicate of a `keras.Variable`.
+            the last layer with weights before it, for each output. Where a model itself
+            multiplies by a kernel after that, this kernel, and the biases and scales
+            after it. `"all"`. Or a predicate of a `keras.Variable`.
         batches: The data. A subclassed model is called with the first batch, to find
             its last layer.
 
@@ -66,7 +68,8 @@ def select(model: Any, variables: Selection, batches: Batches) -> list[keras.Var
         shown = paths if len(paths) < 10 else [*paths[:9], "..."]
         raise ValueError(
             "`variables` must select at least one trainable variable. Received: "
-            f"variables={variables!r}, which selects none of {shown}."
+            f"variables={variables!r}, which selects none of {shown}. Pass 'all' or a "
+            "predicate, for example: variables=lambda v: 'kernel' in v.path"
         )
     return chosen
 
@@ -113,7 +116,8 @@ def _last_variables_in_call(model: Any, batches: Batches) -> list[keras.Variable
 
     def total(values: list[Tensor], x: Any) -> Tensor:
         pairs = list(zip(variables, values, strict=True))
-        with _LastLayerScope(pairs) as scope, scope.constant_inputs(layers):
+        scope = _LastLayerScope(pairs)
+        with full_precision(model), scope, scope.constant_inputs(layers):
             outputs = model(x, **stateless.call_kwargs(model, training=False))
         read_by_model.update(scope.read_by_model)
         # The outputs may be without any derivative.

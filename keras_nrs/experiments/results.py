@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from keras_nrs.experiments.recipes import VALUES_OF_OLD_FILES
 from keras_nrs.experiments.recipes import Recipe
 
 # The columns that name a cell of a table. The cell compares arms.
@@ -59,7 +60,10 @@ def read_runs(paths: Iterable[Path]) -> pd.DataFrame:
             f"file with the columns {', '.join(_REQUIRED)}. Received: "
             f"{', '.join(map(str, paths))}, without a tested run."
         )
-    runs = pd.DataFrame(rows)
+    # Only recipes have a scheme.
+    runs = pd.DataFrame(
+        (VALUES_OF_OLD_FILES if "scheme" in row else {}) | row for row in rows
+    )
     runs["arm"], runs["baseline"] = _arms(runs)
     _check_unique(runs)
     return _sorted(runs)

@@ -18,6 +18,7 @@ from keras_nrs._checks import check_rate
 from keras_nrs._checks import check_seed
 from keras_nrs.data.augmentation import AUGMENTATIONS
 from keras_nrs.data.augmentation import CUTOUT_SIZE
+from keras_nrs.data.augmentation import PADDING
 from keras_nrs.data.augmentation import Draws
 from keras_nrs.data.augmentation import random_resized_crop
 from keras_nrs.data.augmentation import resized_center_crop
@@ -122,6 +123,14 @@ class ImageData:
             raise ValueError(
                 f"augmentation={self.augmentation!r} mixes the samples of a batch, so "
                 f"it needs num_shards=1. Received: num_shards={self.num_shards}."
+            )
+        crops = AUGMENTATIONS[self.augmentation].crops
+        is_small = min(self.image_shape[:2]) <= PADDING
+        if self.source == "released" and crops and is_small:
+            raise ValueError(
+                f"source='released' pads with {PADDING} pixels of the mirror image, so "
+                f"it needs larger images. Received: images of shape {self.image_shape}."
+                " Use 'paper', or a larger image_size."
             )
         cuts_out = AUGMENTATIONS[self.augmentation].cuts_out
         if cuts_out and min(self.image_shape[:2]) <= CUTOUT_SIZE:

@@ -190,6 +190,10 @@ def test_the_papers_sets_load(
         ({"augmentation": "cutout"}, "cover whole images"),
         ({"augmentation": "much"}, "`augmentation` must be one of"),
         ({"source": "code"}, "`source` must be one of"),
+        (
+            {"source": "released", "augmentation": "basic", "image_size": 4},
+            "mirror image.*larger image_size",
+        ),
         ({"batch_size": 2_000}, "`batch_size`.*1 to 1000.*2000"),
         ({"batch_size": 5, "num_shards": 2}, "multiple of num_shards=2"),
         ({"label_smoothing": 1.0}, "`label_smoothing`.*1.0"),

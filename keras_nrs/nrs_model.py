@@ -388,6 +388,8 @@ class NRSModel(keras.Model):  # type: ignore[misc]
 
     def make_train_function(self, force: bool = False) -> None:
         self._follow_base_model()
+        if self.step_options.scheme != "baseline":
+            _check_layers(self.base_model)
         self._trainer.make_train_function(super().make_train_function, force)
 
     def make_test_function(self, force: bool = False) -> None:
@@ -562,6 +564,20 @@ def _check_calibration(calibrated_for: Any, perturbation: Perturbation) -> None:
             f"calibrate_eps() found for a {names[0]}, and perturbation={names[1]}. "
             "Pass the same perturbation to both, or float(eps) if you mean it."
         )
+
+
+def _check_layers(model: keras.Model) -> None:
+    """Raise an error for weights that a forward pass reads past Keras's variables."""
+    kinds = keras.layers.TorchModuleWrapper, keras.layers.TFSMLayer
+    for layer in keras_internals.sublayers(model, recursive=True):
+        if isinstance(layer, kinds) and layer.trainable_variables:
+            raise ValueError(
+                "`model` must have layers of Keras wherever weights are trained. "
+                f"Received: a model named {model.name!r} with the layer {layer.name!r} "
+                f"of class {type(layer).__name__}, whose own weights cannot be "
+                "perturbed. Set layer.trainable = False, rebuild it from layers of "
+                "Keras, or use keras_nrs.nrs_objective in a loop of your own."
+            )
 
 
 def _check_model(model: Any) -> None:

@@ -172,3 +172,22 @@ def test_added_losses_are_part_of_the_perturbed_loss(scheme: str) -> None:
         total += clean + divergence
     assert float(logs["perturbed_loss"]) == pytest.approx(perturbed, rel=1e-5)
     assert float(logs["loss"]) == pytest.approx(total, rel=1e-5)
+
+
+@pytest.mark.only_torch
+def test_modules_of_torch_cannot_be_perturbed() -> None:
+    import torch
+
+    model = keras.Sequential(
+        [
+            keras.Input((6,)),
+            keras.layers.TorchModuleWrapper(torch.nn.Linear(6, 4)),
+            layers.Dense(3),
+        ]
+    )
+    compile_classifier(model)
+    nrs = keras_nrs.wrap(model, eps=0.1)
+    with pytest.raises(ValueError, match="TorchModuleWrapper, whose own weights"):
+        nrs.train_on_batch(X, Y)
+    model.layers[0].trainable = False
+    assert float(nrs.train_on_batch(X, Y, return_dict=True)["model_divergence"]) > 0

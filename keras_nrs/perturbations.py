@@ -252,7 +252,7 @@ class Ball(_RandomDirection):
             `"volume"`.
         noise: Distribution of the elements of g. `"normal"`: standard normal, so the
             direction is uniform on the sphere. On JAX and TensorFlow its elements
-            take 1,021 values (`keras_nrs/noise.py`), on PyTorch's CPU 65,536.
+            take 2,040 values (`keras_nrs/noise.py`), on PyTorch's CPU 65,536.
             `"rademacher"`: -1 or 1, cheaper.
         where: `None`, or a predicate of a `keras.Variable` that selects the perturbed
             variables.

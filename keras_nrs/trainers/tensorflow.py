@@ -65,7 +65,9 @@ class BackendTrainer(Trainer):
             if self.options.scheme != "baseline":
                 model.seed_generator.next()
             return self._reducible(base.train_step(data) | self.tracker_logs())
-        self.objective.build(data)
+        # Outside of the graph: if tracing fails, new variables in it have no values.
+        with tf.init_scope():
+            self.objective.build(data)
         model.built = True
         key = model.seed_generator.next()
         state = [v.value for v in base.non_trainable_variables]
@@ -109,7 +111,7 @@ class BackendTrainer(Trainer):
     ) -> tuple[list[Tensor], Outcome]:
         """The gradients on one replica, times the optimizer's loss scale."""
         objective, scale = self.objective, self.base_model.optimizer.scale_loss
-        batch = objective.split(inputs)
+        batch = objective.split(inputs, perturbs=perturbs)
         if not (perturbs and self.options.memory_efficient):
             with tf.GradientTape() as tape:
                 tape.watch(weights)

@@ -59,7 +59,11 @@ class RandomStream:
 
     def uniform(self, shape: tuple[int, ...] = (), dtype: str = "float32") -> Tensor:
         """Uniform numbers in [0, 1)."""
-        return tf.random.stateless_uniform(shape, self._next_key(), dtype=dtype)
+        # XLA draws the same integers, but other floats.
+        words = tf.random.stateless_uniform(
+            shape, self._next_key(), minval=None, maxval=None, dtype="uint32"
+        )
+        return tf.cast(words & 0x7FFFFF, dtype) * 2.0**-23
 
 
 def restored_random_state(like: Tensor) -> AbstractContextManager[None]:

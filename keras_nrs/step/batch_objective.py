@@ -98,8 +98,8 @@ class BatchObjective:
         base = self.base_model
         _, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         outputs = getattr(base, "outputs", None)
-        if outputs and isinstance(y, dict):
-            outputs = dict(zip(base.output_names, outputs, strict=True))
+        if isinstance(base, keras_internals.Functional):
+            outputs = base.output
         with naming_labels(y, outputs, sample_weight):
             keras_internals.build_for_batch(base, data)
 

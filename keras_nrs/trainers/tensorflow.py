@@ -55,7 +55,14 @@ class BackendTrainer(Trainer):
 
         def train_function(iterator: Any) -> Any:
             self._perturbs = self.needs_perturbed_pass()
-            return functions[self._perturbs](iterator)
+            try:
+                return functions[self._perturbs](iterator)
+            except (StopIteration, tf.errors.OutOfRangeError):
+                raise
+            except Exception:
+                # A function that could not be traced does nothing at its next call.
+                model.train_function = None
+                raise
 
         model.train_function = train_function
 

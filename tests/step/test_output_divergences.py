@@ -175,7 +175,7 @@ def pinball(y_true: Any, y_pred: Any) -> Any:
 
 def ordinal(y_true: Any, y_pred: Any) -> Any:
     """Of ranks, as the number of thresholds that they pass."""
-    passed = ops.reshape(y_true, (-1, 1)) > ops.arange(3)
+    passed = ops.reshape(y_true, (-1, 1)) > ops.arange(3, dtype=y_true.dtype)
     return keras.losses.binary_crossentropy(
         ops.cast(passed, y_pred.dtype), y_pred, from_logits=True
     )

@@ -23,6 +23,14 @@ def _noise(
 _compiled_noise = tf.function(_noise, jit_compile=True, autograph=False)
 
 
+def _fold_in(key: Tensor, index: Tensor) -> Tensor:
+    """A key for an index.
+
+    Compiled programs take the low 32 bits of a key: keys of 32 bits are the same there.
+    """
+    return tf.random.experimental.stateless_fold_in(key, index) & 0xFFFFFFFF
+
+
 class RandomStream:
     """Independent random tensors from one key, the same for the same key.
 
@@ -31,7 +39,7 @@ class RandomStream:
     """
 
     def __init__(self, key: Tensor) -> None:
-        self._key = tf.cast(key, "int64")
+        self._key = tf.cast(key, "int64") & 0xFFFFFFFF
         self._draws = 0
 
     # The noise of all weights is drawn at once.
@@ -41,13 +49,13 @@ class RandomStream:
         """A stream independent of this one and of the streams of other indices."""
         # Negative, so that it never equals a draw's.
         index = -1 - tf.cast(index, "int64")
-        return RandomStream(tf.random.experimental.stateless_fold_in(self._key, index))
+        return RandomStream(_fold_in(self._key, index))
 
     def _next_key(self) -> Tensor:
         self._draws += 1
         # With a Python int it would return a key of 32 bits instead of 64.
         draws = tf.constant(self._draws, "int64")
-        return tf.random.experimental.stateless_fold_in(self._key, draws)
+        return _fold_in(self._key, draws)
 
     def normal(self, shape: tuple[int, ...], dtype: str = "float32") -> Tensor:
         """Standard normal numbers."""

@@ -461,8 +461,13 @@ class NRSModel(keras.Model):  # type: ignore[misc]
                 self.base_model, x, y, y_pred, sample_weight, training=training
             )
 
-    def compute_metrics(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        logs: dict[str, Tensor] = self.base_model.compute_metrics(*args, **kwargs)
+    def compute_metrics(
+        self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
+    ) -> dict[str, Tensor]:
+        with naming_labels(y, y_pred, sample_weight):
+            logs: dict[str, Tensor] = self.base_model.compute_metrics(
+                x, y, y_pred, sample_weight
+            )
         return logs
 
     @property
@@ -470,6 +475,10 @@ class NRSModel(keras.Model):  # type: ignore[misc]
         if not hasattr(self, "base_model"):
             return []
         return self.base_model.metrics + self._trackers
+
+    def reset_metrics(self) -> None:
+        self._eps_warnings.before_reset(self._trackers)
+        super().reset_metrics()
 
     def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         call = inspect.signature(keras.Model.fit).bind(self, *args, **kwargs)

@@ -98,20 +98,27 @@ class BatchObjective:
         """Build the unbuilt parts of the base model and of its compiled loss."""
         base = self.base_model
         _, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        with naming_labels(y, getattr(base, "outputs", None), sample_weight):
+        outputs = getattr(base, "outputs", None)
+        if isinstance(base, keras_internals.Functional):
+            outputs = base.output
+        with naming_labels(y, outputs, sample_weight):
             keras_internals.build_for_batch(base, data)
 
-    def split(self, inputs: StepInputs) -> SplitBatch:
-        """The groups of a batch, with the inputs of each."""
-        batch, num_deltas = inputs.batch, self.options.perturbations_per_replica
-        order = None
-        if self.options.perturbed_fraction < 1:
+    def split(self, inputs: StepInputs, *, perturbs: bool = True) -> SplitBatch:
+        """The groups of a batch, one if nothing is perturbed, with their inputs."""
+        batch, order, num_deltas, fraction = inputs.batch, None, 1, 1.0
+        if perturbs:
+            num_deltas = self.options.perturbations_per_replica
+            fraction = self.options.perturbed_fraction
+        if num_deltas > 1 or fraction < 1 or inputs.num_replicas > 1:
+            self._check_divisible(batch, is_reordered=fraction < 1)
+        if fraction < 1:
             order = self._random_order(inputs)
             batch = reordered(batch, order)
         groups = split_into_groups(
             num_samples(batch),
             num_deltas,
-            self.options.perturbed_fraction,
+            fraction,
             # Dropout and BatchNorm have a state. Without one samples are independent.
             keep_whole=not self.base_model.non_trainable_variables,
         )
@@ -136,6 +143,23 @@ class BatchObjective:
                 Microbatch(group, data, perturbed_data, stream, state, offsets)
             )
         return SplitBatch(microbatches, order)
+
+    def _check_divisible(self, batch: Any, *, is_reordered: bool) -> None:
+        """Raise an error for data and layers that need a batch as a whole."""
+        sparse = {"SparseTensor", "BCOO"} if is_reordered else {"SparseTensor"}
+        reason = ""
+        for tensor in tree.flatten(batch):
+            if type(tensor).__name__ in sparse:
+                reason = f"sparse data ({type(tensor).__name__}), which has no slices"
+        for layer in keras_internals.sublayers(self.base_model, recursive=True):
+            if isinstance(layer, keras.layers.RNN) and layer.stateful:
+                reason = f"the stateful layer {layer.name!r}, which holds a whole batch"
+        if reason:
+            raise ValueError(
+                "Batches must be divisible for perturbations_per_replica > 1, "
+                f"perturbed_fraction < 1 and several devices. Received: {reason}. "
+                "Leave out these options, or use dense data and no stateful layers."
+            )
 
     @not_in_graphs
     def _random_order(self, inputs: StepInputs) -> Tensor:

@@ -56,7 +56,14 @@ class BackendTrainer(Trainer):
 
         def train_function(iterator: Any) -> Any:
             self._perturbs = self.needs_perturbed_pass()
-            return functions[self._perturbs](iterator)
+            try:
+                return functions[self._perturbs](iterator)
+            except (StopIteration, tf.errors.OutOfRangeError):
+                raise
+            except Exception:
+                # A function that could not be traced does nothing at its next call.
+                model.train_function = None
+                raise
 
         model.train_function = train_function
 
@@ -66,7 +73,9 @@ class BackendTrainer(Trainer):
             if self.options.scheme != "baseline":
                 model.seed_generator.next()
             return self._reducible(base.train_step(data) | self.tracker_logs())
-        self.objective.build(data)
+        # Outside of the graph: if tracing fails, new variables in it have no values.
+        with tf.init_scope():
+            self.objective.build(data)
         model.built = True
         key = model.seed_generator.next()
         state = [v.value for v in base.non_trainable_variables]
@@ -128,7 +137,7 @@ class BackendTrainer(Trainer):
     ) -> tuple[list[Tensor], Outcome]:
         """The gradients on one replica, times the optimizer's loss scale."""
         objective, scale = self.objective, self.base_model.optimizer.scale_loss
-        batch = objective.split(inputs)
+        batch = objective.split(inputs, perturbs=perturbs)
         if perturbs and self.options.memory_efficient:
             # The values of now: the optimizer may assign before they are read again.
             weights = [tf.convert_to_tensor(weight) for weight in weights]

@@ -493,6 +493,46 @@ def test_memory_efficient_steps_are_the_same_steps(
     assert history["model_divergence"][-1] > 1e-3
 
 
+class Empty(layers.Layer):
+    """Dense, and a weight without elements."""
+
+    def build(self, shape: Any) -> None:
+        self.empty = self.add_weight(shape=(0, 4), name="empty")
+        self.dense = layers.Dense(3)
+        self.dense.build(shape)
+
+    def call(self, inputs: Any) -> Any:
+        return self.dense(inputs) + keras.ops.sum(self.empty)
+
+
+@pytest.mark.parametrize("perturbation", ["layerwise", *rest("relative", "ball")])
+@pytest.mark.parametrize("memory_efficient", [True, *rest(False)])
+def test_a_weight_without_elements(memory_efficient: bool, perturbation: str) -> None:
+    """The step is that of the other weights."""
+    x, y = image_data(16)
+
+    def terms(layer: layers.Layer) -> list[float]:
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((6, 6, 1)), layers.Flatten(), layer])
+        compile_classifier(model, metrics=None)
+        nrs = keras_nrs.wrap(
+            model,
+            eps=0.3,
+            perturbation=perturbation,
+            memory_efficient=memory_efficient,
+            seed=0,
+        )
+        kernel = next(v for v in model.trainable_variables if v.shape == (36, 3))
+        kernel.assign(np.linspace(-1, 1, 108).reshape(36, 3))
+        return [float(term) for term in nrs.train_on_batch(x, y)]
+
+    found = terms(Empty())
+    assert np.isfinite(found).all()
+    if perturbation != "layerwise":  # Which draws anew for each weight.
+        # Sums of 100 terms, in an order that may differ.
+        assert found == pytest.approx(terms(layers.Dense(3)), rel=100 * ROUNDING)
+
+
 def test_memory_efficient_with_masks_and_several_outputs() -> None:
     """Masked positions still do not count, and an output without a loss is fine."""
     tokens = np.array([[1, 2, 3, 0], [4, 0, 0, 0]])

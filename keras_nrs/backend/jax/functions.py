@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 from typing import TypeVar
 
@@ -54,6 +55,11 @@ def hessian_at(
     linearize = jax.jit(linear_function)
     apply = jax.jit(lambda linear, vectors: linear(vectors))
     return lambda tensors, inputs: functools.partial(apply, linearize(tensors, inputs))
+
+
+def eager_scope() -> AbstractContextManager[Any]:
+    """A context whose operations have values, even where a program is compiled."""
+    return jax.ensure_compile_time_eval()
 
 
 def not_in_graphs(function: Function) -> Function:

@@ -249,9 +249,10 @@ def test_the_divergence_alone_is_named() -> None:
 
 def test_the_loss_alone_is_named() -> None:
     """An infinite penalty is in neither of the other terms."""
-    inputs = keras.Input((4,))
-    penalty = layers.ActivityRegularization(l1=1e38)
-    model = keras.Model(inputs, penalty(layers.Dense(3)(inputs)))
+    penalty = keras.regularizers.L1(1e38)
+    model = keras.Sequential(
+        [keras.Input((4,)), layers.Dense(30, kernel_regularizer=penalty)]
+    )
     model.compile("sgd", LOGITS)
     x, y = normal_data(8)
     text = fault_of(keras_nrs.wrap(model, eps=0.3), 100 * x, y)

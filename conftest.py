@@ -52,6 +52,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for backend in ("jax", "tensorflow", "torch"):
         config.addinivalue_line("markers", f"only_{backend}: runs on {backend} only")
     config.addinivalue_line("markers", "not_torch: what PyTorch does in another way")
+    config.addinivalue_line("markers", "not_jax: what JAX does in another way")
     config.addinivalue_line("markers", "matrix: slow, except on PyTorch")
     config.addinivalue_line("markers", "several_devices: not in Keras on PyTorch")
 
@@ -67,6 +68,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     mine = f"only_{BACKEND}"
     if BACKEND == "torch":
         others |= {"several_devices", "not_torch"}
+    if BACKEND == "jax":
+        others |= {"not_jax"}
     items[:] = [
         item
         for item in items

@@ -11,10 +11,14 @@ import numpy as np
 
 # Seeds and counters have 32 bits on all backends.
 _LARGEST_INT = 2**31 - 1
+_LARGEST_FLOAT = float(np.finfo("float32").max)
 
 
 def check_nonnegative(name: str, value: Any) -> float:
-    """A number or scalar tensor as a float >= 0, or an error naming the argument."""
+    """A number or scalar tensor as a float >= 0, or an error naming the argument.
+
+    The float is in the range of float32, in which most numbers are computed.
+    """
     if tuple(getattr(value, "shape", ("no tensor",))) == ():
         value = keras.ops.convert_to_numpy(value).item()
     if isinstance(value, bool) or not isinstance(value, Real):
@@ -29,6 +33,11 @@ def check_nonnegative(name: str, value: Any) -> float:
     if not math.isfinite(number) or number < 0:
         raise ValueError(
             f"`{name}` must be finite and >= 0. Received: {name}={value!r}."
+        )
+    if number > _LARGEST_FLOAT:
+        raise ValueError(
+            f"`{name}` must be at most {_LARGEST_FLOAT:.3g}, the largest number in "
+            f"float32. Received: {name}={value!r}."
         )
     return number
 

@@ -1,11 +1,13 @@
 """Batches of data in all the forms that `fit()` takes."""
 
+from collections.abc import Iterable
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 from typing import NamedTuple
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_nrs._checks import check_int
@@ -25,10 +27,12 @@ class Batch(NamedTuple):
 
 
 class Batches:
-    """The batches of a data set, the same at each iteration.
+    """The batches of a data set, with the same samples at each iteration.
 
     The device holds one batch at a time. The host keeps all batches of a generator,
     which runs once, and the first `steps` batches of a data set, which may shuffle.
+    Any other data set is checked: an iteration over other samples than those of the
+    first one ends with an error.
 
     Args:
         model: The model. The preprocessor of a KerasHub task is applied.
@@ -58,7 +62,7 @@ class Batches:
         batch_size = check_int("batch_size", batch_size, minimum=1)
         if steps is not None:
             steps = check_int("steps", steps, minimum=1)
-        is_arrays = check_data(x, y, sample_weight)
+        self._is_arrays = is_arrays = check_data(x, y, sample_weight)
         self._preprocess = getattr(model, "preprocess_samples", None)
         try:
             self._adapter = get_data_adapter(
@@ -77,6 +81,7 @@ class Batches:
         self._steps = steps or self._adapter.num_batches
         self._on_host: list[Any] = []
         self._single: Batch | None = None
+        self._digest: int | None = None
         _check_not_endless(x, self._steps)
         # A data set that shuffles would give other first batches each time.
         is_truncated = steps is not None and not is_arrays
@@ -104,7 +109,26 @@ class Batches:
     def __iter__(self) -> Iterator[Batch]:
         if self._single is not None:
             return iter([self._single])
-        return map(self._to_batch, self._on_host or self._read_numpy())
+        return map(self._to_batch, self._on_host or self._read_checked())
+
+    def _read_checked(self) -> Iterator[Any]:
+        """The batches, and an error after the last one if the samples have changed."""
+        if self._is_arrays:
+            yield from self._read_numpy()
+            return
+        digest = 0
+        for data in self._read_numpy():
+            digest += _digest(data)
+            yield data
+        if self._digest not in (None, digest):
+            raise ValueError(
+                "`x` must yield the same samples at each pass, in any order. Received: "
+                "other samples than at the first pass. Remove what is random before "
+                "batch() (an augmentation, or shuffle() before take() or "
+                "drop_remainder=True), or pass `steps`, with which the batches of the "
+                "first pass are kept in memory."
+            )
+        self._digest = digest
 
     def _read_numpy(self) -> Iterator[Any]:
         """The batches as NumPy arrays, in the memory of the host."""
@@ -120,6 +144,19 @@ class Batches:
             data = self._preprocess(x, y, sample_weight)
             x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         return Batch(*map(_to_tensors, (x, y, sample_weight)))
+
+
+def _digest(data: Any) -> int:
+    """A number that depends on the samples of a batch, but not on their order."""
+    columns: list[Iterable[Any]] = []
+    for leaf in keras.tree.flatten(data):
+        array = np.asarray(leaf)
+        if array.ndim and array.dtype == object:
+            columns.append(map(repr, array.tolist()))
+        elif array.ndim:
+            rows = array.reshape(len(array), -1)
+            columns.append(row.tobytes() for row in rows)
+    return sum(map(hash, zip(*columns, strict=False)))
 
 
 def _to_tensors(structure: Any) -> Any:

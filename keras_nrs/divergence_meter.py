@@ -3,11 +3,12 @@
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_nrs import perturbations
 from keras_nrs import stateless
-from keras_nrs._checks import check_int
+from keras_nrs._checks import check_seed
 from keras_nrs.backend import RandomStream
 from keras_nrs.backend import compile_function
 from keras_nrs.batches import Batch
@@ -18,9 +19,9 @@ from keras_nrs.step.output_divergences import total_divergence
 
 
 def keys_of_samples(seed: int, num_samples: int) -> list[Any]:
-    """A key for each perturbation."""
-    seed = check_int("seed", seed, minimum=0, maximum=2**31 - 1 - num_samples)
-    return [keras.random.SeedGenerator(seed + i).next() for i in range(num_samples)]
+    """A key for each perturbation, none of them another seed's too."""
+    words = np.random.SeedSequence(check_seed("seed", seed)).generate_state(num_samples)
+    return [keras.random.SeedGenerator(int(word) >> 1).next() for word in words]
 
 
 def divergence_meter(

@@ -4,6 +4,7 @@ import math
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,11 @@ from keras_nrs.keras_internals import initial_epoch
 
 # Below this share of the loss the divergence has no measurable effect on training.
 _INERT_SHARE = 1e-4
-# Perturbations whose eps is a share of the weights' norm.
+# Perturbations whose eps is a share of the weights' norm, and an eps that is enough.
 _RELATIVE = (perturbations.RelativeBall, perturbations.LayerwiseBall)
+_ENOUGH_EPS = 0.1
+# Growth of the divergence from epoch to epoch that is not by chance.
+_GROWTH = 1.1
 # The terms of the objective that are in the logs.
 _TERMS = ("loss", "perturbed_loss", "model_divergence")
 # The length of delta is random. One step alone may have drawn a short one.
@@ -36,6 +40,7 @@ class _EpsRecord:
         steps: Number of steps with a perturbed pass.
         num_epochs: Number of epochs.
         divergence: Largest mean divergence of an epoch.
+        grows: Whether it is the last epoch's.
         loss: Mean loss of the first epoch.
     """
 
@@ -44,6 +49,7 @@ class _EpsRecord:
     steps: float = 0.0
     num_epochs: int = 0
     divergence: float = 0.0
+    grows: bool = False
     loss: float = math.nan
 
 
@@ -54,9 +60,11 @@ class EpsWarnings(keras.callbacks.Callback):  # type: ignore[misc]
     an earlier one. It compares alpha times the mean divergence of each epoch with the
     loss of the first epoch, since later losses may be next to nothing. It warns if the
     product never was large enough: after 100 steps and the end of their epoch, or at
-    the end of a shorter training. It is silent if `eps` or `alpha` is 0, or if one of
-    them was assigned since training began. When training begins it warns of a relative
-    eps above 1, with which delta may be longer than the weights.
+    the end of a shorter training. A relative eps of at least 0.1 is given 100 steps and
+    as long as the divergence grows: the outputs of a new head are uniform at first. It
+    is silent if `eps` or `alpha` is 0, or if one of them was assigned since training
+    began. When training begins it warns of a relative eps above 1, with which delta may
+    be longer than the weights.
 
     After each epoch it warns once of terms in the logs that are not finite. The logs
     are at hand without waiting for a step.
@@ -65,6 +73,18 @@ class EpsWarnings(keras.callbacks.Callback):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__()
         self._record = _EpsRecord(values=(0.0, 0.0), is_open=False)
+        self._is_in_epoch = False
+        self._divergence = 0.0
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._is_in_epoch = True
+        self._divergence = 0.0
+
+    def before_reset(self, trackers: Sequence[keras.metrics.Metric]) -> None:
+        """Note the mean divergence before a callback's `evaluate()` resets it."""
+        if self._is_in_epoch and trackers:
+            divergence = float(keras.ops.convert_to_numpy(trackers[0].result()))
+            self._divergence = max(self._divergence, divergence)
 
     def on_train_begin(self, logs: Any = None) -> None:
         model = self.model
@@ -89,6 +109,7 @@ class EpsWarnings(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         logs = logs or {}
+        self._is_in_epoch = False
         faults = {name: float(logs[name]) for name in _TERMS if name in logs}
         faults = {name: v for name, v in faults.items() if not math.isfinite(v)}
         if faults and self._are_finite:
@@ -104,16 +125,26 @@ class EpsWarnings(keras.callbacks.Callback):  # type: ignore[misc]
             record.loss = float(logs.get("loss", math.nan))
         record.num_epochs += 1
         record.steps += steps
-        divergence = float(logs.get("model_divergence", math.nan))
+        divergence = max(self._divergence, float(logs.get("model_divergence", 0.0)))
+        record.grows = divergence > _GROWTH * record.divergence
         record.divergence = max(record.divergence, divergence)
         _, alpha = record.values
         record.is_open = alpha * record.divergence < _INERT_SHARE * record.loss
-        if record.is_open and record.steps >= _ENOUGH_STEPS:
-            self._warn_of_inert_eps()
+        self._warn_if_inert(_ENOUGH_STEPS)
 
     def on_train_end(self, logs: Any = None) -> None:
+        self._warn_if_inert(_FEWEST_STEPS)
+
+    def _warn_if_inert(self, fewest_steps: float) -> None:
         record = self._record
-        if record.is_open and record.steps >= _FEWEST_STEPS:
+        eps, _ = record.values
+        if (
+            eps >= _ENOUGH_EPS
+            and isinstance(self.model.perturbation, _RELATIVE)
+            and record.divergence < _INERT_SHARE * record.loss
+        ):
+            fewest_steps = math.inf if record.grows else _ENOUGH_STEPS
+        if record.is_open and record.steps >= fewest_steps:
             self._warn_of_inert_eps()
 
     def _warn_of_faults(self, epoch: int, faults: dict[str, float]) -> None:

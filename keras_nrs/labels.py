@@ -21,6 +21,14 @@ def naming_labels(y: Any, outputs: Any, sample_weight: Any = None) -> Iterator[N
     try:
         yield
     except Exception as error:
+        named = isinstance(y, dict) and isinstance(outputs, dict)
+        if named and isinstance(error, KeyError) and error.args[0] in outputs:
+            raise ValueError(
+                f"`y` must have labels for the output {error} as well, which the "
+                f"compiled loss or metrics read. Received: labels for {list(y)}. With "
+                "metrics, Keras reads labels of outputs without a loss too: pass zeros "
+                "there, or, if only one output has labels, pass them without a dict."
+            ) from error
         if y is None and outputs is not None:
             raise ValueError(
                 "`y` must be labels, which the compiled loss compares with the model's "

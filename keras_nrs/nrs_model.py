@@ -71,9 +71,9 @@ def wrap(
             `None`) for each output.
         interval: The perturbed pass runs at every `interval`-th step only; the
             other steps minimize L(theta), at the cost of a plain step.
-        normalize: Whether to divide Equation 3, except for weight penalties and other
-            losses of layers, by `1 + beta`. A learning rate and penalties that were
-            tuned without NRS then keep their meaning.
+        normalize: Whether to divide Equation 3, except for weight penalties, by
+            `1 + beta`. A learning rate and penalties that were tuned without NRS then
+            keep their meaning.
         perturbations_per_replica: Number of groups into which the batch of each device
             is split. Each has a delta of its own, at the cost of smaller batches for
             the hardware, with independent dropout masks and its own batch moments in
@@ -250,8 +250,9 @@ class NRSModel(keras.Model):  # type: ignore[misc]
         L(theta) + alpha * d(theta, theta + delta) + beta * L(theta + delta)
 
     where d is the Kullback-Leibler divergence between the outputs of both models.
-    Both passes see the same batch, dropout masks and random seeds; BatchNorm
-    statistics, layer losses and metrics come from the pass at theta alone.
+    Both passes see the same batch, dropout masks and random seeds. BatchNorm
+    statistics, metrics and weight penalties come from the pass at theta alone; losses
+    of `add_loss()` and activity regularizers are part of L, in both passes.
 
     Everything but training is the base model's: `compile()` compiles it, `evaluate()`
     and `predict()` give its results. Ask `base_model` for its layers and inputs.
@@ -387,6 +388,8 @@ class NRSModel(keras.Model):  # type: ignore[misc]
 
     def make_train_function(self, force: bool = False) -> None:
         self._follow_base_model()
+        if self.step_options.scheme != "baseline":
+            _check_layers(self.base_model)
         self._trainer.make_train_function(super().make_train_function, force)
 
     def make_test_function(self, force: bool = False) -> None:
@@ -458,8 +461,13 @@ class NRSModel(keras.Model):  # type: ignore[misc]
                 self.base_model, x, y, y_pred, sample_weight, training=training
             )
 
-    def compute_metrics(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        logs: dict[str, Tensor] = self.base_model.compute_metrics(*args, **kwargs)
+    def compute_metrics(
+        self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
+    ) -> dict[str, Tensor]:
+        with naming_labels(y, y_pred, sample_weight):
+            logs: dict[str, Tensor] = self.base_model.compute_metrics(
+                x, y, y_pred, sample_weight
+            )
         return logs
 
     @property
@@ -467,6 +475,10 @@ class NRSModel(keras.Model):  # type: ignore[misc]
         if not hasattr(self, "base_model"):
             return []
         return self.base_model.metrics + self._trackers
+
+    def reset_metrics(self) -> None:
+        self._eps_warnings.before_reset(self._trackers)
+        super().reset_metrics()
 
     def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         call = inspect.signature(keras.Model.fit).bind(self, *args, **kwargs)
@@ -561,6 +573,20 @@ def _check_calibration(calibrated_for: Any, perturbation: Perturbation) -> None:
             f"calibrate_eps() found for a {names[0]}, and perturbation={names[1]}. "
             "Pass the same perturbation to both, or float(eps) if you mean it."
         )
+
+
+def _check_layers(model: keras.Model) -> None:
+    """Raise an error for weights that a forward pass reads past Keras's variables."""
+    kinds = keras.layers.TorchModuleWrapper, keras.layers.TFSMLayer
+    for layer in keras_internals.sublayers(model, recursive=True):
+        if isinstance(layer, kinds) and layer.trainable_variables:
+            raise ValueError(
+                "`model` must have layers of Keras wherever weights are trained. "
+                f"Received: a model named {model.name!r} with the layer {layer.name!r} "
+                f"of class {type(layer).__name__}, whose own weights cannot be "
+                "perturbed. Set layer.trainable = False, rebuild it from layers of "
+                "Keras, or use keras_nrs.nrs_objective in a loop of your own."
+            )
 
 
 def _check_model(model: Any) -> None:

@@ -391,7 +391,12 @@ def sample_deltas(
     rng: Any,
 ) -> list[Tensor | None]:
     """One delta for each variable, `None` for a variable that is not perturbed."""
-    selected = [i for i, v in enumerate(variables) if perturbation.selects(v)]
+    selected = [
+        i
+        for i, v in enumerate(variables)
+        # float8's scales are statistics of the batch, not weights.
+        if not v.overwrite_with_gradient and perturbation.selects(v)
+    ]
     deltas: list[Tensor | None] = [None] * len(variables)
     if not variables:
         return deltas

@@ -15,6 +15,9 @@ from keras_nrs import keras_internals
 
 Tensor = Any
 
+# Plain Keras assigns eagerly there, which a gradient does not pass.
+ASSIGNMENT_STOPS_GRADIENTS = keras.config.backend() != "jax"
+
 
 def call_kwargs(model: Any, *, training: bool | None) -> dict[str, Any]:
     """The keyword arguments of a call of `model`: `training`, if it takes that."""
@@ -31,12 +34,33 @@ def current_values(model: Any) -> tuple[list[Tensor], list[Tensor]]:
     return values(model.trainable_variables), values(model.non_trainable_variables)
 
 
+class PassScope(keras.StatelessScope):  # type: ignore[misc]
+    """A scope that remembers which variables were assigned in it.
+
+    Attributes:
+        updates: Pairs of a variable and its last assigned value, by the variable's id.
+    """
+
+    def __init__(self, mapping: list[tuple[Any, Tensor]]) -> None:
+        super().__init__(mapping, collect_losses=True)
+        self.updates: dict[int, tuple[keras.Variable, Tensor]] = {}
+
+    def add_update(self, update: tuple[keras.Variable, Tensor]) -> None:
+        variable, value = update
+        weight = self.get_current_value(variable)
+        if variable.trainable and weight is not None and ASSIGNMENT_STOPS_GRADIENTS:
+            # Gradients reach the weight itself and do not flow through the value.
+            value = ops.stop_gradient(value) + (weight - ops.stop_gradient(weight))
+        super().add_update((variable, value))
+        self.updates[id(variable)] = variable, value
+
+
 def scope(
     model: Any,
     weights: Sequence[Tensor],
     state: Sequence[Tensor],
     metrics: Sequence[Tensor] | None = None,
-) -> keras.StatelessScope:
+) -> PassScope:
     """A scope in which the variables of a model have the given values.
 
     Args:
@@ -50,9 +74,7 @@ def scope(
     if metrics is not None:
         variables += model.metrics_variables
         values += metrics
-    return keras.StatelessScope(
-        list(zip(variables, values, strict=True)), collect_losses=True
-    )
+    return PassScope(list(zip(variables, values, strict=True)))
 
 
 @contextmanager

@@ -50,6 +50,14 @@ def test_negative_or_infinite_numbers(check: Any, value: Any) -> None:
         check("eps", value)
 
 
+@pytest.mark.parametrize("value", [3.5e38, 1e39, 10**200])
+@pytest.mark.parametrize("check", [check_nonnegative, check_positive])
+def test_numbers_that_float32_does_not_hold(check: Any, value: Any) -> None:
+    with pytest.raises(ValueError, match=r"`eps` must be at most 3\.4e\+38.*eps="):
+        check("eps", value)
+    assert check("eps", 3.4e38) == 3.4e38
+
+
 def test_positive_numbers() -> None:
     assert check_positive("stddev", 2) == 2.0
     with pytest.raises(ValueError, match=r"`stddev` must be > 0\. .*stddev=0"):

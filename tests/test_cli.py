@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 import keras_nrs.experiments
 from keras_nrs import cli
+from keras_nrs._digits import load_digits
 from keras_nrs.experiments import demo
 from tests.support.data import image_data
 from tests.support.networks import cnn
@@ -148,7 +149,7 @@ def test_flatness_compares_saved_models(tmp_path: Path) -> None:
     exact = keras_nrs.flatness.hessian_eigenvalues(model, x, y, k=2).eigenvalues
     for number in (*exact, model.evaluate(x, y, verbose=0)[0]):
         assert f"{number:.3g}" in result.output
-    for word in ("one", "two", "trace", "model divergence, relative eps 0.1"):
+    for word in ("one", "two", "accuracy", "loss", "trace", "divergence, relative"):
         assert word in result.output
     for name in ("landscape.png", "density.png"):
         assert (output / name).read_bytes().startswith(b"\x89PNG")
@@ -169,6 +170,32 @@ def test_flatness_of_a_wrapped_model_on_digits(tmp_path: Path) -> None:
     result = _flatness(path, "--data", "digits", *options)
     assert result.exit_code == 0, result.output
     assert "1797 samples" in result.output
+
+
+# The model of docs/flatness.md, and the same with the scale of another data set.
+@pytest.mark.only_torch
+@pytest.mark.parametrize("scale", [1.0, 1 / 16])
+def test_flatness_shows_the_accuracy_and_warns_of_chance(
+    scale: float, tmp_path: Path
+) -> None:
+    images, y = load_digits()
+    x = images.reshape(-1, 64)
+    hidden = keras.layers.Dense(32, activation="relu")
+    output_layer = keras.layers.Dense(10, kernel_regularizer=keras.regularizers.L2(0.1))
+    model = keras.Sequential(
+        [keras.Input((64,)), keras.layers.Rescaling(scale), hidden, output_layer]
+    )
+    compile_classifier(model, optimizer="adam", metrics=[])
+    model.fit(x[:200] / scale, y[:200], epochs=20, verbose=0)
+    model.save(tmp_path / "model.keras")
+    options = ["--points", 2, "--batch-size", 1797, "--output", tmp_path / "out"]
+    result = _flatness(tmp_path / "model.keras", "--data", "digits", *options)
+    assert result.exit_code == 0, result.output
+    assert ("that of chance" in " ".join(result.output.split())) == (scale < 1)
+    outputs = model.predict(x, verbose=0)
+    accuracy = 100 * np.mean(np.argmax(outputs, axis=1) == y)
+    assert f"{accuracy:.1f} %" in result.output
+    assert f"{model.evaluate(x, y, verbose=0):.4g}" in result.output
 
 
 @pytest.mark.only_torch

@@ -102,6 +102,51 @@ def test_an_eps_longer_than_the_weights_is_reported(perturbation: str) -> None:
         fit(eps=1.5, perturbation=perturbation)
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("eps", [0.3, 1e-6])
+def test_evaluation_within_an_epoch_hides_no_divergence(batch: int, eps: float) -> None:
+    """It resets the means of the logs: after the last batch they are 0."""
+    x, y = image_data()
+
+    class Evaluate(keras.callbacks.Callback):
+        def on_train_batch_end(self, index: int, logs: Any = None) -> None:
+            if index == batch:
+                self.model.evaluate(x, y, verbose=0)
+
+    nrs = keras_nrs.wrap(cnn(), eps=eps, perturbation="relative", seed=0)
+    with warnings.catch_warnings(record=True) as record:
+        warnings.simplefilter("always")
+        nrs.fit(x, y, batch_size=16, verbose=0, callbacks=[Evaluate()])
+    found = [w for w in record if "has no effect" in str(w.message)]
+    assert len(found) == (eps < 0.1)
+
+
+@pytest.mark.parametrize("epochs", [1, 6])
+def test_a_new_head_gets_time_to_learn(epochs: int) -> None:
+    """Its first outputs are uniform, at whichever eps."""
+    rng = np.random.default_rng(0)
+    x, y = 0.03 * rng.normal(size=(1024, 64)).astype("float32"), np.arange(1024) % 10
+    body = layers.Dense(256, activation="relu", trainable=False)
+    model = keras.Sequential([keras.Input((64,)), body, layers.Dense(10)])
+    compile_classifier(model, optimizer=keras.optimizers.Adam(0.01))
+    nrs = keras_nrs.wrap(model, eps=0.3, perturbation="relative", seed=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        history = nrs.fit(x, y, batch_size=8, epochs=epochs, verbose=0).history
+    if epochs == 1:
+        assert history["model_divergence"][0] < 1e-4 * history["loss"][0]
+
+
+def test_a_head_that_learns_nothing_is_reported() -> None:
+    x, y = image_data(128)
+    model = keras.Sequential([keras.Input((6, 6, 1)), layers.Flatten()])
+    model.add(layers.Dense(3, use_bias=False))
+    compile_classifier(model, optimizer=keras.optimizers.SGD(1e-9))
+    nrs = keras_nrs.wrap(model, eps=0.3, perturbation="relative", seed=0)
+    with pytest.warns(UserWarning, match=r"eps=0\.3 has no effect.*after \d epochs"):
+        nrs.fit(1e-3 * x, y, batch_size=2, epochs=4, verbose=0)
+
+
 def test_no_warning_for_a_scheduled_eps() -> None:
     class WarmUp(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
@@ -204,9 +249,10 @@ def test_the_divergence_alone_is_named() -> None:
 
 def test_the_loss_alone_is_named() -> None:
     """An infinite penalty is in neither of the other terms."""
-    inputs = keras.Input((4,))
-    penalty = layers.ActivityRegularization(l1=1e38)
-    model = keras.Model(inputs, penalty(layers.Dense(3)(inputs)))
+    penalty = keras.regularizers.L1(1e38)
+    model = keras.Sequential(
+        [keras.Input((4,)), layers.Dense(30, kernel_regularizer=penalty)]
+    )
     model.compile("sgd", LOGITS)
     x, y = normal_data(8)
     text = fault_of(keras_nrs.wrap(model, eps=0.3), 100 * x, y)

@@ -21,7 +21,7 @@ FLOORS = [
     "step fit_checks",
     "perturbations",
     "divergences batches backend models data",
-    "labels stateless noise preprocessing saving backups",
+    "labels stateless noise preprocessing saving backups unit_axes",
     "_checks _digits _files keras_internals",
 ]
 FLOOR_OF = {name: i for i, names in enumerate(FLOORS) for name in names.split()}

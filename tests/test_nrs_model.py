@@ -371,18 +371,56 @@ def test_bad_assignments() -> None:
         nrs.alpha = "1"
 
 
-def test_loss_without_a_known_divergence() -> None:
+@pytest.mark.parametrize("make", [lambda: cnn(compile=False), Subclassed])
+@pytest.mark.parametrize("as_plain", [False, True])
+def test_loss_without_a_known_divergence(make: Any, as_plain: bool) -> None:
+    """The advice of the error can be followed, and the model trains without NRS too."""
     x, y = image_data()
-    model = cnn(compile=False)
-    model.compile("sgd", loss="categorical_hinge")
+    model = make()
+    model.compile("adam", loss="categorical_hinge")
     nrs = keras_nrs.wrap(model)
-    weights = numpy_values(model.trainable_variables)
     with pytest.raises(ValueError, match="divergence='auto' knows no divergence"):
         nrs.fit(x, np.eye(3)[y], verbose=0)
+    weights = numpy_values(model.trainable_variables)
     with pytest.raises(ValueError, match="divergence='auto' knows no divergence"):
         nrs.train_on_batch(x, np.eye(3)[y])
     assert_equal(numpy_values(model.trainable_variables), weights)
+    if as_plain:
+        assert np.isfinite(model.fit(x, np.eye(3)[y], verbose=0).history["loss"]).all()
+        return
     kl = keras_nrs.divergences.CategoricalKL(from_logits=True)
-    nrs = keras_nrs.wrap(model, divergence=kl, **NRS)
+    nrs = keras_nrs.wrap(keras_nrs.unwrap(nrs), divergence=kl, **NRS)
     history = nrs.fit(x, np.eye(3)[y], verbose=0).history
     assert history["model_divergence"][0] > 0
+
+
+class FailsOnce(layers.Layer):
+    """Raises in its first pass of a training step."""
+
+    has_failed = False
+
+    def call(self, inputs: Any, training: bool = False) -> Any:
+        if training and not self.has_failed:
+            self.has_failed = True
+            raise ValueError("The first step fails.")
+        return inputs
+
+
+def test_an_error_in_the_first_step_leaves_the_model_as_it_was() -> None:
+    """With BatchNorm, and an optimizer with slots: as if there had been no call."""
+    x, y = image_data(32)
+
+    def run(*, fails: bool) -> list[np.ndarray]:
+        keras.utils.set_random_seed(0)
+        layer = FailsOnce()
+        layer.has_failed = not fails
+        model = keras.Sequential([cnn(compile=False), layer])
+        compile_classifier(model, optimizer="adam")
+        nrs = keras_nrs.wrap(model, eps=0.0)
+        if fails:
+            with pytest.raises(ValueError, match=r"The first step fails\."):
+                nrs.fit(x, y, verbose=0)
+        nrs.fit(x, y, epochs=2, shuffle=False, verbose=0)
+        return numpy_values(model.variables + model.optimizer.variables)
+
+    assert_equal(run(fails=True), run(fails=False))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from keras_nrs.backend.jax import RandomStream
     from keras_nrs.backend.jax import compile_function
     from keras_nrs.backend.jax import data_parallel_scope
+    from keras_nrs.backend.jax import eager_scope
     from keras_nrs.backend.jax import gradient
     from keras_nrs.backend.jax import hessian_at
     from keras_nrs.backend.jax import loop_over_batches
@@ -34,6 +35,7 @@ else:
     RandomStream = _backend.RandomStream
     compile_function = _backend.compile_function
     data_parallel_scope = _backend.data_parallel_scope
+    eager_scope = _backend.eager_scope
     gradient = _backend.gradient
     hessian_at = _backend.hessian_at
     loop_over_batches = _backend.loop_over_batches
@@ -47,6 +49,7 @@ __all__ = [
     "RandomStream",
     "compile_function",
     "data_parallel_scope",
+    "eager_scope",
     "gradient",
     "hessian_at",
     "loop_over_batches",

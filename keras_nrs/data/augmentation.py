@@ -45,28 +45,32 @@ class Draws:
         )
         return tf.gather(drawn, self._rows)
 
+    def integer(self, stop: Tensor) -> Tensor:
+        """An integer in `[0, stop)` for the batch, of shape `(1,)`."""
+        return tf.random.stateless_uniform([1], self._next_seed(), 0, stop, tf.int32)
+
     def beta(self, concentration: float) -> Tensor:
         """A number in [0, 1] for the batch, from Beta(concentration, concentration)."""
         gamma = tf.random.stateless_gamma([2], self._next_seed(), concentration)
         return gamma[0] / tf.reduce_sum(gamma)
 
 
-def crop(images: Tensor, top: Tensor, left: Tensor, padding: int = PADDING) -> Tensor:
-    """Crop each image, padded with zeros, to its own size.
+def crop(images: Tensor, top: Tensor, left: Tensor, mode: str = "CONSTANT") -> Tensor:
+    """Crop each image, padded by 4 pixels on each side, to its own size.
 
     Args:
         images: Images of shape `(n, height, width, channels)`.
         top, left: Position of the crop in the padded image, integers of shape `(n,)` in
-            `[0, 2 * padding]`.
-        padding: Zeros on each side, in pixels.
+            `[0, 8]`.
+        mode: `"CONSTANT"` pads with zeros, `"REFLECT"` with the image's mirror image.
 
     Returns:
         Images of the same shape.
     """
     _, height, width, _ = images.shape
     top, left = tf.cast(top, tf.int32), tf.cast(left, tf.int32)
-    sides = [padding, padding]
-    padded = tf.pad(images, [[0, 0], sides, sides, [0, 0]])
+    sides = [PADDING, PADDING]
+    padded = tf.pad(images, [[0, 0], sides, sides, [0, 0]], mode)
     rows = tf.gather(padded, top[:, None] + tf.range(height), axis=1, batch_dims=1)
     return tf.gather(rows, left[:, None] + tf.range(width), axis=2, batch_dims=1)
 
@@ -81,8 +85,8 @@ def cut_out(images: Tensor, y: Tensor, x: Tensor, size: int = CUTOUT_SIZE) -> Te
 
     Args:
         images: Normalized images of shape `(n, height, width, channels)`.
-        y, x: Center of the square, integers of shape `(n,)`. A square near a border
-            ends there.
+        y, x: Center of the square, integers of shape `(n,)`, or `(1,)` for the same
+            one in all images. A square near a border ends there.
         size: Side of the square, in pixels.
 
     Returns:
@@ -169,12 +173,15 @@ class Augmentation(NamedTuple):
         flips: Whether half of the images are mirrored left to right.
         cuts_out: Whether a square of 16 pixels is set to zero.
         mixes: Whether pairs of samples are averaged, with a weight from Beta(1, 1).
+        is_released: Whether padding reflects the image, and all images of a batch have
+            the same square, as in the authors' released code.
     """
 
     crops: bool = False
     flips: bool = False
     cuts_out: bool = False
     mixes: bool = False
+    is_released: bool = False
 
     def __call__(
         self,
@@ -194,12 +201,14 @@ class Augmentation(NamedTuple):
         _, height, width, _ = pixels.shape
         if self.crops:
             stop = 2 * PADDING + 1
-            pixels = crop(pixels, draws.integers(stop), draws.integers(stop))
+            mode = "REFLECT" if self.is_released else "CONSTANT"
+            pixels = crop(pixels, draws.integers(stop), draws.integers(stop), mode)
         if self.flips:
             pixels = flip(pixels, draws.integers(2) == 1)
         images = normalize(pixels)
         if self.cuts_out:
-            images = cut_out(images, draws.integers(height), draws.integers(width))
+            draw = draws.integer if self.is_released else draws.integers
+            images = cut_out(images, draw(height), draw(width))
         if self.mixes:
             images, labels = mix_up(images, labels, draws.beta(1.0))
         return images, labels

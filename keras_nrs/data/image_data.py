@@ -18,6 +18,7 @@ from keras_nrs._checks import check_rate
 from keras_nrs._checks import check_seed
 from keras_nrs.data.augmentation import AUGMENTATIONS
 from keras_nrs.data.augmentation import CUTOUT_SIZE
+from keras_nrs.data.augmentation import PADDING
 from keras_nrs.data.augmentation import Draws
 from keras_nrs.data.augmentation import random_resized_crop
 from keras_nrs.data.augmentation import resized_center_crop
@@ -31,6 +32,7 @@ MOMENTS = {
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
     "imagenet2012": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
+SOURCES = ("paper", "released")
 # The test splits of these sets have no public labels.
 _TEST_SPLITS = {"imagenet2012": "validation", "places365_small": "validation"}
 # Training sets up to this size are kept in memory and shuffled as a whole.
@@ -54,6 +56,9 @@ class ImageData:
         augmentation: `"none"`; `"flip"`; `"basic"` (pad by 4 pixels, random crop,
             flip); `"cutout"` (basic, and a square of 16 pixels set to zero);
             `"heavy"` (basic and mixup).
+        source: `"paper"` pads with zeros, and cuts a square out of each image.
+            `"released"` is the authors' released code: it pads with the image's mirror
+            image, and cuts the same square out of all images of a batch.
         image_size: Height and width to which images are resized. Training takes random
             parts of images (8 to 100 % of the area), evaluation takes their centers.
             `None` keeps the size, which must be the same for all images.
@@ -81,6 +86,7 @@ class ImageData:
     name: str
     batch_size: int = 128
     augmentation: str = "none"
+    source: str = "paper"
     image_size: int | None = None
     label_smoothing: float = 0.0
     validation_percent: int = 0
@@ -92,6 +98,7 @@ class ImageData:
     def __post_init__(self) -> None:
         check_int("batch_size", self.batch_size, minimum=1)
         check_choice("augmentation", self.augmentation, AUGMENTATIONS)
+        check_choice("source", self.source, SOURCES)
         if self.image_size is not None:
             check_int("image_size", self.image_size, minimum=1)
         check_rate("label_smoothing", self.label_smoothing)
@@ -116,6 +123,14 @@ class ImageData:
             raise ValueError(
                 f"augmentation={self.augmentation!r} mixes the samples of a batch, so "
                 f"it needs num_shards=1. Received: num_shards={self.num_shards}."
+            )
+        crops = AUGMENTATIONS[self.augmentation].crops
+        is_small = min(self.image_shape[:2]) <= PADDING
+        if self.source == "released" and crops and is_small:
+            raise ValueError(
+                f"source='released' pads with {PADDING} pixels of the mirror image, so "
+                f"it needs larger images. Received: images of shape {self.image_shape}."
+                " Use 'paper', or a larger image_size."
             )
         cuts_out = AUGMENTATIONS[self.augmentation].cuts_out
         if cuts_out and min(self.image_shape[:2]) <= CUTOUT_SIZE:
@@ -257,7 +272,9 @@ class ImageData:
         return self._evaluation_batches("test")
 
     def _training_batches(self, samples: Any, seed: Tensor) -> tf.data.Dataset:
-        augmentation = AUGMENTATIONS[self.augmentation]
+        augmentation = AUGMENTATIONS[self.augmentation]._replace(
+            is_released=self.source == "released"
+        )
         local_size = self.batch_size // self.num_shards
         rows = self.shard_index + self.num_shards * tf.range(local_size)
 

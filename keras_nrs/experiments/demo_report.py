@@ -17,6 +17,7 @@ from keras_nrs.experiments.demo import BASELINE
 from keras_nrs.experiments.demo import Array
 from keras_nrs.experiments.demo import Run
 from keras_nrs.experiments.t_test import t_test
+from keras_nrs.experiments.t_test import with_interval
 from keras_nrs.flatness import plots
 
 
@@ -66,7 +67,7 @@ def results_table(runs: Sequence[Run]) -> Table:
             x = scale * values(runs, arm, name)
             cells.append(f"{np.mean(x):{form}} ± {np.std(x, ddof=1):{form}}")
         test = t_test(100 * (values(runs, arm, "test_accuracy") - baseline))
-        gain = f"{test.mean:+.2f} ± {test.width:.2f}"
+        gain = with_interval(test.mean, test.width)
         table.add_row(arm, *cells, "" if arm == BASELINE else gain)
     return table
 

@@ -1,10 +1,9 @@
-"""Each arm against the baseline of its cell, in pairs of equal seeds."""
+"""Each arm against its baseline, in pairs of equal seeds."""
 
 import numpy as np
 import pandas as pd
 from scipy.stats import false_discovery_control
 
-from keras_nrs.experiments.results import BASELINE
 from keras_nrs.experiments.results import CELL
 from keras_nrs.experiments.t_test import t_test
 
@@ -12,7 +11,9 @@ from keras_nrs.experiments.t_test import t_test
 def paired_differences(
     runs: pd.DataFrame, measure: str, *, log: bool = False
 ) -> pd.DataFrame:
-    """Differences of each arm to the baseline of its cell, paired by seed.
+    """Differences of each arm to its baseline in the same cell, paired by seed.
+
+    Arms without a pair are left out.
 
     Args:
         runs: Runs, as from `read_runs()`.
@@ -24,22 +25,22 @@ def paired_differences(
         `TTest`, and the numbers of pairs in which the arm is `higher` and `lower`.
     """
     rows = []
-    for cell, of_cell in runs.groupby(CELL, sort=False):
-        values = of_cell.pivot(index="seed", columns="arm", values=measure)
-        if BASELINE not in values:
+    for (*cell, arm, baseline), of_arm in runs.groupby(
+        [*CELL, "arm", "baseline"], sort=False
+    ):
+        of_baseline = runs[(runs[[*CELL, "arm"]] == [*cell, baseline]).all(axis=1)]
+        pairs = of_arm.merge(of_baseline, on="seed")[[f"{measure}_x", f"{measure}_y"]]
+        values = pairs.dropna().to_numpy(float)
+        if arm == baseline or not len(values):
             continue
-        for arm in dict.fromkeys(of_cell["arm"]):
-            pairs = values[[arm, BASELINE]].dropna().to_numpy(float)
-            if arm == BASELINE or not len(pairs):
-                continue
-            pairs = np.log(pairs) if log else pairs
-            change = pairs[:, 0] - pairs[:, 1]
-            rows.append(
-                dict(zip(CELL, cell, strict=True))
-                | {"arm": arm}
-                | t_test(change)._asdict()
-                | {"higher": int((change > 0).sum()), "lower": int((change < 0).sum())}
-            )
+        values = np.log(values) if log else values
+        change = values[:, 0] - values[:, 1]
+        rows.append(
+            dict(zip(CELL, cell, strict=True))
+            | {"arm": arm}
+            | t_test(change)._asdict()
+            | {"higher": int((change > 0).sum()), "lower": int((change < 0).sum())}
+        )
     return pd.DataFrame(rows)
 
 

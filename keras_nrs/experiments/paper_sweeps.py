@@ -7,6 +7,7 @@ from typing import Any
 
 from keras_nrs.experiments.recipes import Recipe
 from keras_nrs.experiments.recipes import recipes
+from keras_nrs.experiments.recipes import with_values
 from keras_nrs.experiments.search import role
 from keras_nrs.experiments.space import Space
 from keras_nrs.experiments.space import check_space
@@ -86,6 +87,6 @@ def _baseline_sweep(
     name = f"{recipe_name.rpartition('-')[0]}-baseline"
     changed = changes(recipe_name, recipe)
     kept = {key: changed[key] for key in changed if key not in _PERTURBATION}
-    baseline = replace(recipes()[name], **kept)
+    baseline = with_values(recipes()[name], kept)
     space = PAPER_SPACES["baseline"]
     return Sweep(name, baseline, space, folder=output / name, data_dir=data_dir)

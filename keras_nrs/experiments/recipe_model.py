@@ -5,6 +5,7 @@ import keras
 import keras_nrs
 from keras_nrs.data import ImageData
 from keras_nrs.experiments.recipes import NETWORKS
+from keras_nrs.experiments.recipes import RELEASED_NETWORKS
 from keras_nrs.experiments.recipes import Recipe
 from keras_nrs.models import with_l2
 
@@ -24,9 +25,11 @@ def build_model(recipe: Recipe, data: ImageData, seed: int) -> keras_nrs.NRSMode
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(recipe.dtype_policy)
     try:
-        network = NETWORKS[recipe.network](data.image_shape, data.num_classes)
+        is_released = recipe.source == "released"
+        networks = NETWORKS | (RELEASED_NETWORKS if is_released else {})
+        network = networks[recipe.network](data.image_shape, data.num_classes)
         if recipe.optimizer == "sgd" and recipe.weight_decay:
-            network = with_l2(network, recipe.weight_decay)
+            network = with_l2(network, recipe.weight_decay, all_weights=is_released)
     finally:
         keras.config.set_dtype_policy(policy)
     metrics: list[keras.metrics.Metric] = [
@@ -68,10 +71,14 @@ def _optimizer(recipe: Recipe, network: keras.Model, steps: int) -> keras.Optimi
             schedule, momentum=0.9, nesterov=True, global_clipnorm=recipe.clip_norm
         )
     optimizer = keras.optimizers.AdamW(
-        schedule, weight_decay=recipe.weight_decay, global_clipnorm=recipe.clip_norm
+        schedule,
+        weight_decay=recipe.weight_decay,
+        epsilon=1e-8 if recipe.source == "released" else 1e-7,
+        global_clipnorm=recipe.clip_norm,
     )
-    # Biases, scales of normalization and embeddings do not decay, as with the penalty.
-    optimizer.exclude_from_weight_decay(
-        [v for v in network.trainable_variables if v.name != "kernel"]
-    )
+    if recipe.source == "paper":
+        # As with the penalty, biases, scales and embeddings do not decay.
+        optimizer.exclude_from_weight_decay(
+            [v for v in network.trainable_variables if v.name != "kernel"]
+        )
     return optimizer

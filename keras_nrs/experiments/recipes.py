@@ -1,8 +1,7 @@
 """Every cell of the paper's tables as the configuration of a training.
 
-Settings that the paper does not give are those of the authors' released code, which
-made the published numbers: Nesterov momentum, 200 epochs, gradients clipped at a global
-norm of 5, and its perturbation.
+Recipes are those of the authors' released code, which made the published numbers.
+Where the paper's text differs, `source="paper"` follows it.
 """
 
 import ast
@@ -41,6 +40,21 @@ NETWORKS: dict[str, Callable[..., keras.Model]] = {
     "imagenet_resnet50": models.imagenet_resnet50,
     "imagenet_resnet101": models.imagenet_resnet101,
 }
+# The networks of the released code, where they are others.
+RELEASED_NETWORKS: dict[str, Callable[..., keras.Model]] = {
+    "vgg16": partial(models.vgg16, batch_norm=False),
+    "vit_ti": partial(models.vit, size="ti", dropout=0.1),
+    "vit_s": partial(models.vit, size="s", dropout=0.1),
+    "vit_b": partial(models.vit, size="b", dropout=0.1),
+}
+# The values of other keys that belong to a source.
+SOURCES: dict[str, dict[str, Any]] = {
+    "paper": {"clip_norm": None, "perturbation": "ball"},
+    # The gradient is clipped at 5, and by the optimizer at 2.
+    "released": {"clip_norm": 2.0, "perturbation": "released"},
+}
+# Values of recipes in files of version 0.1.0, which have no such keys.
+VALUES_OF_OLD_FILES = {"source": "paper"}
 OPTIMIZERS = ("sgd", "adam")
 PERTURBATIONS = ("ball", "relative", "layerwise", "released")
 
@@ -50,6 +64,9 @@ class Recipe:
     """The configuration of one cell of a table.
 
     Args:
+        source: `"released"`, the authors' code, or `"paper"`, its text. Says which
+            network `"vgg16"` is, whether ViTs have dropout, and whether all weights
+            decay or kernels alone; and as in `ImageData`.
         network: One of `NETWORKS`.
         dataset, augmentation, image_size, label_smoothing, validation_percent,
             batch_size: As in `keras_nrs.data.ImageData`. Without a validation split
@@ -61,7 +78,7 @@ class Recipe:
         optimizer: `"sgd"` (Nesterov momentum 0.9) or `"adam"`.
         learning_rate: Learning rate after the warmup; a cosine takes it to 0.
         warmup_epochs: Epochs in which the learning rate grows linearly from 0, >= 0.
-        weight_decay: Decay of kernels, >= 0. `"sgd"` adds it to the loss (coupled),
+        weight_decay: Decay of the weights, >= 0. `"sgd"` adds it to the loss (coupled),
             `"adam"` multiplies it by the learning rate (decoupled).
         clip_norm: Global norm at which gradients are clipped, > 0 or `None`.
         scheme, eps, alpha, perturbation, interval, normalize: As in `wrap()`.
@@ -75,6 +92,7 @@ class Recipe:
         TypeError, ValueError: if an argument is not as described.
     """
 
+    source: str = "released"
     network: str = "wide_resnet_28_10"
     dataset: str = "cifar10"
     augmentation: str = "basic"
@@ -88,7 +106,7 @@ class Recipe:
     learning_rate: float = 0.1
     warmup_epochs: int = 0
     weight_decay: float = 5e-4
-    clip_norm: float | None = 5.0
+    clip_norm: float | None = 2.0
     scheme: str = "nrs"
     eps: float = 0.1
     alpha: float = 1.0
@@ -100,6 +118,7 @@ class Recipe:
     flatness: bool = False
 
     def __post_init__(self) -> None:
+        check_choice("source", self.source, SOURCES)
         check_choice("network", self.network, NETWORKS)
         if not isinstance(self.dataset, str):
             raise TypeError(
@@ -140,13 +159,14 @@ class Recipe:
 
     def data_settings(self) -> dict[str, Any]:
         """The arguments of `ImageData`."""
-        names = ("augmentation", "image_size", "label_smoothing", "validation_percent")
-        shared = {name: getattr(self, name) for name in (*names, "batch_size")}
+        names = ("augmentation", "source", "image_size", "label_smoothing")
+        others = ("validation_percent", "batch_size")
+        shared = {name: getattr(self, name) for name in (*names, *others)}
         return {"name": self.dataset} | shared
 
 
 def with_settings(recipe: Recipe, settings: Iterable[str]) -> Recipe:
-    """A copy of the recipe with some values replaced.
+    """A copy of the recipe with some values replaced, as by `with_values`.
 
     Args:
         recipe: The recipe.
@@ -167,7 +187,19 @@ def with_settings(recipe: Recipe, settings: Iterable[str]) -> Recipe:
         if name == "seeds" and isinstance(value, int | list):
             value = (value,) if isinstance(value, int) else tuple(value)
         changes[name] = value
-    return dataclasses.replace(recipe, **changes)
+    return with_values(recipe, changes)
+
+
+def with_values(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
+    """A copy of the recipe with some values replaced.
+
+    A new source brings its `clip_norm` and `perturbation`, unless they are given.
+
+    Raises:
+        TypeError, ValueError: if a value is not allowed.
+    """
+    of_source = SOURCES.get(str(changes.get("source")), {})
+    return dataclasses.replace(recipe, **of_source | changes)
 
 
 def split_setting(setting: str) -> tuple[str, str]:
@@ -213,7 +245,7 @@ def recipes() -> dict[str, Recipe]:
         flatness = network == "wide_resnet_28_10"
         eps = 0.2 if dataset == "cifar100" else 0.1
         add(Recipe(), *cell, flatness=flatness, eps=eps)
-    vit = Recipe(optimizer="adam", batch_size=256, clip_norm=None)
+    vit = Recipe(optimizer="adam", batch_size=256)
     strategies: dict[str, dict[str, Any]] = {
         "basic": {"learning_rate": 1e-3, "weight_decay": 0.3, "epochs": 300},
         "heavy": {"learning_rate": 2e-4, "weight_decay": 0.03, "epochs": 1200},
@@ -235,7 +267,13 @@ def recipes() -> dict[str, Recipe]:
         add(imagenet, "imagenet2012", network, "flip", scheme)
     # Beyond the tables: data that need no download, with an eps that has an effect.
     digits = Recipe(
-        batch_size=50, epochs=20, perturbation="relative", eps=0.4, flatness=True
+        source="paper",
+        batch_size=50,
+        epochs=20,
+        clip_norm=5.0,
+        perturbation="relative",
+        eps=0.4,
+        flatness=True,
     )
     for scheme in SCHEMES:
         add(digits, "digits", "wide_resnet_10_1", "none", scheme)

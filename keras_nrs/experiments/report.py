@@ -15,7 +15,6 @@ from keras_nrs._files import write_text
 from keras_nrs.experiments.paired_tests import paired_differences
 from keras_nrs.experiments.report_tables import Table
 from keras_nrs.experiments.report_tables import tables
-from keras_nrs.experiments.results import BASELINE
 from keras_nrs.experiments.results import CELL
 from keras_nrs.flatness.plots import BLUE
 from keras_nrs.flatness.plots import COLORS
@@ -109,7 +108,7 @@ def _curves(runs: pd.DataFrame) -> Figure | None:
     A dashed line marks the baseline's last accuracy.
     """
     histories = []
-    for row in runs[[*CELL, "arm", "folder"]].to_dict("records"):
+    for row in runs[[*CELL, "arm", "baseline", "folder"]].to_dict("records"):
         path = Path(row["folder"]) / "history.csv"
         if path.exists():
             history = pd.read_csv(path)[["epoch", "val_accuracy"]]
@@ -127,10 +126,8 @@ def _curves(runs: pd.DataFrame) -> Figure | None:
             axes.fill_between(
                 epochs, mean - spread, mean + spread, color=color, alpha=0.15
             )
-            if arm == BASELINE:
-                axes.axhline(
-                    mean.iloc[-1], color="black", linestyle="--", linewidth=0.8
-                )
+            if arm in set(of_arm["baseline"]):
+                axes.axhline(mean.iloc[-1], color=color, linestyle="--", linewidth=0.8)
         axes.set_xlabel("epoch", fontsize=_FONT_SIZE)
         axes.legend(fontsize=_FONT_SIZE - 2, frameon=False)
 

@@ -12,9 +12,10 @@ import pandas as pd
 from keras_nrs.experiments import published
 from keras_nrs.experiments.paired_tests import adjusted
 from keras_nrs.experiments.paired_tests import paired_differences
-from keras_nrs.experiments.results import BASELINE
 from keras_nrs.experiments.results import CELL
 from keras_nrs.experiments.results import SCHEME_LABELS
+from keras_nrs.experiments.t_test import mean_width
+from keras_nrs.experiments.t_test import with_interval
 
 _SCHEMES = {label: scheme for scheme, label in SCHEME_LABELS.items()}
 IMAGENET = "imagenet2012"
@@ -177,8 +178,8 @@ def _eigenvalues(runs: pd.DataFrame) -> Table:
     """Table 3: exact eigenvalues, and the paper's estimate where it was measured."""
     title = (
         "Table 3. Largest eigenvalue of the last layer's Hessian [the paper's] and of "
-        "the whole one; ratio to the baseline of the same seed: geometric mean, 95 % "
-        "interval"
+        "the whole one; ratio to the baseline with the same settings and seed: "
+        "geometric mean, 95 % interval"
     )
     present = [name for name in _HEADINGS if name in runs]
     measured = runs.dropna(subset=present, how="all") if present else runs[:0]
@@ -217,32 +218,30 @@ def _ratio(ratios: pd.DataFrame, cell: tuple[str, ...]) -> str:
 def _differences(runs: pd.DataFrame) -> Table:
     """Differences in accuracy to the baseline, with paired t-tests."""
     title = (
-        "Test accuracy - that of the baseline of the same seed (points): mean ± half "
-        "its 95 % interval; p of the paired t-test, and adjusted for all rows "
-        "(Benjamini and Hochberg)"
+        "Test accuracy - that of the baseline with the same settings and seed "
+        "(points): mean ± half its 95 % interval; p of the paired t-test, and adjusted "
+        "for all rows (Benjamini and Hochberg)"
     )
     found = paired_differences(runs, "test_accuracy")
-    if len(found) == 0:
-        return Table("differences", title, found)
-    found["adjusted"] = adjusted(found["p"])
+    if len(found):
+        found["adjusted"] = adjusted(found["p"])
 
-    def row(_: tuple[str, ...], of_cell: pd.DataFrame) -> dict[str, Any]:
-        test = of_cell.iloc[0]
+    def row(cell: tuple[str, ...], of_arm: pd.DataFrame) -> dict[str, Any]:
+        tests = _of_cell(found, cell) if len(found) else found
+        if tests.empty:
+            baseline = of_arm["baseline"].iloc[0]
+            return {"seeds": 0, "difference": f"no run of {baseline!r} with its seeds"}
+        test = tests.iloc[0]
         return {
             "seeds": test["n"],
-            "difference": _difference(100 * test["mean"], 100 * test["width"]),
+            "difference": with_interval(100 * test["mean"], 100 * test["width"]),
             "higher / lower": f"{test['higher']} / {test['lower']}",
             "p": _p(test["p"]),
             "adjusted p": _p(test["adjusted"]),
         }
 
-    return Table("differences", title, _by_cell(found, row))
-
-
-def _difference(mean: float, width: float, digits: int = 2) -> str:
-    if np.isnan(width):
-        return f"{mean:+.{digits}f}"
-    return f"{mean:+.{digits}f} ± {width:.{digits}f}"
+    cells = _by_cell(runs[runs["arm"] != runs["baseline"]], row)
+    return Table("differences", title, cells.fillna(""))
 
 
 def _p(value: float) -> str:
@@ -266,10 +265,10 @@ def _overall(runs: pd.DataFrame, measure: str) -> Table:
     found["is_clear"] = adjusted(found["p"]) < 0.05
     rows = []
     for arm, of_arm in found.groupby("arm", sort=False):
-        means, errors = of_arm["mean"], of_arm["error"]
+        means = of_arm["mean"]
         clear = means[of_arm["is_clear"]]
-        width = 1.96 * np.sqrt((errors**2).sum(skipna=False)) / len(of_arm)
-        mean = _difference(scale * means.mean(), scale * width, digits)
+        width = scale * mean_width(of_arm)
+        mean = with_interval(scale * means.mean(), width, digits)
         rows.append(
             {
                 "training": arm,
@@ -286,7 +285,7 @@ def _overall(runs: pd.DataFrame, measure: str) -> Table:
 
 def _with_cell(row: pd.Series, scale: float, digits: int) -> str:
     """A difference, followed by the names of its cell."""
-    difference = _difference(scale * row["mean"], scale * row["width"], digits)
+    difference = with_interval(scale * row["mean"], scale * row["width"], digits)
     return f"{difference} ({row['dataset']}, {_network_name(row['network'])})"
 
 
@@ -310,13 +309,13 @@ def _costs(runs: pd.DataFrame) -> Table:
     present = [name for name in _COSTS if name in runs]
     medians = runs.groupby([*CELL, "arm"])[present].median()
 
-    def row(cell: tuple[str, ...], _: pd.DataFrame) -> dict[str, Any]:
+    def row(cell: tuple[str, ...], of_arm: pd.DataFrame) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for name in present:
             (heading, scale, digits), median = _COSTS[name], medians[name][cell]
             values[heading] = f"{scale * median:.{digits}f}"
             if name == "seconds_per_step":
-                baseline = medians[name].get((*cell[:-1], BASELINE))
+                baseline = medians[name].get((*cell[:-1], of_arm["baseline"].iloc[0]))
                 ratio = "" if baseline is None else f"{median / baseline:.2f}"
                 values["baselines"] = ratio
         return values

@@ -10,15 +10,18 @@ from typing import Any
 
 import pandas as pd
 
+from keras_nrs.experiments.recipes import VALUES_OF_OLD_FILES
 from keras_nrs.experiments.recipes import Recipe
 
 # The columns that name a cell of a table. The cell compares arms.
 CELL = ["dataset", "network", "augmentation"]
-_NOT_SETTINGS = {*CELL, "scheme", "seeds", "flatness", "validation_percent"}
-_UNUSED_SETTINGS = {
-    "baseline": {"eps", "alpha", "perturbation", "interval", "normalize"},
-    "rpr": {"alpha"},
+_SETTINGS_OF_SCHEME = {
+    "baseline": (),
+    "rpr": ("eps", "perturbation", "interval", "normalize"),
+    "nrs": ("eps", "alpha", "perturbation", "interval", "normalize"),
 }
+_NOT_SHARED = {*CELL, "scheme", "seeds", "flatness", *_SETTINGS_OF_SCHEME["nrs"]}
+_SHARED_SETTINGS = [f.name for f in fields(Recipe) if f.name not in _NOT_SHARED]
 SCHEME_LABELS = {"baseline": "baseline", "rpr": "RPR", "nrs": "NRS"}
 BASELINE = SCHEME_LABELS["baseline"]
 _REQUIRED = [*CELL, "arm", "seed", "test_accuracy"]
@@ -35,7 +38,8 @@ def read_runs(paths: Iterable[Path]) -> pd.DataFrame:
 
     Returns:
         The columns `CELL`, `arm`, `seed`, the values of the recipe for runs that have
-        one, the measurements, and `folder`.
+        one, the measurements, `folder`, and `baseline`: the name of the arm to compare
+        with, whose recipe has the same settings. This arm may have no runs.
 
     Raises:
         FileNotFoundError: if a path does not exist.
@@ -56,8 +60,11 @@ def read_runs(paths: Iterable[Path]) -> pd.DataFrame:
             f"file with the columns {', '.join(_REQUIRED)}. Received: "
             f"{', '.join(map(str, paths))}, without a tested run."
         )
-    runs = pd.DataFrame(rows)
-    runs["arm"] = _arms(runs)
+    # Only recipes have a scheme.
+    runs = pd.DataFrame(
+        (VALUES_OF_OLD_FILES if "scheme" in row else {}) | row for row in rows
+    )
+    runs["arm"], runs["baseline"] = _arms(runs)
     _check_unique(runs)
     return _sorted(runs)
 
@@ -94,24 +101,45 @@ def _rows_of_file(path: Path) -> list[dict[str, Any]]:
     ]
 
 
-def _arms(runs: pd.DataFrame) -> pd.Series:
-    """The arm of each run: as given, or the recipe's scheme and varied settings.
+def _arms(runs: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+    """The arm of each run, and the name of the baseline to compare it with.
 
-    Varied settings are those that differ between the cell's runs of the scheme.
+    An arm is as given, or the recipe's scheme and varied settings. Settings of the
+    scheme vary between its runs in the cell, other settings between all of them.
     """
     arms = runs["arm"].copy() if "arm" in runs else pd.Series(pd.NA, runs.index)
+    baselines = pd.Series(BASELINE, runs.index)
     if "scheme" not in runs:
-        return arms
-    of_recipes = runs[arms.isna()]
-    names = [field.name for field in fields(Recipe) if field.name in runs]
-    for (*_, scheme), cell in of_recipes.groupby([*CELL, "scheme"]):
-        unused = _NOT_SETTINGS | _UNUSED_SETTINGS.get(str(scheme), set())
-        settings = [name for name in names if name not in unused]
-        varied = [s for s in settings if cell[s].astype(str).nunique() > 1]
-        for index, row in cell.iterrows():
-            label = [f"{name}={row[name]}" for name in varied]
-            arms[index] = ", ".join([SCHEME_LABELS[str(scheme)], *label])
-    return arms
+        return arms, baselines
+    of_recipes = runs[runs["scheme"].isin(SCHEME_LABELS)]
+    for _, cell in of_recipes.groupby(CELL):
+        shared = _varied(cell, _SHARED_SETTINGS)
+        for scheme, of_scheme in cell.groupby("scheme"):
+            own = _varied(of_scheme, _SETTINGS_OF_SCHEME[str(scheme)])
+            names = SCHEME_LABELS[str(scheme)] + shared[own.index] + own
+            arms = arms.fillna(names)
+        is_baseline = cell["scheme"] == "baseline"
+        given = arms[cell.index][is_baseline]
+        found = dict(zip(shared[is_baseline], given, strict=True))
+        baselines[cell.index] = [found.get(s, BASELINE + s) for s in shared]
+    return arms, baselines
+
+
+def _varied(runs: pd.DataFrame, settings: Iterable[str]) -> pd.Series:
+    """A text ", setting=value" for each run, of the settings that vary."""
+    texts = pd.Series("", runs.index)
+    for name in settings:
+        values = runs[name].map(_setting_text) if name in runs else texts
+        if values.nunique() > 1:
+            texts = texts + f", {name}=" + values
+    return texts
+
+
+def _setting_text(value: Any) -> str:
+    # Files of runs have no `None`, and whole numbers as floats.
+    if pd.isna(value):
+        return "None"
+    return f"{value:.10g}" if isinstance(value, float) else str(value)
 
 
 def _sorted(runs: pd.DataFrame) -> pd.DataFrame:

@@ -18,7 +18,7 @@ _TYPES = {field.name: field.type for field in dataclasses.fields(Recipe)}
 _INTEGERS = (int, int | None)
 _NUMBERS = (*_INTEGERS, float, float | None)
 # Trials with different values of these keys could not be compared, or would be equal.
-_FIXED = ("dataset", "flatness", "seeds", "validation_percent")
+_FIXED = ("dataset", "flatness", "seeds", "source", "validation_percent")
 
 Values = dict[str, Any]
 

@@ -20,8 +20,10 @@ from keras_nrs._checks import check_choice
 from keras_nrs._checks import check_int
 from keras_nrs._checks import check_seed
 from keras_nrs._files import write_text
+from keras_nrs.experiments.recipes import VALUES_OF_OLD_FILES
 from keras_nrs.experiments.recipes import Recipe
 from keras_nrs.experiments.recipes import recipes
+from keras_nrs.experiments.recipes import with_values
 from keras_nrs.experiments.search import OBJECTIVE
 from keras_nrs.experiments.search import SEARCHES
 from keras_nrs.experiments.search import Tuner
@@ -224,6 +226,7 @@ class Sweep:
 
     def _check_folder(self) -> None:
         found = read_state(self._path)["request"]
+        found = found and VALUES_OF_OLD_FILES | found
         different = differences(found, self._request) if found else ""
         if different:
             raise ValueError(
@@ -267,10 +270,12 @@ def check_search(search: str, trials: int | None, seed: int) -> int | None:
 
 
 def changes(recipe_name: str, recipe: Recipe) -> Values:
-    """The values in which a recipe differs from the original with the name."""
-    original = dataclasses.asdict(recipes()[recipe_name])
+    """The values that make a recipe of the original with the name."""
+    original = recipes()[recipe_name]
+    given = {} if recipe.source == original.source else {"source": recipe.source}
+    expected = dataclasses.asdict(with_values(original, given))
     values = dataclasses.asdict(recipe)
-    return {key: values[key] for key in values if values[key] != original[key]}
+    return given | {key: values[key] for key in values if values[key] != expected[key]}
 
 
 def command(name: str, recipe_name: str, recipe: Recipe, **options: Any) -> str:

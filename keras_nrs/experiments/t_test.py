@@ -4,6 +4,7 @@ from typing import Any
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
@@ -14,7 +15,8 @@ class TTest(NamedTuple):
     Attributes:
         n: Number of differences.
         mean: Their mean.
-        error: Standard error of the mean; NaN for a single difference.
+        error: Standard error of the mean; NaN for a single difference, and for equal
+            ones that are not 0: they do not show how much differences vary.
         width: Half the width of the mean's 95 % confidence interval, likewise.
         p: Two-sided p-value of a mean of 0, likewise.
     """
@@ -29,9 +31,36 @@ class TTest(NamedTuple):
 def t_test(differences: NDArray[Any]) -> TTest:
     """Test whether the mean of differences, of shape `(n,)`, is 0."""
     n, mean = len(differences), float(np.mean(differences))
-    if n == 1:
+    # Rounding of float32, in which measurements are made, is no variation.
+    is_constant = np.ptp(differences) <= 1e-4 * abs(mean)
+    if n == 1 or (is_constant and mean):
         return TTest(n, mean, np.nan, np.nan, np.nan)
     error = float(np.std(differences, ddof=1) / np.sqrt(n))
     width = error * float(student_t.ppf(0.975, n - 1))
-    p = 2 * student_t.sf(abs(mean) / error, n - 1) if error else mean == 0
+    p = 2 * student_t.sf(abs(mean) / error, n - 1) if error else 1.0
     return TTest(n, mean, error, width, float(p))
+
+
+def mean_width(tests: pd.DataFrame) -> float:
+    """Half the width of the 95 % confidence interval of the mean of means.
+
+    Welch's interval: the means have errors of different sizes.
+
+    Args:
+        tests: A row for each mean, with the attributes of a `TTest`.
+
+    Returns:
+        The width; NaN if that of a mean is NaN.
+    """
+    variances = tests["error"] ** 2
+    total = variances.sum(skipna=False)
+    if not total:
+        return 0.0
+    freedom = total**2 / (variances**2 / (tests["n"] - 1)).sum(skipna=False)
+    return float(student_t.ppf(0.975, freedom) * np.sqrt(total) / len(tests))
+
+
+def with_interval(mean: float, width: float, digits: int = 2) -> str:
+    """A mean and half its 95 % interval, which NaN leaves out."""
+    text = f"{mean:+.{digits}f}"
+    return text if np.isnan(width) else f"{text} ± {width:.{digits}f}"

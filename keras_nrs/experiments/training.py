@@ -22,6 +22,7 @@ from keras_nrs._files import write_text
 from keras_nrs.backend import data_parallel_scope
 from keras_nrs.data import ImageData
 from keras_nrs.experiments.recipe_model import build_model
+from keras_nrs.experiments.recipes import VALUES_OF_OLD_FILES
 from keras_nrs.experiments.recipes import Recipe
 
 Row = dict[str, Any]
@@ -212,7 +213,8 @@ class Training:
         if not path.exists():
             return
         # The recipe's other seeds have folders of their own.
-        found = json.loads(path.read_text(encoding="utf-8")) | {"seeds": None}
+        found = json.loads(path.read_text(encoding="utf-8"))
+        found = VALUES_OF_OLD_FILES | found | {"seeds": None}
         different = differences(found, self._description | {"seeds": None})
         if different:
             raise ValueError(

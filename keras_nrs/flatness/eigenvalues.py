@@ -32,6 +32,9 @@ _WHICH = {"largest": "LA", "smallest": "SA", "magnitude": "LM"}
 _FEWEST_VECTORS = 12
 # Matrices up to this size are built and solved whole.
 _LARGEST_DENSE = 24
+# Rounding may leave residuals of this share of the Hessian's norm. Several of Keras's
+# operations round float64 to float32.
+_ROUNDING = {"float32": 1e-4, "float64": 1e-6}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +43,13 @@ class Eigenvalues:
 
     Attributes:
         eigenvalues: Shape `(k,)`, descending, in the unit of the loss per squared
-            weight. NaN for each eigenvalue that did not converge.
+            weight. NaN for each eigenvalue that was not found.
         residuals: Shape `(k,)`, norms of `H v - eigenvalue * v` for the unit
             eigenvectors v. The operator has an eigenvalue within this distance of each
             reported one.
-        converged: Whether all eigenvalues converged to the tolerance.
+        converged: Whether there are k eigenvalues, and the measured residuals are
+            within the tolerance or what rounding leaves: `tol * abs(eigenvalue)` plus
+            1e-4 of the Hessian's norm (1e-6 in float64).
         num_products: Hessian-vector products used, each of which takes two gradients
             over the data set.
         eigenvectors: `None`, or one eigenvector for each eigenvalue, as a list with an
@@ -92,7 +97,8 @@ def hessian_eigenvalues(  # noqa: PLR0913
         **options: The keyword arguments of `hessian_operator`, such as `variables`.
 
     Returns:
-        An `Eigenvalues`. Eigenvalues that did not converge are NaN, with a warning.
+        An `Eigenvalues`. Eigenvalues that were not found are NaN, with a warning.
+        There is a warning for residuals that are too large, too.
 
     Raises:
         TypeError, ValueError: if an argument is not as described.
@@ -123,16 +129,13 @@ def hessian_eigenvalues(  # noqa: PLR0913
         )
     progress = Progress(verbose, None, "product")
     if n <= max(_LARGEST_DENSE, 2 * k + 1):
-        values, vectors, converged = _by_dense_solver(operator, k, which)
+        values, vectors, norm = _by_dense_solver(operator, k, which)
     else:
-        values, vectors, converged = _by_lanczos(
-            _with_progress(operator, progress),
-            k,
-            _WHICH[which],
-            tol=tol,
-            max_products=max_products,
-            seed=seed,
+        search = _Search(operator, progress)
+        values, vectors = _by_lanczos(
+            search, k, _WHICH[which], tol=tol, max_products=max_products, seed=seed
         )
+        norm = search.norm
     residuals = np.full(k, math.nan)
     found = len(values)
     if found:
@@ -140,17 +143,27 @@ def hessian_eigenvalues(  # noqa: PLR0913
         residuals[:found] = np.linalg.norm(errors, axis=0)
         progress.advance(found)
     progress.finish()
-    if not converged:
+    allowed = tol * np.abs(values) + _ROUNDING[operator.precision] * norm
+    too_large = residuals[:found] > allowed
+    if found < k:
         warnings.warn(
             f"{k - found} of {k} eigenvalues did not converge to tol={tol:g} in "
             f"{max_products} products. Raise `max_products` or `tol`, unless the "
             "loss itself is not finite.",
             stacklevel=2,
         )
+    elif too_large.any():
+        warnings.warn(
+            f"{too_large.sum()} of {k} eigenvalues have residuals above tol={tol:g}, "
+            f"up to {residuals.max():.3g}: products with the Hessian are not exact, or "
+            "not the same at each pass. The usual causes are layers that draw random "
+            "numbers in inference mode, and matrix products in TF32 on a GPU.",
+            stacklevel=2,
+        )
     return Eigenvalues(
         eigenvalues=np.append(values, np.full(k - found, math.nan)),
         residuals=residuals,
-        converged=converged,
+        converged=found == k and not too_large.any(),
         num_products=operator.num_products,
         eigenvectors=(
             [operator.as_direction(vector) for vector in vectors.T]
@@ -164,32 +177,44 @@ class _NotFiniteError(Exception):
     """A product is not finite, mostly because training has diverged."""
 
 
-def _with_progress(operator: HessianOperator, progress: Progress) -> LinearOperator:
-    """The operator, which shows progress at each product."""
+class _Search(LinearOperator):  # type: ignore[misc]
+    """An operator that shows progress at each product.
 
-    def product(vector: Array) -> Array:
-        result = operator.matvec(vector)
+    Attributes:
+        norm: A lower bound of its norm, from the products so far.
+    """
+
+    def __init__(self, operator: HessianOperator, progress: Progress) -> None:
+        super().__init__(operator.dtype, operator.shape)
+        self._operator = operator
+        self._progress = progress
+        self.norm = 0.0
+
+    def _matvec(self, vector: Array) -> Array:
+        result: Array = self._operator.matvec(vector)
         if not np.isfinite(result).all():
             raise _NotFiniteError
-        progress.advance()
+        norms = np.linalg.norm(result), np.linalg.norm(vector)
+        self.norm = max(self.norm, float(norms[0] / norms[1]))
+        self._progress.advance()
         return result
-
-    return LinearOperator(operator.shape, matvec=product, dtype=operator.dtype)
 
 
 def _by_dense_solver(
     operator: HessianOperator, k: int, which: str
-) -> tuple[Array, Array, bool]:
+) -> tuple[Array, Array, float]:
+    """Eigenvalues, unit eigenvectors as columns, and the norm of the matrix."""
     matrix = operator.to_dense()
     if not np.isfinite(matrix).all():
-        return *_no_eigenvalues(len(matrix)), False
+        return *_no_eigenvalues(len(matrix)), math.nan
     values, vectors = np.linalg.eigh(matrix)
     order = {
         "largest": np.argsort(-values),
         "smallest": np.argsort(values),
         "magnitude": np.argsort(-np.abs(values)),
     }[which][:k]
-    return *_sorted_descending(values[order], vectors[:, order]), True
+    norm = float(np.abs(values).max())
+    return *_sorted_descending(values[order], vectors[:, order]), norm
 
 
 def _by_lanczos(
@@ -200,8 +225,8 @@ def _by_lanczos(
     tol: float,
     max_products: int,
     seed: int,
-) -> tuple[Array, Array, bool]:
-    """Eigenvalues, unit eigenvectors as columns, and whether there are k of them."""
+) -> tuple[Array, Array]:
+    """At most k eigenvalues, and unit eigenvectors as columns."""
     n = operator.shape[0]
     num_vectors = min(n, max(2 * k + 6, _FEWEST_VECTORS))
     restarts = max(1, (max_products - num_vectors) // (num_vectors - k))
@@ -216,15 +241,15 @@ def _by_lanczos(
             v0=np.random.default_rng(seed).standard_normal(n),
         )
     except ArpackNoConvergence as error:
-        return *_sorted_descending(error.eigenvalues, error.eigenvectors), False
+        return _sorted_descending(error.eigenvalues, error.eigenvectors)
     except _NotFiniteError:
-        return *_no_eigenvalues(n), False
+        return _no_eigenvalues(n)
     except ArpackError:
         # ARPACK fails on a matrix of zeros.
         if operator.matvec(np.random.default_rng(seed + 1).standard_normal(n)).any():
             raise
-        return np.zeros(k), np.eye(n, k), True
-    return *_sorted_descending(values, vectors), True
+        return np.zeros(k), np.eye(n, k)
+    return _sorted_descending(values, vectors)
 
 
 def _no_eigenvalues(n: int) -> tuple[Array, Array]:

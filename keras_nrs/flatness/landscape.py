@@ -20,12 +20,15 @@ from keras_nrs._checks import check_int
 from keras_nrs._checks import check_seed
 from keras_nrs._files import atomic_write
 from keras_nrs.backend import compile_function
+from keras_nrs.backend import restored_random_state
 from keras_nrs.batches import Batches
 from keras_nrs.flatness import plots
 from keras_nrs.flatness.loss import BatchLoss
 from keras_nrs.flatness.loss import Inputs
 from keras_nrs.flatness.loss import base_model
 from keras_nrs.flatness.progress import Progress
+from keras_nrs.unit_axes import Axes
+from keras_nrs.unit_axes import unit_axes
 
 Array = NDArray[Any]
 Direction = Sequence[Any]
@@ -92,37 +95,39 @@ class Landscape:
         return plots.draw_landscapes({"": self}, path, kind=kind)
 
 
-def random_direction(model: keras.Model, *, seed: int) -> list[Array]:
+def random_direction(model: keras.Model, *, seed: int, index: int = 0) -> list[Array]:
     """A random normal direction, scaled to the norms of the model's filters.
 
-    A filter is a slice of a kernel along its last axis. Each filter of the direction
-    has the norm of the model's filter, so that a step of 1 means the same for layers of
-    any scale. Biases, the weights of BatchNormalization and other vectors get zeros.
+    Each filter of the direction has the norm of the model's filter, so that a step of 1
+    means the same for layers of any scale. `keras_nrs.unit_axes.unit_axes` says what a
+    filter is in each layer. Biases and scales, which have none, get zeros.
 
     Args:
         model: A built model, wrapped or not.
         seed: Seed of the random numbers, which are the same for all models of one
             architecture.
+        index: 0 or more, for independent directions of one seed.
 
     Returns:
         An array for each trainable variable of the model.
 
     Reference: [Li et al., 2018](https://arxiv.org/abs/1712.09913), Section 4.
     """
+    index = check_int("index", index, minimum=0)
     # `default_rng(seed)` itself may have initialized the weights.
-    rng = np.random.default_rng((check_seed("seed", seed), _STREAM))
+    rng = np.random.default_rng((check_seed("seed", seed), _STREAM, index))
     model = base_model(model, needs_loss=False)
     return [
-        filter_normalized(rng.standard_normal(v.shape), ops.convert_to_numpy(v))
-        if len(v.shape) > 1
+        filter_normalized(rng.standard_normal(v.shape), ops.convert_to_numpy(v), axes)
+        if axes
         else np.zeros(v.shape)
-        for v in model.trainable_variables
+        for v, axes in zip(model.trainable_variables, unit_axes(model), strict=True)
     ]
 
 
-def filter_normalized(direction: Array, weights: Array) -> Array:
+def filter_normalized(direction: Array, weights: Array, unit_axes: Axes) -> Array:
     """The direction, each filter scaled to the norm of the weights' filter."""
-    axes = tuple(range(weights.ndim - 1))
+    axes = tuple(set(range(weights.ndim)) - set(unit_axes))
 
     def norm(array: Array) -> Array:
         squares = np.square(array, dtype="float64")
@@ -325,10 +330,12 @@ def _loss_function(
     def loss_of(values: Values) -> float:
         weights, state = values
         total, count = 0.0, 0
-        for batch in batches:
-            value = compiled(weights, Inputs(batch, weights, state))
-            total += batch.num_samples * float(ops.convert_to_numpy(value))
-            count += batch.num_samples
+        # Each pass makes the same draws, should the model make any.
+        with restored_random_state(weights[0]):
+            for batch in batches:
+                value = compiled(weights, Inputs(batch, weights, state))
+                total += batch.num_samples * float(ops.convert_to_numpy(value))
+                count += batch.num_samples
         return total / count
 
     return loss_of
@@ -413,7 +420,7 @@ def _check_directions(model: Any, directions: Any, seed: int) -> list[list[Array
     seed = check_seed("seed", seed)
     if isinstance(directions, int):
         number = check_int("directions", directions, minimum=1, maximum=2)
-        return [random_direction(model, seed=seed + i) for i in range(number)]
+        return [random_direction(model, seed=seed, index=i) for i in range(number)]
     shapes = [tuple(v.shape) for v in model.trainable_variables]
     try:
         chosen = [[ops.convert_to_numpy(part) for part in d] for d in directions]

@@ -16,6 +16,7 @@ from keras_nrs._checks import check_choice
 from keras_nrs.backend import compile_function
 from keras_nrs.backend import gradient
 from keras_nrs.backend import hessian_at
+from keras_nrs.backend import restored_random_state
 from keras_nrs.batches import Batch
 from keras_nrs.batches import Batches
 from keras_nrs.flatness.loss import BatchDivergence
@@ -144,6 +145,11 @@ class HessianOperator(LinearOperator):  # type: ignore[misc]
 
     def _products(self, vectors: Array) -> Array:
         """Products with the columns, in one pass over the data."""
+        # Each pass makes the same draws, should the model make any.
+        with restored_random_state(self._weights[0]):
+            return self._products_in_pass(vectors)
+
+    def _products_in_pass(self, vectors: Array) -> Array:
         columns = [self._as_tensors(column) for column in vectors.T]
         totals: list[list[Tensor]] = []
         num_samples = 0
@@ -167,7 +173,7 @@ class HessianOperator(LinearOperator):  # type: ignore[misc]
 
     def _as_tensors(self, vector: Array) -> list[Tensor]:
         return [
-            ops.convert_to_tensor(np.ascontiguousarray(part), v.dtype)
+            ops.convert_to_tensor(np.asarray(part, order="C"), v.dtype)
             for part, v in zip(self.split(vector), self.variables, strict=True)
         ]
 
@@ -220,13 +226,14 @@ def hessian_operator(
         model: A built model, compiled with a loss, wrapped or not.
         x: Inputs: an array of shape `(num_samples, ...)` or a list or dict of them, or
             batches `(x, y)` or `(x, y, sample_weight)` from a `tf.data.Dataset`, a
-            `keras.utils.PyDataset`, a `DataLoader` of PyTorch or a generator. The
-            batches of a generator are kept in memory.
+            `keras.utils.PyDataset`, a `DataLoader` of PyTorch or a generator. Each
+            pass must yield the same samples, in any order. The batches of a generator
+            are kept in memory, and those of any data set with `steps`.
         y: Labels, if `x` is arrays.
         variables: The weights in which to differentiate. `"last_layer"`: the weights
-            of the last layer with weights, for each output. `"all"`: all trainable
-            weights. Or a predicate of a `keras.Variable` that selects among them.
-            Defaults to `"last_layer"`.
+            of the last layer with weights, for each output, or those that a subclassed
+            model itself uses there. `"all"`: all trainable weights. Or a predicate of a
+            `keras.Variable` that selects among them. Defaults to `"last_layer"`.
         curvature: `"hessian"`, or `"fisher"`: the Fisher information of the outputs,
             which is the Hessian of the model divergence d(theta, theta') at theta' =
             theta. For cross-entropies of logits it is the generalized Gauss-Newton
@@ -246,7 +253,8 @@ def hessian_operator(
         the unit of the loss per squared weight.
 
     Raises:
-        TypeError, ValueError: if an argument is not as described.
+        TypeError, ValueError: if an argument is not as described. At a later product,
+            if the samples are not those of the first pass.
         NotImplementedError: at the first product, if the model cannot be
             differentiated twice.
 
@@ -285,8 +293,8 @@ def _make_operator(  # noqa: PLR0913
     check_bool("regularizers", regularizers)
     divergence = divergence_in_use(model)
     model = base_model(model)
-    selected = select(model, variables)
     batches = Batches(model, x, y, sample_weight, batch_size=batch_size, steps=steps)
+    selected = select(model, variables, batches)
 
     def make_loss() -> tuple[BatchLoss, Any]:
         first_batch = next(iter(batches))

@@ -11,6 +11,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -31,6 +32,11 @@ from keras_nrs.flatness.plots import draw_landscapes
 from keras_nrs.flatness.trace import hessian_trace
 
 Array = NDArray[Any]
+
+# Results of another format, in a folder of an earlier version, are measured again.
+_FORMAT = 2
+# A loss is that of chance if right labels lower it by less than this share.
+_CHANCE = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +71,16 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurements:
-    """The measurements of one model. Pairs are a mean and its standard error."""
+    """The measurements of one model. Pairs are a mean and its standard error.
+
+    `chance_loss` is the loss with the labels in random order. Neither it nor the loss
+    of the data, `data_loss`, has weight penalties, which `loss` has.
+    """
 
     loss: float
+    data_loss: float
+    chance_loss: float
+    accuracy: float | None
     divergence: tuple[float, float]
     eigenvalues: list[float]
     converged: bool
@@ -159,6 +172,7 @@ class Report:
         for name, model in self.models.items():
             console.print(f"{name}: {self.settings.variables}")
             self._measure_model(name, model)
+            self._warn_of_chance(name, console)
         draw_landscapes(self.landscapes, self.output / "landscape.png")
         draw_densities(self.densities, self.output / "density.png")
 
@@ -193,11 +207,22 @@ class Report:
         divergence = model_divergence(
             model, *data, eps=settings.eps, perturbation="relative", **shared
         )
-        logs = model.evaluate(
-            *data, batch_size=settings.batch_size, verbose=0, return_dict=True
+        logs, chance_logs = (
+            model.evaluate(
+                self._x, y, batch_size=settings.batch_size, verbose=0, return_dict=True
+            )
+            for y in (self._y, np.random.default_rng(0).permutation(self._y))
+        )
+        penalty = sum(
+            float(ops.convert_to_numpy(v.regularizer(v)))
+            for v in base_model(model).trainable_variables
+            if v.regularizer is not None
         )
         measurements = Measurements(
-            loss=float(logs["loss"]),
+            loss=logs["loss"],
+            data_loss=logs["loss"] - penalty,
+            chance_loss=chance_logs["loss"] - penalty,
+            accuracy=logs.get("accuracy", self._accuracy(model)),
             divergence=(divergence.mean, divergence.standard_error),
             eigenvalues=[float(value) for value in result.eigenvalues],
             converged=result.converged,
@@ -206,10 +231,34 @@ class Report:
         write_text(path, json.dumps(asdict(measurements), indent=1))
         self.measurements[name] = measurements
 
+    def _accuracy(self, model: keras.Model) -> float | None:
+        """The share of right classes, `None` if the task is another."""
+        outputs = model.predict(self._x, batch_size=self.settings.batch_size, verbose=0)
+        labels = self._y
+        if not isinstance(outputs, np.ndarray) or outputs.ndim != 2:
+            return None
+        if outputs.shape[1] > 1 and outputs.shape == labels.shape:
+            labels = np.argmax(labels, axis=1)
+        is_classes = np.issubdtype(labels.dtype, np.integer)
+        if outputs.shape[1] == 1 or not is_classes or labels.size != len(outputs):
+            return None
+        return float(np.mean(np.argmax(outputs, axis=1) == labels.ravel()))
+
+    def _warn_of_chance(self, name: str, console: Console) -> None:
+        measured = self.measurements[name]
+        loss, chance = measured.data_loss, measured.chance_loss
+        if chance - loss < _CHANCE * abs(chance):
+            console.print(
+                f"Warning: the loss of {name} on these data, {loss:.4g}, is that of "
+                f"chance: {chance:.4g} with the labels in random order. Its flatness "
+                "means little then. Are the inputs scaled as in training?",
+                style="yellow",
+            )
+
     def _digest(self, model: keras.Model) -> str:
         """A name for the combination of model, data and settings."""
-        description = asdict(self.settings), model.get_compile_config(), model.to_json()
-        digest = hashlib.sha256(repr(description).encode())
+        parts = asdict(self.settings), model.get_compile_config(), model.to_json()
+        digest = hashlib.sha256(repr((_FORMAT, *parts)).encode())
         for array in (*model.get_weights(), self._x, self._y):
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()[:12]
@@ -217,18 +266,21 @@ class Report:
     def table(self) -> Table:
         """One row for each measurement, one column for each model."""
         settings = self.settings
-        rows = {"loss": [f"{m.loss:.4g}" for m in self.measurements.values()]}
+        measured = self.measurements.values()
+        rows = {
+            "accuracy": [_format_share(m.accuracy) for m in measured],
+            "loss": [f"{m.loss:.4g}" for m in measured],
+        }
         rows[f"model divergence, relative eps {settings.eps:g}"] = [
-            _format_estimate(m.divergence) for m in self.measurements.values()
+            _format_estimate(m.divergence) for m in measured
         ]
         for i in range(settings.k):
             number = f" {i + 1}" if settings.k > 1 else ""
             rows[f"largest Hessian eigenvalue{number}"] = [
-                f"{m.eigenvalues[i]:.4g}" for m in self.measurements.values()
+                f"{m.eigenvalues[i]:.4g}{'' if m.converged else ' (not converged)'}"
+                for m in measured
             ]
-        rows["trace of the Hessian"] = [
-            _format_estimate(m.trace) for m in self.measurements.values()
-        ]
+        rows["trace of the Hessian"] = [_format_estimate(m.trace) for m in measured]
         table = Table(
             title=f"Flatness on {len(self._x)} samples, weights: {settings.variables}",
             caption="±: standard error over the random vectors or perturbations.",
@@ -239,6 +291,10 @@ class Report:
         for row, cells in rows.items():
             table.add_row(row, *cells)
         return table
+
+
+def _format_share(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f} %"
 
 
 def _format_estimate(estimate: Sequence[float]) -> str:

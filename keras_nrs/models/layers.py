@@ -20,7 +20,7 @@ HE_FAN_IN = keras.initializers.VarianceScaling(2.0, "fan_in", "untruncated_norma
 HE_FAN_OUT = keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
 
 # Arguments of Keras's layers that take a kernel's penalty.
-_PENALTIES = {f"{name}_regularizer" for name in ("kernel", "depthwise", "pointwise")}
+_KERNELS = {f"{name}_regularizer" for name in ("kernel", "depthwise", "pointwise")}
 
 
 def image_input(
@@ -85,16 +85,19 @@ def logits(x: Tensor, num_classes: int, **arguments: Any) -> Tensor:
     )
 
 
-def with_l2(model: keras.Model, weight_decay: float) -> keras.Model:
+def with_l2(
+    model: keras.Model, weight_decay: float, *, all_weights: bool = False
+) -> keras.Model:
     """A new model with a loss `weight_decay / 2 * ||kernel||^2` for each kernel.
 
-    With SGD this is the coupled weight decay of the paper's convolutional networks.
-    Biases and the scales of normalization layers have no penalty. The penalty counts
-    once, at theta.
+    With SGD this is the coupled weight decay of the paper's convolutional networks. The
+    penalty counts once, at theta.
 
     Args:
         model: A functional or sequential model, which stays as it is.
         weight_decay: Coefficient of the kernels in the gradient, >= 0.
+        all_weights: Whether biases, embeddings, scales and shifts of normalization
+            have the penalty, too, as in the authors' released code.
 
     Returns:
         A model of the same layers with new weights from the same initializers.
@@ -124,7 +127,9 @@ def with_l2(model: keras.Model, weight_decay: float) -> keras.Model:
                 "`model` must not contain another model. Received: a model with "
                 f"{layer.name!r} among its layers. Build both from the same inputs."
             )
-        return dict.fromkeys(_PENALTIES & layer.get_config().keys(), penalty)
+        arguments = {n for n in layer.get_config() if n.endswith("_regularizer")}
+        chosen = arguments - {"activity_regularizer"} if all_weights else _KERNELS
+        return dict.fromkeys(arguments & chosen, penalty)
 
     return with_config(model, changes)
 

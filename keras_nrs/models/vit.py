@@ -31,16 +31,32 @@ class ClassTokenAndPositions(layers.Layer):  # type: ignore[misc]
     """Puts a learned token before a sequence and adds learned positions to it.
 
     Input shape: `(batch, length, hidden)`. Output shape: `(batch, length + 1, hidden)`.
+
+    Args:
+        embeddings_regularizer: Penalty on the token and on the positions.
+        **arguments: Arguments of `keras.Layer`.
     """
+
+    def __init__(self, embeddings_regularizer: Any = None, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.embeddings_regularizer = keras.regularizers.get(embeddings_regularizer)
+
+    def get_config(self) -> dict[str, Any]:
+        penalty = keras.regularizers.serialize(self.embeddings_regularizer)
+        return super().get_config() | {"embeddings_regularizer": penalty}
 
     def build(self, input_shape: Shape) -> None:
         _, length, hidden = input_shape
         self.class_token = self.add_weight(
-            shape=(1, 1, hidden), initializer="zeros", name="class_token"
+            shape=(1, 1, hidden),
+            initializer="zeros",
+            regularizer=self.embeddings_regularizer,
+            name="class_token",
         )
         self.positions = self.add_weight(
             shape=(1, length + 1, hidden),
             initializer=initializers.RandomNormal(stddev=0.02),
+            regularizer=self.embeddings_regularizer,
             name="positions",
         )
 
@@ -80,12 +96,13 @@ def _attention(x: Tensor, heads: int, dropout: float) -> Tensor:
     # Glorot's bound for a matrix from `hidden` to `hidden`. Keras stores these matrices
     # in three dimensions, and would initialize them like the kernels of convolutions.
     bound = (6 / (hidden + hidden)) ** 0.5
-    return layers.MultiHeadAttention(
+    x = layers.MultiHeadAttention(
         heads,
         hidden // heads,
         dropout=dropout,
         kernel_initializer=initializers.RandomUniform(-bound, bound),
     )(x, x)
+    return layers.Dropout(dropout)(x) if dropout else x
 
 
 def _mlp(x: Tensor, dropout: float) -> Tensor:
@@ -118,7 +135,8 @@ def vit(
             a block has 4 times as many units between its two layers.
         patch_size: Side of the square patches, in pixels.
         depth: Number of blocks, >= 1.
-        dropout: Rate after each dense layer of a block, and in the attention.
+        dropout: Rate after the positions are added, after the attention and each dense
+            layer of a block, and in the attention.
 
     Returns:
         A model of inputs `(batch, *input_shape)` and logits `(batch, num_classes)`.

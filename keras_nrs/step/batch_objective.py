@@ -30,6 +30,7 @@ from keras_nrs.step.outcomes import CleanPass
 from keras_nrs.step.outcomes import Microbatch
 from keras_nrs.step.outcomes import Outcome
 from keras_nrs.step.outcomes import PassesOutcome
+from keras_nrs.step.outcomes import PerturbedPass
 from keras_nrs.step.outcomes import StepInputs
 from keras_nrs.step.outcomes import mean_over_groups
 from keras_nrs.step.outcomes import with_masks
@@ -97,20 +98,27 @@ class BatchObjective:
         """Build the unbuilt parts of the base model and of its compiled loss."""
         base = self.base_model
         _, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        with naming_labels(y, getattr(base, "outputs", None), sample_weight):
+        outputs = getattr(base, "outputs", None)
+        if isinstance(base, keras_internals.Functional):
+            outputs = base.output
+        with naming_labels(y, outputs, sample_weight):
             keras_internals.build_for_batch(base, data)
 
-    def split(self, inputs: StepInputs) -> SplitBatch:
-        """The groups of a batch, with the inputs of each."""
-        batch, num_deltas = inputs.batch, self.options.perturbations_per_replica
-        order = None
-        if self.options.perturbed_fraction < 1:
+    def split(self, inputs: StepInputs, *, perturbs: bool = True) -> SplitBatch:
+        """The groups of a batch, one if nothing is perturbed, with their inputs."""
+        batch, order, num_deltas, fraction = inputs.batch, None, 1, 1.0
+        if perturbs:
+            num_deltas = self.options.perturbations_per_replica
+            fraction = self.options.perturbed_fraction
+        if num_deltas > 1 or fraction < 1 or inputs.num_replicas > 1:
+            self._check_divisible(batch, is_reordered=fraction < 1)
+        if fraction < 1:
             order = self._random_order(inputs)
             batch = reordered(batch, order)
         groups = split_into_groups(
             num_samples(batch),
             num_deltas,
-            self.options.perturbed_fraction,
+            fraction,
             # Dropout and BatchNorm have a state. Without one samples are independent.
             keep_whole=not self.base_model.non_trainable_variables,
         )
@@ -135,6 +143,23 @@ class BatchObjective:
                 Microbatch(group, data, perturbed_data, stream, state, offsets)
             )
         return SplitBatch(microbatches, order)
+
+    def _check_divisible(self, batch: Any, *, is_reordered: bool) -> None:
+        """Raise an error for data and layers that need a batch as a whole."""
+        sparse = {"SparseTensor", "BCOO"} if is_reordered else {"SparseTensor"}
+        reason = ""
+        for tensor in tree.flatten(batch):
+            if type(tensor).__name__ in sparse:
+                reason = f"sparse data ({type(tensor).__name__}), which has no slices"
+        for layer in keras_internals.sublayers(self.base_model, recursive=True):
+            if isinstance(layer, keras.layers.RNN) and layer.stateful:
+                reason = f"the stateful layer {layer.name!r}, which holds a whole batch"
+        if reason:
+            raise ValueError(
+                "Batches must be divisible for perturbations_per_replica > 1, "
+                f"perturbed_fraction < 1 and several devices. Received: {reason}. "
+                "Leave out these options, or use dense data and no stateful layers."
+            )
 
     @not_in_graphs
     def _random_order(self, inputs: StepInputs) -> Tensor:
@@ -167,8 +192,8 @@ class BatchObjective:
         batch: SplitBatch,
         *,
         recompute: Callable[[Pass, list[Tensor]], Any] | None = None,
-    ) -> list[Any]:
-        """f(x; theta + delta) for each group, `None` for a group without that pass.
+    ) -> list[PerturbedPass | None]:
+        """The `PerturbedPass` of each group, `None` for a group without that pass.
 
         Args:
             weights: Values of the base model's trainable variables.
@@ -177,7 +202,7 @@ class BatchObjective:
             recompute: A function that runs a pass at these weights and keeps no
                 activations of it. By default a pass runs as it is.
         """
-        outputs: list[Any] = []
+        outputs: list[PerturbedPass | None] = []
         with restored_random_state(inputs.key):
             for microbatch in batch.microbatches:
                 if not microbatch.group.is_perturbed:
@@ -210,12 +235,19 @@ class BatchObjective:
         deltas: list[Tensor | None],
         inputs: StepInputs,
         microbatch: Microbatch,
-    ) -> Any:
+    ) -> PerturbedPass:
         base = self.base_model
         x, _, _ = keras.utils.unpack_x_y_sample_weight(microbatch.perturbed_data)
-        perturbed_weights = perturbations.add_deltas(weights, deltas)
-        with stateless.scope(base, perturbed_weights, microbatch.state, inputs.metrics):
-            return base(x, **stateless.call_kwargs(base, training=True))
+        if self.options.scheme == "nrs":
+            # Gradients of float8's scales are their new values: the clean pass's count.
+            weights = [
+                ops.stop_gradient(w) if v.overwrite_with_gradient else w
+                for v, w in zip(base.trainable_variables, weights, strict=True)
+            ]
+        values = perturbations.add_deltas(weights, deltas)
+        with stateless.scope(base, values, microbatch.state, inputs.metrics) as scope:
+            y_pred = base(x, **stateless.call_kwargs(base, training=True))
+        return PerturbedPass(y_pred, list(scope.losses))
 
     # The phase at theta.
 
@@ -224,7 +256,7 @@ class BatchObjective:
         weights: list[Tensor],
         inputs: StepInputs,
         batch: SplitBatch,
-        perturbed_outputs: list[Any] | None,
+        perturbed_outputs: list[PerturbedPass | None] | None,
     ) -> Outcome:
         """The terms and outputs of a step, differentiable in weights and outputs.
 
@@ -243,10 +275,19 @@ class BatchObjective:
             range(len(microbatches)),
             key=lambda i: not microbatches[i].group.is_perturbed,
         )
-        outcomes = {
-            i: self._passes_outcome(weights, inputs, microbatches[i], outputs[i])
-            for i in indices
-        }
+        outcomes: dict[int, PassesOutcome] = {}
+        for i in indices:
+            outcomes[i] = self._passes_outcome(
+                weights, inputs, microbatches[i], outputs[i]
+            )
+            # Metrics that layers update count on from group to group.
+            updated = {id(v): value for v, value in outcomes[i].clean.updates}
+            metrics = zip(
+                self.base_model.metrics_variables, inputs.metrics, strict=True
+            )
+            inputs = inputs._replace(
+                metrics=[updated.get(id(v), value) for v, value in metrics]
+            )
         clean, divergence, perturbed_loss = mean_over_groups(
             [outcomes[i] for i in range(len(microbatches))],
             [microbatch.group for microbatch in microbatches],
@@ -266,7 +307,7 @@ class BatchObjective:
                 normalize=self.options.normalize,
                 penalty=clean.penalty,
             )
-        return Outcome(terms, y_pred, masks, clean.state)
+        return Outcome(terms, y_pred, masks, clean.state, clean.updates)
 
     def clean_pass(
         self, weights: list[Tensor], inputs: StepInputs, microbatch: Microbatch
@@ -278,6 +319,7 @@ class BatchObjective:
             before = list(map(scope.get_current_value, base.non_trainable_variables))
             y_pred = base(x, **stateless.call_kwargs(base, training=True))
             layer_losses = base.losses
+            batch_losses = set(map(id, scope.losses))
             after = list(map(scope.get_current_value, base.non_trainable_variables))
         # Without the group's offset, so that all groups advance one shared seed.
         state = [
@@ -301,19 +343,23 @@ class BatchObjective:
                 base, x, y, y_pred, copied_weights(sample_weight), training=True
             )
             penalty = sum(
-                keras_internals.additional_loss(base, loss) for loss in layer_losses
+                keras_internals.additional_loss(base, layer_loss)
+                for layer_loss in layer_losses
+                if id(layer_loss) not in batch_losses
             )
         penalty = ops.convert_to_tensor(penalty, loss.dtype)
-        return CleanPass(loss, penalty, y_pred, masks, state)
+        known = set(map(id, base.non_trainable_variables))
+        updates = [update for key, update in scope.updates.items() if key not in known]
+        return CleanPass(loss, penalty, y_pred, masks, state, updates)
 
     def _passes_outcome(
         self,
         weights: list[Tensor],
         inputs: StepInputs,
         microbatch: Microbatch,
-        perturbed: Any,
+        perturbed: PerturbedPass | None,
     ) -> PassesOutcome:
-        """Both passes on a group, given the outputs of the perturbed one."""
+        """Both passes on a group, given the perturbed one."""
         clean = self.clean_pass(weights, inputs, microbatch)
         divergence = perturbed_loss = ops.zeros((), clean.loss.dtype)
         if perturbed is not None:
@@ -327,7 +373,7 @@ class BatchObjective:
                 inputs,
                 microbatch,
                 with_masks(y_pred, masks),
-                with_masks(perturbed, masks),
+                perturbed._replace(y_pred=with_masks(perturbed.y_pred, masks)),
             )
         return PassesOutcome(
             clean, ops.cast(divergence, clean.loss.dtype), perturbed_loss
@@ -339,7 +385,7 @@ class BatchObjective:
         inputs: StepInputs,
         microbatch: Microbatch,
         y_pred: Any,
-        perturbed: Any,
+        perturbed: PerturbedPass,
     ) -> tuple[Tensor, Tensor]:
         """The divergence and the perturbed loss of a group."""
         base = self.base_model
@@ -350,16 +396,21 @@ class BatchObjective:
         sums = self._compiled_losses(y_pred)
         sums += [output.divergence for output in resolved]
         factor = inputs.num_replicas * microbatch.group.perturbed_scale
+        if self._has_own_loss:
+            # It may have weights of its own. The same key draws the same delta.
+            deltas = self.draw(weights, inputs, microbatch)
+            weights = perturbations.add_deltas(weights, deltas)
+        weight, weight_of_divergence = (copied_weights(sample_weight) for _ in range(2))
         with (
             stateless.scope(base, weights, microbatch.state, inputs.metrics),
-            stateless.layer_losses(base, []),
+            stateless.layer_losses(base, perturbed.layer_losses),
             _sums_times(factor, sums),
         ):
             perturbed_loss = keras_internals.compute_loss(
-                base, x, y, perturbed, copied_weights(sample_weight), training=True
+                base, x, y, perturbed.y_pred, weight, training=True
             )
             divergence = total_divergence(
-                resolved, y, y_pred, perturbed, copied_weights(sample_weight)
+                resolved, y, y_pred, perturbed.y_pred, weight_of_divergence
             )
         return divergence, perturbed_loss
 

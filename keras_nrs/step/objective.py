@@ -141,7 +141,9 @@ def nrs_objective(  # noqa: PLR0913
         perturbed = [w + d for w, d in zip(weights, deltas)]
         y_pred_perturbed, _ = model.stateless_call(perturbed, state, x, training=True)
         terms = keras_nrs.nrs_objective(y, y_pred, y_pred_perturbed, loss=loss)
-    gradients = tape.gradient(terms.total, weights)
+    # Dense: Keras's optimizers would take the rows that both passes have of an
+    # embedding for gradients of their own.
+    gradients = [tf.convert_to_tensor(g) for g in tape.gradient(terms.total, weights)]
     ```
 
     On PyTorch:

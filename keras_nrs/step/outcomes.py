@@ -66,11 +66,12 @@ class CleanPass(NamedTuple):
 
     Attributes:
         loss: L(theta), with the losses of layers.
-        penalty: The part of `loss` that comes from layers.
+        penalty: The part of `loss` that depends on the weights alone.
         y_pred: The outputs.
         masks: The Keras masks of `y_pred`, `None` for outputs without one.
         state: New values of the base model's non-trainable variables. A variable that
             did not change keeps the given tensor itself.
+        updates: The assignments to other variables: pairs of a variable and a value.
     """
 
     loss: Tensor
@@ -78,6 +79,17 @@ class CleanPass(NamedTuple):
     y_pred: Any
     masks: Any
     state: list[Tensor]
+    updates: list[tuple[keras.Variable, Tensor]]
+
+
+class PerturbedPass(NamedTuple):
+    """The pass at theta + delta on one group: its outputs, and the losses of layers.
+
+    Weight penalties are not among the losses: they count once, at theta.
+    """
+
+    y_pred: Any
+    layer_losses: list[Tensor]
 
 
 class PassesOutcome(NamedTuple):
@@ -95,6 +107,7 @@ class Outcome(NamedTuple):
     y_pred: Any
     masks: Any
     state: list[Tensor]
+    updates: list[tuple[keras.Variable, Tensor]]
 
 
 def mean_over_groups(
@@ -103,14 +116,15 @@ def mean_over_groups(
     """The outcome of a batch from the outcomes of its groups.
 
     The loss is the mean over all samples; divergence and perturbed loss are means over
-    the samples with a perturbed pass. Outputs and masks are joined.
+    the samples with a perturbed pass. Outputs and masks are joined. Of assignments to
+    other variables the last group's are kept.
     """
     if len(outcomes) == 1:
         return outcomes[0]
     shares = [group.share for group in groups]
     perturbed_shares = [group.perturbed_share for group in groups]
     cleans, divergences, perturbed_losses = zip(*outcomes, strict=True)
-    losses, penalties, y_preds, masks, states = zip(*cleans, strict=True)
+    losses, penalties, y_preds, masks, states, updates = zip(*cleans, strict=True)
 
     def joined(*tensors: Tensor) -> Tensor:
         if tensors[0] is None:
@@ -125,6 +139,7 @@ def mean_over_groups(
             tree.map_structure(joined, *y_preds),
             tree.map_structure(joined, *masks),
             [_weighted_sum(values, shares) for values in zip(*states, strict=True)],
+            updates[-1],
         ),
         _weighted_sum(divergences, perturbed_shares),
         _weighted_sum(perturbed_losses, perturbed_shares),

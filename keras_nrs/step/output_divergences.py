@@ -6,8 +6,11 @@ from typing import Any
 from typing import NamedTuple
 
 import keras
+import numpy as np
 from keras import ops
 
+from keras_nrs.backend import eager_scope
+from keras_nrs.backend import not_in_graphs
 from keras_nrs.divergences import BernoulliKL
 from keras_nrs.divergences import CategoricalKL
 from keras_nrs.divergences import Divergence
@@ -61,8 +64,8 @@ class OutputDivergence(NamedTuple):
 def for_loss(loss: Any, output: Any, target: Any = None) -> Divergence:
     """The divergence that belongs to a loss: `divergence="auto"`.
 
-    For losses other than Keras's own, the activation of the output and the dtype of
-    the labels decide.
+    For losses other than Keras's own, the activation of the output decides, or
+    integer labels if the loss does not change when all outputs grow by 1.
 
     Args:
         loss: The loss of the output.
@@ -87,7 +90,11 @@ def for_loss(loss: Any, output: Any, target: Any = None) -> Divergence:
         return CategoricalKL(axis=axis, reduction=reduction)
     if activation == "sigmoid":
         return BernoulliKL(reduction=reduction)
-    if activation == "linear" and _are_class_indices(target, output):
+    if (
+        activation == "linear"
+        and _are_class_indices(target, output)
+        and _is_of_logits(loss, target, output)
+    ):
         return CategoricalKL(from_logits=True, reduction=reduction)
     name = getattr(function, "__name__", type(loss).__name__)
     raise ValueError(
@@ -113,6 +120,29 @@ def _are_class_indices(target: Any, output: Any) -> bool:
     rank, classes = len(output.shape), output.shape[-1]
     is_sparse = len(target.shape) < rank or target.shape[-1] == 1
     return rank > 1 and classes is not None and classes > 1 and is_sparse
+
+
+@not_in_graphs
+def _is_of_logits(loss: Any, target: Any, output: Any) -> bool:
+    """Whether a loss stays the same when all outputs grow by 1.
+
+    A softmax makes it so. Quantiles, counts and probabilities have other losses.
+    """
+    shape = [min(size or 2, 2) for size in output.shape[:-1]]
+    logits = np.random.default_rng(0).normal(size=(*shape, output.shape[-1]))
+    if len(target.shape) == len(output.shape):
+        shape.append(1)
+    with eager_scope():
+        # Class 1: losses for padded sequences leave out class 0.
+        labels = ops.ones(shape, target.dtype)
+        try:
+            before, after = (
+                ops.convert_to_numpy(ops.mean(loss(labels, ops.cast(z, output.dtype))))
+                for z in (logits, logits + 1)
+            )
+        except Exception:  # The user's function raises it: nothing is known.
+            return False
+    return bool(np.isclose(before, after, rtol=1e-2))
 
 
 @dataclass

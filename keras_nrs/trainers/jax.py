@@ -59,7 +59,11 @@ class BaseState(NamedTuple):
 class BackendTrainer(Trainer):
     """The steps of an `NRSModel`, as `keras.Model` calls them on JAX."""
 
+    # The number of steps, and the state of the seed after them: a tensor that `fit()`
+    # has at this position.
     _step = 0
+    _seed: Any = None
+    _position = 0
 
     def make_train_function(self, make: Callable[[bool], None], force: bool) -> None:
         model = self.model
@@ -67,21 +71,29 @@ class BackendTrainer(Trainer):
         make(force)
         if self.options.scheme == "baseline":
             return
-        # Counted here, because reading it from the device would wait for the step.
-        state = keras.ops.convert_to_numpy(model.seed_generator.state)
-        self._step = int(state[1])
+        seed = id(model.seed_generator.state)
+        self._position = list(map(id, model.non_trainable_variables)).index(seed)
         if is_new:
             train_function = model.train_function
 
             def planned_train_function(state: Any, batches: Iterator[Any]) -> Any:
+                # A callback may have restored another state. Otherwise steps are
+                # counted: reading their number would wait for the step before.
+                seed = state[1][self._position]
+                if seed is not self._seed:
+                    self._step = int(keras.ops.convert_to_numpy(seed)[1])
+                self._seed = None
                 try:
-                    return train_function(state, map(self._plan_step, batches))
+                    result = train_function(state, map(self._plan_step, batches))
                 except Exception as error:
                     # An error in the first step would leave a model without weights.
                     keras_internals.restore_jax_state(model, state)
                     if isinstance(error, jax.errors.UnexpectedTracerError):
                         raise ValueError(self._leak_message()) from error
                     raise
+                _, new_state = result
+                self._seed = new_state[1][self._position]
+                return result
 
             model.train_function = planned_train_function
 
@@ -197,7 +209,9 @@ class BackendTrainer(Trainer):
         ) -> tuple[Tensor, Outcome]:
             outcome = objective.outcome(weights, inputs, batch, outputs)
             with keras.StatelessScope(optimizer_values):
-                return optimizer.scale_loss(outcome.terms.total), outcome
+                scaled = optimizer.scale_loss(outcome.terms.total)
+            # As in plain Keras on JAX, no other assignment is kept.
+            return scaled, outcome._replace(updates=[])
 
         memory_efficient = objective.options.memory_efficient
         if memory_efficient:
@@ -264,7 +278,7 @@ class BackendTrainer(Trainer):
                 PerturbedStep(batch, everywhere, everywhere),
                 everywhere,
             ),
-            out_specs=(everywhere, Outcome(everywhere, split, split, everywhere)),
+            out_specs=(everywhere, Outcome(everywhere, split, split, everywhere, [])),
             check_vma=False,
         )(state, data, key)
         if num_shares < num_replicas:
@@ -370,7 +384,10 @@ def _after_tensors(tensors: list[Tensor], values: list[Tensor]) -> list[Tensor]:
     XLA's CPU compiler drops barriers before it chooses an order. It does not see
     through this arithmetic, which adds 0 unless a tensor is not a number.
     """
-    probe = sum(t[(0,) * t.ndim].astype("float32") for t in tensors)
+    probe = jax.numpy.zeros(())
+    for tensor in tensors:
+        if tensor.size:
+            probe += tensor[(0,) * tensor.ndim].astype("float32")
     zero = jax.numpy.where(probe == probe, 0.0, jax.numpy.nan)
     return [value + zero.astype(value.dtype) for value in values]
 

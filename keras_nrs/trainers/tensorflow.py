@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from keras_nrs import keras_internals
@@ -55,7 +56,14 @@ class BackendTrainer(Trainer):
 
         def train_function(iterator: Any) -> Any:
             self._perturbs = self.needs_perturbed_pass()
-            return functions[self._perturbs](iterator)
+            try:
+                return functions[self._perturbs](iterator)
+            except (StopIteration, tf.errors.OutOfRangeError):
+                raise
+            except Exception:
+                # A function that could not be traced does nothing at its next call.
+                model.train_function = None
+                raise
 
         model.train_function = train_function
 
@@ -65,7 +73,9 @@ class BackendTrainer(Trainer):
             if self.options.scheme != "baseline":
                 model.seed_generator.next()
             return self._reducible(base.train_step(data) | self.tracker_logs())
-        self.objective.build(data)
+        # Outside of the graph: if tracing fails, new variables in it have no values.
+        with tf.init_scope():
+            self.objective.build(data)
         model.built = True
         key = model.seed_generator.next()
         state = [v.value for v in base.non_trainable_variables]
@@ -96,20 +106,41 @@ class BackendTrainer(Trainer):
                     for new, old in zip(outcome.state, state, strict=True)
                 ]
             )
+        for variable, value in outcome.updates:
+            variable.assign(value)
         base.optimizer.apply_gradients(
-            zip(gradients, base.trainable_weights, strict=True)
+            zip(map(self._summed, gradients), base.trainable_weights, strict=True)
         )
         weight = tf.cast(perturbs, "int32")
         return self._reducible(
             self.assign_outcome(outcome, data, weight=weight, unscaled=_unscaled)
         )
 
+    def _summed(self, gradient: Any) -> Any:
+        """A gradient with one row for each index.
+
+        The gradients of embeddings have a row for each use of an index, in both passes,
+        and Keras's optimizers take the rows for gradients of their own.
+        """
+        if not isinstance(gradient, tf.IndexedSlices):
+            return gradient
+        if self.model.jit_compile:  # XLA has no tensors of unknown size.
+            return tf.convert_to_tensor(gradient)
+        indices, positions = tf.unique(gradient.indices)
+        values = tf.math.unsorted_segment_sum(
+            gradient.values, positions, tf.size(indices)
+        )
+        return tf.IndexedSlices(values, indices, gradient.dense_shape)
+
     def _gradients(
         self, weights: list[Tensor], inputs: StepInputs, perturbs: bool = True
     ) -> tuple[list[Tensor], Outcome]:
         """The gradients on one replica, times the optimizer's loss scale."""
         objective, scale = self.objective, self.base_model.optimizer.scale_loss
-        batch = objective.split(inputs)
+        batch = objective.split(inputs, perturbs=perturbs)
+        if perturbs and self.options.memory_efficient:
+            # The values of now: the optimizer may assign before they are read again.
+            weights = [tf.convert_to_tensor(weight) for weight in weights]
         if not (perturbs and self.options.memory_efficient):
             with tf.GradientTape() as tape:
                 tape.watch(weights)
@@ -150,10 +181,14 @@ class BackendTrainer(Trainer):
     ) -> tuple[list[Tensor], Outcome]:
         """`_gradients()`, with the perturbed pass if a tensor is true.
 
-        A conditional takes and gives tensors only. `None` and the state that no step
-        changes go around it.
+        A conditional takes and gives tensors only. Variables, `None` and the state that
+        no step changes go around it.
         """
-        is_given = set(map(id, [*inputs.state, None]))
+        given = set(map(id, [*inputs.state, None]))
+
+        def is_given(leaf: Any) -> bool:
+            return id(leaf) in given or isinstance(leaf, keras.Variable)
+
         results: dict[bool, Any] = {}
 
         def run(perturbs: bool) -> list[Tensor]:
@@ -164,13 +199,13 @@ class BackendTrainer(Trainer):
             ]
             results[perturbs] = gradients, (dense, outcome)
             leaves = tf.nest.flatten((dense, outcome))
-            return [leaf for leaf in leaves if id(leaf) not in is_given]
+            return [leaf for leaf in leaves if not is_given(leaf)]
 
         tensors = iter(tf.cond(perturbs, lambda: run(True), lambda: run(False)))
         of_branches = [gradients for gradients, _ in results.values()]
         _, result = next(iter(results.values()))
         leaves = [
-            leaf if id(leaf) in is_given else next(tensors)
+            leaf if is_given(leaf) else next(tensors)
             for leaf in tf.nest.flatten(result)
         ]
         dense, outcome = tf.nest.pack_sequence_as(result, leaves)

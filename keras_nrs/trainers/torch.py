@@ -67,6 +67,8 @@ class BackendTrainer(Trainer):
         base.optimizer.scale_loss(outcome.terms.total).backward()
         trainable = base.trainable_weights[:]
         with torch.no_grad():
+            for variable, value in outcome.updates:
+                variable.assign(value)
             base.optimizer.apply([v.value.grad for v in trainable], trainable)
             return self.assign_outcome(outcome, data)
 

@@ -1,5 +1,7 @@
 """Augmentations, pixel by pixel."""
 
+from typing import Literal
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -20,10 +22,12 @@ RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(1, 256, (3, 6, 5, 2), dtype="uint8")
 
 
-def test_crop_moves_each_image_in_a_frame_of_zeros() -> None:
+@pytest.mark.parametrize("mode", ["constant", "reflect"])
+def test_crop_moves_each_image_in_a_frame(mode: Literal["constant", "reflect"]) -> None:
     top, left = np.array([0, 4, 8]), np.array([3, 4, 5])
-    cropped = crop(tf.constant(IMAGES), tf.constant(top), tf.constant(left)).numpy()
-    padded = np.pad(IMAGES, [(0, 0), (4, 4), (4, 4), (0, 0)])
+    positions = tf.constant(top), tf.constant(left)
+    cropped = crop(tf.constant(IMAGES), *positions, mode.upper()).numpy()
+    padded = np.pad(IMAGES, [(0, 0), (4, 4), (4, 4), (0, 0)], mode)
     for i in range(3):
         window = padded[i, top[i] : top[i] + 6, left[i] : left[i] + 5]
         np.testing.assert_array_equal(cropped[i], window)
@@ -74,6 +78,14 @@ def test_draws_are_uniform_and_those_of_the_rows() -> None:
     counts = np.bincount(first, minlength=9)
     # Chi-squared with 8 degrees of freedom is below 26.1 with probability 0.999.
     assert np.sum((counts - 4_000 / 9) ** 2 / (4_000 / 9)) < 26.1
+
+
+def test_the_draw_of_a_batch_is_that_of_all_its_parts() -> None:
+    drawn = [draws(seed=i).integer(9).numpy() for i in range(20)]
+    part = [draws(range(10, 20), seed=i).integer(9).numpy() for i in range(20)]
+    np.testing.assert_array_equal(part, drawn)
+    assert np.shape(drawn) == (20, 1)
+    assert len(np.unique(drawn)) > 4
 
 
 def test_beta_of_1_is_uniform() -> None:

@@ -89,17 +89,48 @@ def test_shorter_epochs_begin_where_longer_ones_do(data_dir: str) -> None:
         np.testing.assert_array_equal(found[0], expected[0])
 
 
-@pytest.mark.parametrize("image_size", [None, 12])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"augmentation": "basic"},
+        {"augmentation": "basic", "image_size": 12},
+        {"augmentation": "cutout", "image_size": 20, "source": "released"},
+    ],
+)
 def test_processes_share_the_batches_of_one(
-    data_dir: str, image_size: int | None
+    data_dir: str, arguments: dict[str, Any]
 ) -> None:
-    arguments: Any = {"augmentation": "basic", "image_size": image_size}
     whole = batches(digits(data_dir, **arguments).train(1), 3)
     for index in range(2):
         part = digits(data_dir, num_shards=2, shard_index=index, **arguments)
         for expected, found in zip(whole, batches(part.train(1), 3), strict=True):
             np.testing.assert_array_equal(found[0], expected[0][index::2])
             np.testing.assert_array_equal(found[1], expected[1][index::2])
+
+
+@pytest.mark.parametrize(("source", "squares"), [("paper", 100), ("released", 1)])
+def test_the_released_code_cuts_one_square_out_of_a_batch(
+    data_dir: str, source: str, squares: int
+) -> None:
+    data = digits(data_dir, augmentation="cutout", image_size=20, source=source)
+    cut = [x[..., 0] == 0 for x, _ in batches(data.train(), 2)]
+    different = len({square.tobytes() for square in cut[0]})
+    # Some centers are equal, or so near a border that squares are.
+    assert squares * 0.6 < different <= squares
+    assert np.any(cut[0][0] != cut[1][0])
+
+
+def test_the_released_code_pads_with_the_mirror_image(data_dir: str) -> None:
+    found = {}
+    for source in ("paper", "released"):
+        data = digits(data_dir, augmentation="basic", source=source)
+        images, _ = batches(data.train(), 1)[0]
+        mean, std = data.moments
+        found[source] = np.round((images * std + mean) * 16)
+    # The crops are at the same positions: they differ in the frame alone.
+    paper, released = found["paper"], found["released"]
+    np.testing.assert_array_equal(released[paper != 0], paper[paper != 0])
+    assert np.mean(released != 0) > np.mean(paper != 0) + 0.05
 
 
 def test_smoothed_labels_are_of_training_alone(data_dir: str) -> None:
@@ -158,6 +189,11 @@ def test_the_papers_sets_load(
         ({"name": "imagenet2012"}, "`image_size`.*differ in size"),
         ({"augmentation": "cutout"}, "cover whole images"),
         ({"augmentation": "much"}, "`augmentation` must be one of"),
+        ({"source": "code"}, "`source` must be one of"),
+        (
+            {"source": "released", "augmentation": "basic", "image_size": 4},
+            "mirror image.*larger image_size",
+        ),
         ({"batch_size": 2_000}, "`batch_size`.*1 to 1000.*2000"),
         ({"batch_size": 5, "num_shards": 2}, "multiple of num_shards=2"),
         ({"label_smoothing": 1.0}, "`label_smoothing`.*1.0"),

@@ -14,6 +14,7 @@ from scipy.special import softmax
 
 import keras_nrs
 from keras_nrs._digits import load_digits
+from keras_nrs.divergence_meter import keys_of_samples
 from keras_nrs.experiments import demo
 
 SMALL_CNN = demo.small_cnn
@@ -237,9 +238,9 @@ def test_model_divergence_is_that_of_the_perturbed_models(network: keras.Model) 
     clean = _probabilities(network, split.x_train)
     measured = demo.measure(network, split, TINY)
     expected = []
-    for seed in range(demo.NUM_DELTAS):
+    for key in keys_of_samples(0, demo.NUM_DELTAS):
         deltas = keras_nrs.perturbations.RelativeBall().sample(
-            [keras.ops.convert_to_tensor(w) for w in theta], TINY.eps, seed
+            [keras.ops.convert_to_tensor(w) for w in theta], TINY.eps, key
         )
         numpy_deltas = [keras.ops.convert_to_numpy(delta) for delta in deltas]
         network.set_weights([w + d for w, d in zip(theta, numpy_deltas, strict=True)])

@@ -40,8 +40,41 @@ def test_sgd_has_coupled_decay_and_a_cosine_to_zero(data_dir: str) -> None:
     assert float(schedule(6)) == pytest.approx(0, abs=1e-8)
 
 
+@pytest.mark.parametrize("network", ["wide_resnet_10_1", "vgg16"])
+def test_all_weights_decay_as_released(data_dir: str, network: str) -> None:
+    recipe = digits_recipe(network=network, source="released", clip_norm=2.0)
+    model = built(recipe, data_dir)
+    assert model.optimizer.global_clipnorm == 2.0
+    assert len(model.base_model.losses) == len(model.trainable_variables)
+    has_batch_norm = "gamma" in {v.name for v in model.trainable_variables}
+    assert has_batch_norm == (network != "vgg16")
+    recipe = digits_recipe(network=network, optimizer="adam", source="released")
+    optimizer = built(recipe, data_dir).optimizer
+    assert all(map(optimizer._use_weight_decay, model.trainable_variables))
+    assert optimizer.epsilon == 1e-8
+
+
+@pytest.mark.parametrize(("source", "rates"), [("paper", set()), ("released", {0.1})])
+def test_vits_have_dropout_as_released(
+    data_dir: str, source: str, rates: set[float]
+) -> None:
+    recipe = digits_recipe(network="vit_ti", optimizer="adam", source=source)
+    layers = built(recipe, data_dir).base_model.layers
+    dropout = [x for x in layers if isinstance(x, keras.layers.Dropout)]
+    assert {layer.rate for layer in dropout} == rates
+    # After the positions, and three in each of 12 blocks.
+    assert len(dropout) == (1 + 3 * 12 if rates else 0)
+    attention = [x for x in layers if isinstance(x, keras.layers.MultiHeadAttention)]
+    assert {layer.dropout for layer in attention} == (rates or {0})
+
+
+def test_the_papers_vgg16_has_batch_norm(data_dir: str) -> None:
+    model = built(digits_recipe(network="vgg16"), data_dir)
+    assert "gamma" in {v.name for v in model.trainable_variables}
+
+
 @pytest.mark.parametrize("network", ["wide_resnet_10_1", "vit_ti"])
-def test_adam_decays_kernels_alone(data_dir: str, network: str) -> None:
+def test_adam_decays_kernels_alone_as_in_the_paper(data_dir: str, network: str) -> None:
     recipe = digits_recipe(
         network=network,
         optimizer="adam",

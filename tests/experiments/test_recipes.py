@@ -30,7 +30,8 @@ def test_every_cell_of_the_tables_has_a_recipe() -> None:
             {
                 "optimizer": "sgd",
                 "epochs": 200,
-                "clip_norm": 5.0,
+                "source": "released",
+                "clip_norm": 2.0,
                 "eps": 0.1,
                 "alpha": 1.0,
                 "perturbation": "released",
@@ -46,6 +47,7 @@ def test_every_cell_of_the_tables_has_a_recipe() -> None:
                 "weight_decay": 0.03,
                 "batch_size": 256,
                 "epochs": 1200,
+                "clip_norm": 2.0,
             },
         ),
         (
@@ -66,6 +68,17 @@ def test_recipes_are_the_papers(name: str, expected: dict[str, Any]) -> None:
     assert {key: found[key] for key in expected} == expected
 
 
+def test_a_source_brings_its_clipping_and_perturbation() -> None:
+    for name, recipe in recipes().items():
+        paper = with_settings(recipe, ["source=paper"])
+        assert (paper.source, paper.clip_norm) == ("paper", None), name
+        assert paper.perturbation == "ball", name
+    assert with_settings(paper, ["source=released"]).clip_norm == 2.0
+    given = with_settings(Recipe(), ["clip_norm=5", "source=paper"])
+    assert (given.clip_norm, given.perturbation) == (5, "ball")
+    assert given.data_settings()["source"] == "paper"
+
+
 def test_settings_replace_values() -> None:
     recipe = with_settings(
         Recipe(), ["eps=0.5", "scheme=rpr", "seeds=3,4", "clip_norm=None"]
@@ -78,6 +91,7 @@ def test_settings_replace_values() -> None:
 @pytest.mark.parametrize(
     ("setting", "match"),
     [
+        ("source=[1]", "`source` must be one of"),
         ("epz=1", "'epz=1'. Similar keys: eps"),
         ("eps", "must be key=value"),
         ("eps=many", "`eps` must be a number"),

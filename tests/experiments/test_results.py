@@ -1,5 +1,7 @@
 """Runs that are read from folders and files."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,23 @@ def test_bad_paths(make: Any, message: str, tmp_path: Path) -> None:
 def test_a_run_must_not_be_there_twice(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"must not hold a run twice.*seed=0"):
         read_runs([folder, folder])
+
+
+def test_runs_of_version_0_1_0_are_those_of_the_papers_text(
+    tmp_path: Path,
+) -> None:
+    recipe = recipes()["cifar10-vgg16-basic-nrs"]
+    for seed, source in enumerate(("paper", "released", "paper")):
+        path = tmp_path / str(seed)
+        write_run(path, replace(recipe, source=source), seed, test_accuracy=0.9)
+    # Version 0.1.0 wrote no source.
+    values = json.loads((tmp_path / "2" / "recipe.json").read_text())
+    del values["source"]
+    (tmp_path / "2" / "recipe.json").write_text(json.dumps(values))
+    arms = read_runs([tmp_path]).sort_values("seed")["arm"]
+    assert arms.tolist() == [
+        f"NRS, source={source}" for source in ("paper", "released", "paper")
+    ]
 
 
 def test_the_files_of_the_study_are_read() -> None:

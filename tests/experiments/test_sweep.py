@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -12,7 +13,10 @@ import pytest
 from keras_nrs import cli
 from keras_nrs.data import ImageData
 from keras_nrs.experiments.recipes import Recipe
+from keras_nrs.experiments.recipes import recipes
+from keras_nrs.experiments.recipes import with_settings
 from keras_nrs.experiments.sweep import Sweep
+from keras_nrs.experiments.sweep import command
 from keras_nrs.experiments.training import RecipeError
 from keras_nrs.experiments.training import Training
 from tests.experiments.processes import Script
@@ -66,6 +70,32 @@ def test_values_come_back_as_they_were(tmp_path: Path, trained: list[Any]) -> No
     assert sorted(map(str, found)) == sorted(
         str((norm, flag)) for norm in (None, 5, 0.5) for flag in (True, False)
     )
+
+
+def test_the_command_of_a_source_makes_the_same_recipe(tmp_path: Path) -> None:
+    name = "cifar10-vgg16-basic-nrs"
+    for settings in (
+        ["source=paper"],
+        ["source=paper", "clip_norm=2.0"],
+        ["source=paper", "clip_norm=2.0", "perturbation=released", "eps=0.3"],
+        ["clip_norm=5"],
+    ):
+        recipe = with_settings(recipes()[name], settings)
+        parts = shlex.split(command("train", name, recipe))
+        given = [part for part in parts if "=" in part]
+        assert sorted(given) == sorted(settings)
+        assert with_settings(recipes()[name], given) == recipe
+
+
+def test_a_sweep_of_version_0_1_0_goes_on(tmp_path: Path, trained: list[Any]) -> None:
+    make("grid", tmp_path).run(lambda line: None)
+    path = tmp_path / "search.json"
+    state = json.loads(path.read_text())
+    assert state["request"].pop("source") == "paper"
+    path.write_text(json.dumps(state))
+    count = len(trained)
+    make("grid", tmp_path).run(lambda line: None)
+    assert len(trained) == count
 
 
 def test_epochs_are_varied_like_others(tmp_path: Path, trained: list[Any]) -> None:

@@ -115,6 +115,27 @@ def test_a_folder_of_another_training_is_refused(
         Training(other, 0, tmp_path, data_dir)
 
 
+@pytest.mark.only_torch
+def test_a_training_of_version_0_1_0_goes_on(
+    tmp_path: Path, data_dir: str, linear: str
+) -> None:
+    recipe = digits_recipe(network=linear, epochs=2, flatness=False)
+    for folder in (tmp_path / "new", tmp_path / "old"):
+        Training(recipe, 0, folder, data_dir).run(verbose=0, until=1)
+    path = tmp_path / "old" / "recipe.json"
+    values = json.loads(path.read_text())
+    # Version 0.1.0 had no other source.
+    assert values.pop("source") == "paper"
+    path.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match="source='paper' there, 'released' here"):
+        Training(dataclasses.replace(recipe, source="released"), 0, path.parent)
+    summaries = [
+        Training(recipe, 0, folder, data_dir).run(verbose=0)
+        for folder in (tmp_path / "new", tmp_path / "old")
+    ]
+    assert summaries[0]["test_loss"] == summaries[1]["test_loss"]
+
+
 @pytest.mark.only_torch  # It compiles nothing. Each backend resumes after a kill.
 def test_a_training_until_an_epoch_is_a_part_of_the_whole_one(
     tmp_path: Path, data_dir: str, linear: str

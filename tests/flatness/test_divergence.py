@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import keras_nrs
+from keras_nrs.divergence_meter import keys_of_samples
 from keras_nrs.flatness import hessian_operator
 from keras_nrs.flatness import model_divergence
 from tests.support.data import generator
@@ -31,14 +32,25 @@ def test_against_the_definition() -> None:
         return z - np.log(np.exp(z).sum(axis=1, keepdims=True))
 
     clean = log_p(theta)
-    for seed, value in zip(range(5, 8), result.values, strict=True):
-        deltas = perturbation.sample(theta, 0.3, seed)
+    for key, value in zip(keys_of_samples(5, 3), result.values, strict=True):
+        deltas = perturbation.sample(theta, 0.3, key)
         perturbed = log_p([w + d for w, d in zip(theta, deltas, strict=True)])
         expected = np.mean(np.sum(np.exp(clean) * (clean - perturbed), axis=1))
         assert value == pytest.approx(expected, rel=1e-4)
     assert result.mean == pytest.approx(np.mean(result.values))
     error = np.std(result.values, ddof=1) / np.sqrt(3)
     assert result.standard_error == pytest.approx(error)
+
+
+def test_neighbouring_seeds_share_no_perturbation() -> None:
+    x, _ = image_data(16)
+    model = cnn()
+    by_seed = [model_divergence(model, x, eps=1.0, seed=s).values for s in (0, 1)]
+    assert not set(by_seed[0]) & set(by_seed[1])
+    fewer = model_divergence(model, x, eps=1.0, num_samples=4).values
+    np.testing.assert_array_equal(fewer, by_seed[0][:4])
+    largest = 2**31 - 1
+    assert model_divergence(model, x, eps=1.0, num_samples=2, seed=largest).mean > 0
 
 
 @pytest.mark.parametrize("form", [tf_dataset, *rest(generator)])

@@ -9,6 +9,7 @@ from keras_nrs.flatness import hessian_density
 from keras_nrs.flatness import hessian_eigenvalues
 from keras_nrs.flatness import hessian_operator
 from keras_nrs.flatness import hessian_trace
+from keras_nrs.flatness.operator import HessianOperator
 from tests.support import hessians
 from tests.support.data import image_data
 from tests.support.matrix import rest
@@ -121,6 +122,33 @@ def test_no_convergence() -> None:
     assert np.isnan(result.eigenvalues[-1])
 
 
+def _is_small(variable: Any) -> bool:
+    return variable.shape[-1] < 12 and len(variable.shape) == 1
+
+
+@pytest.mark.parametrize("variables", ["all", *rest(_is_small)])
+def test_products_that_change_are_no_convergence(
+    variables: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By Lanczos and by the dense solver: the last product is 1 % larger."""
+    x, y = hessians.data(16)
+    model = hessians.classifier()
+    exact = hessian_eigenvalues(model, x, y, variables=variables)
+    assert exact.converged
+    products = HessianOperator._products
+
+    def changing(self: Any, vectors: Any) -> Any:
+        factor = 1.01 if self.num_products >= exact.num_products - 1 else 1.0
+        return factor * products(self, vectors)
+
+    monkeypatch.setattr(HessianOperator, "_products", changing)
+    with pytest.warns(UserWarning, match="1 of 1 eigenvalues have residuals above"):
+        result = hessian_eigenvalues(model, x, y, variables=variables)
+    assert not result.converged
+    np.testing.assert_array_equal(result.eigenvalues, exact.eigenvalues)
+    assert result.residuals == pytest.approx(0.01 * exact.eigenvalues, rel=0.05)
+
+
 @pytest.mark.parametrize("variables", ["all", *rest("last_layer")])
 def test_a_hessian_of_zeros_and_one_that_is_not_finite(variables: str) -> None:
     x, y = hessians.data(16)
@@ -144,8 +172,6 @@ def test_a_stopped_measurement_goes_on(tmp_path: Any, monkeypatch: Any) -> None:
     model = hessians.classifier()
     options = {"variables": "all", "checkpoint": tmp_path / "products"}
     expected = hessian_eigenvalues(model, x, y, variables="all")
-    from keras_nrs.flatness.operator import HessianOperator
-
     products = HessianOperator._products
     count = 0
 

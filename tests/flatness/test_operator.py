@@ -9,6 +9,7 @@ from keras import ops
 
 import keras_nrs
 from keras_nrs.flatness import hessian_operator
+from keras_nrs.flatness import loss_landscape
 from tests.support import hessians
 from tests.support.asserts import assert_equal
 from tests.support.asserts import numpy_values
@@ -173,6 +174,28 @@ def test_the_model_is_left_as_it_was() -> None:
     assert_equal(numpy_values(model.variables), before)
     model.set_weights([0 * w for w in model.get_weights()])
     np.testing.assert_array_equal(operator.to_dense(), first)
+
+
+def test_draws_in_inference_mode_are_the_same_at_each_pass() -> None:
+    """Of an unseeded dropout that is always on: one mask for each batch."""
+
+    class AlwaysOn(layers.Dropout):
+        def call(self, inputs: Any, training: bool = True) -> Any:
+            return super().call(inputs, training=True)
+
+    x, y = hessians.data(24)
+    inputs = keras.Input((6,))
+    h = AlwaysOn(0.5)(layers.Dense(8)(inputs))
+    model = keras.Model(inputs, layers.Dense(3)(h))
+    compile_classifier(model)
+    operator = hessian_operator(model, x, y, batch_size=8)
+    first = operator.to_dense()
+    keras.random.uniform((3,))
+    np.testing.assert_array_equal(operator.to_dense(), first)
+    line = loss_landscape(
+        model, x, y, directions=[[0 * w for w in model.get_weights()]]
+    )
+    np.testing.assert_allclose(line.losses, line.losses[0], rtol=1e-6)
 
 
 def test_split_and_direction() -> None:

@@ -31,6 +31,9 @@ def num_trainable(model: keras.Model) -> int:
     ("make", "with_10", "with_100"),
     [
         (models.vgg16, 14_991_946, 15_038_116),
+        # By hand: 13 convolutions with biases, and dense layers of 512, 4,096 and 4,096
+        # inputs.
+        (partial(models.vgg16, batch_norm=False), 33_638_218, 34_006_948),
         (models.resnet18, 11_173_962, 11_220_132),
         (models.wide_resnet, 36_479_194, 36_536_884),
         (models.pyramidnet, 27_216_021, 27_319_071),
@@ -41,6 +44,21 @@ def test_trainable_parameters_are_those_published(
 ) -> None:
     assert num_trainable(make()) == with_10
     assert num_trainable(make(num_classes=100)) == with_100
+
+
+@any_backend
+def test_the_released_vgg16() -> None:
+    model = models.vgg16(batch_norm=False)
+    kinds = [type(layer).__name__ for layer in model.layers]
+    assert kinds.count("Conv2D") == 13
+    assert "BatchNormalization" not in kinds
+    assert kinds[-6:] == ["Flatten", *(2 * ["Dense", "Dropout"]), "Dense"]
+    assert kinds.count("Dropout") == 2
+    for kernel in kernels(model)[-3:]:
+        # Uniform from -1 / sqrt(units) to 1 / sqrt(units), as in the released code.
+        bound = kernel.shape[1] ** -0.5
+        assert 0.99 * bound < np.abs(kernel).max() <= bound
+        assert kernel.std() == pytest.approx(bound / 3**0.5, rel=0.01)
 
 
 @any_backend
@@ -218,6 +236,19 @@ def test_l2_is_half_the_decay_times_the_squared_norm_of_kernels() -> None:
     expected = 0.01 * sum(np.sum(k.astype("f8") ** 2) for k in kernels(penalized))
     total = keras.ops.convert_to_numpy(sum(penalized.losses))
     np.testing.assert_allclose(total, expected, rtol=1e-5)
+
+
+@any_backend
+@pytest.mark.parametrize("name", ["vgg16", "wide_resnet", "vit"])
+def test_l2_of_all_weights(name: str, tmp_path: Path) -> None:
+    model = models.with_l2(SMALL_NETWORKS[name](num_classes=3), 0.02, all_weights=True)
+    model.save(tmp_path / "model.keras")
+    for penalized in (model, keras.saving.load_model(tmp_path / "model.keras")):
+        weights = map(keras.ops.convert_to_numpy, penalized.trainable_variables)
+        expected = 0.01 * sum(np.sum(w.astype("f8") ** 2) for w in weights)
+        total = keras.ops.convert_to_numpy(sum(penalized.losses))
+        np.testing.assert_allclose(total, expected, rtol=1e-5)
+        assert len(penalized.losses) == len(penalized.trainable_variables)
 
 
 @any_backend

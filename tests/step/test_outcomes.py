@@ -17,7 +17,7 @@ from keras_nrs.step.outcomes import with_masks
 def outcome(number: float, size: int, state: list[Any]) -> PassesOutcome:
     scalar = ops.convert_to_tensor(number, "float32")
     y_pred = ops.full((size, 2), number, "float32")
-    clean = CleanPass(scalar, 0.5 * scalar, y_pred, None, state)
+    clean = CleanPass(scalar, 0.5 * scalar, y_pred, None, state, [])
     return PassesOutcome(clean, 2 * scalar, 3 * scalar)
 
 

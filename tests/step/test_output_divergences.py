@@ -9,6 +9,7 @@ import pytest
 from keras import ops
 from keras.src.backend.common.masking import set_keras_mask
 
+import keras_nrs
 from keras_nrs.divergences import BernoulliKL
 from keras_nrs.divergences import CategoricalKL
 from keras_nrs.divergences import Divergence
@@ -139,14 +140,69 @@ def test_choice_by_activation(
     assert chosen.reduction == getattr(loss, "reduction", "sum_over_batch_size")
 
 
+def sparse(y_true: Any, y_pred: Any) -> Any:
+    return keras.losses.sparse_categorical_crossentropy(y_true, y_pred, True)
+
+
+def masked(y_true: Any, y_pred: Any) -> Any:
+    """Without the class 0, as for padded sequences: a scalar."""
+    mask = ops.cast(ops.squeeze(y_true) != 0, y_pred.dtype)
+    return ops.sum(sparse(y_true, y_pred) * mask) / ops.sum(mask)
+
+
+class Sparse(keras.losses.Loss):
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        return sparse(y_true, y_pred)
+
+
+@pytest.mark.parametrize("loss", [sparse, masked, Sparse(reduction="sum")])
 @pytest.mark.parametrize("shape", [(4,), (4, 1)])
-def test_choice_by_integer_labels(shape: tuple[int, ...]) -> None:
+def test_choice_by_integer_labels(shape: tuple[int, ...], loss: Any) -> None:
     labels = np.zeros(shape, "int32")
     chosen: Any = output_divergences.for_loss(
-        my_loss, output_of(keras.layers.Dense(3)), labels
+        loss, output_of(keras.layers.Dense(3)), labels
     )
     assert type(chosen) is CategoricalKL
     assert chosen.from_logits
+
+
+def pinball(y_true: Any, y_pred: Any) -> Any:
+    """Of three quantiles of a count."""
+    error = ops.reshape(ops.cast(y_true, y_pred.dtype), (-1, 1)) - y_pred
+    quantiles = ops.convert_to_tensor([0.1, 0.5, 0.9])
+    return ops.mean(ops.maximum(quantiles * error, (quantiles - 1) * error), axis=-1)
+
+
+def ordinal(y_true: Any, y_pred: Any) -> Any:
+    """Of ranks, as the number of thresholds that they pass."""
+    passed = ops.reshape(y_true, (-1, 1)) > ops.arange(3, dtype=y_true.dtype)
+    return keras.losses.binary_crossentropy(
+        ops.cast(passed, y_pred.dtype), y_pred, from_logits=True
+    )
+
+
+@pytest.mark.parametrize("batch_size", [None, 4])
+@pytest.mark.parametrize("shape", [(4,), (4, 1)])
+@pytest.mark.parametrize(
+    "loss", [pinball, ordinal, keras.losses.CategoricalGeneralizedCrossEntropy()]
+)
+def test_integers_that_are_no_classes_of_logits(
+    loss: Any, shape: tuple[int, ...], batch_size: int | None
+) -> None:
+    """Where a program is compiled, too."""
+    inputs = keras.Input((5,), batch_size=batch_size)
+    model = keras.Sequential([inputs, keras.layers.Dense(3)])
+    model.compile("sgd", loss)
+    with pytest.raises(ValueError, match="divergence='auto' knows no divergence"):
+        keras_nrs.wrap(model).train_on_batch(X, np.ones(shape, "int32"))
+
+
+def test_a_loss_of_logits_is_known_where_a_program_is_compiled() -> None:
+    model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(3)])
+    model.compile("sgd", sparse)
+    nrs = keras_nrs.wrap(model, eps=1.0)
+    _, divergence, _ = nrs.train_on_batch(X, np.ones(4, "int32"))
+    assert divergence > 0
 
 
 @pytest.mark.parametrize(

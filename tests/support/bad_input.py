@@ -27,10 +27,19 @@ def linear(loss: Any = "mse", *, outputs: int = 2) -> keras.Model:
     return model
 
 
-def branches() -> keras.Model:
+def branches(loss: Any = "mse", metrics: Any = None) -> keras.Model:
     inputs = keras.Input((3,))
     model = keras.Model(
         inputs, {"a": layers.Dense(2)(inputs), "b": layers.Dense(1)(inputs)}
+    )
+    model.compile("sgd", loss, metrics=metrics)
+    return model
+
+
+def stateful() -> keras.Model:
+    lstm = layers.LSTM(2, stateful=True, name="lstm")
+    model = keras.Sequential(
+        [keras.Input(batch_shape=(8, 3)), layers.Reshape((3, 1)), lstm]
     )
     model.compile("sgd", "mse")
     return model
@@ -74,6 +83,7 @@ def row(
     return pytest.param(partial(function, *args, **kw), error, match, id=id)
 
 
+OTHERS = r"`y` must have labels for the output 'b' as well.*Received: labels for \['a'"
 LABELS = r"`y` must be labels that the loss can compare.*Received: y of shape "
 
 

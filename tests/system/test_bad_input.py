@@ -11,6 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import scipy.sparse
 from keras import layers
 
 import keras_nrs
@@ -24,6 +25,7 @@ from keras_nrs.perturbations import RelativeBall
 from tests.support.asserts import numpy_values
 from tests.support.bad_input import LABELS
 from tests.support.bad_input import NAN
+from tests.support.bad_input import OTHERS
 from tests.support.bad_input import SPARSE
 from tests.support.bad_input import X
 from tests.support.bad_input import Y
@@ -32,6 +34,7 @@ from tests.support.bad_input import branches
 from tests.support.bad_input import fit
 from tests.support.bad_input import linear
 from tests.support.bad_input import row
+from tests.support.bad_input import stateful
 from tests.support.bad_input import train_on_batch
 from tests.support.bad_input import without_weights
 
@@ -48,6 +51,9 @@ def image_data(**options: Any) -> Any:
 
 WRAP = [
     row("huge eps", ValueError, "`eps` must be finite", fit, linear(), eps=10**400),
+    row("eps in float64", ValueError, "`eps` must be at most", fit, linear(), eps=1e39),
+    row("alpha", ValueError, "`alpha` must be at most", fit, linear(), alpha=1e39),
+    row("beta", ValueError, "`beta` must be at most", fit, linear(), beta=1e39),
     row("huge beta", ValueError, "`beta` must be finite", fit, linear(), beta=10**400),
     row(
         "huge interval",
@@ -108,6 +114,31 @@ FITTING = [
     row("no labels", ValueError, "`y` must be labels.*y=None", fit, linear(), X, None),
     row("labels of one output", ValueError, LABELS, fit, branches(), X, {"a": Y}),
     row("other names", ValueError, LABELS, fit, branches(), X, {"a": Y, "z": Y}),
+    row(
+        "metrics of one output with a loss",
+        ValueError,
+        OTHERS + ".*pass zeros",
+        fit,
+        branches(loss={"a": "mse"}, metrics={"a": ["mae"]}),
+        X,
+        {"a": Y},
+    ),
+    row(
+        "stateful layer in groups",
+        ValueError,
+        "Batches must be divisible.*the stateful layer 'lstm'",
+        fit,
+        stateful(),
+        perturbations_per_replica=2,
+    ),
+    row(
+        "stateful layer and a fraction",
+        ValueError,
+        "Batches must be divisible.*the stateful layer 'lstm'",
+        fit,
+        stateful(),
+        perturbed_fraction=0.5,
+    ),
     row(
         "weights (8, 4)",
         ValueError,
@@ -249,6 +280,23 @@ def test_bad_input(
 ) -> None:
     with pytest.raises(error, match=re.compile(match, re.DOTALL)):
         function()
+
+
+@pytest.mark.not_torch  # Where Keras has no sparse inputs.
+@pytest.mark.parametrize(
+    "arguments", [{"perturbed_fraction": 0.5}, {"perturbations_per_replica": 2}]
+)
+def test_sparse_data_in_parts(arguments: dict[str, Any]) -> None:
+    """An error where it has no slices: JAX has those of consecutive samples."""
+    x = scipy.sparse.csr_matrix(X)
+    model = keras.Sequential([keras.Input((3,), sparse=True), layers.Dense(2)])
+    model.compile("sgd", "mse")
+    nrs = keras_nrs.wrap(model, eps=0.1, **arguments)
+    if keras.config.backend() == "jax" and "perturbations_per_replica" in arguments:
+        nrs.fit(x, Y, shuffle=False, verbose=0)
+        return
+    with pytest.raises(ValueError, match=r"Batches must be divisible.*sparse data"):
+        nrs.fit(x, Y, shuffle=False, verbose=0)
 
 
 # What is handled.

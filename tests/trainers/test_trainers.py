@@ -1,6 +1,7 @@
 """What the trainers of all backends do: compiled steps, data, modes."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -218,6 +219,74 @@ def test_interval_skips_the_perturbed_pass_at_run_time() -> None:
     nrs.fit(x, y, batch_size=10, verbose=0)
     wait_for_device()
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"perturbations_per_replica": 2}, *rest({"perturbed_fraction": 0.5})]
+)
+def test_steps_that_interval_leaves_out_are_bare_keras(arguments: Any) -> None:
+    """In one batch, without groups of their own for BatchNorm."""
+    x, y = image_data(32)
+
+    def logs(**arguments: Any) -> tuple[float, list[np.ndarray]]:
+        keras.utils.set_random_seed(0)
+        model = cnn(dropout=0.5, seed=1)
+        trained = keras_nrs.wrap(model, **arguments) if arguments else model
+        if arguments:
+            trained.seed_generator.next()
+        loss = trained.train_on_batch(x, y, return_dict=True)["loss"]
+        return float(loss), numpy_values(model.variables)
+
+    (loss, values), (bare_loss, bare_values) = logs(interval=2, **arguments), logs()
+    # Sums of 1,000 terms: on TensorFlow their order may differ from plain Keras's.
+    bound = 1000 * ROUNDING
+    assert loss == pytest.approx(bare_loss, rel=bound)
+    for value, bare in zip(values, bare_values, strict=True):
+        np.testing.assert_allclose(value, bare, rtol=bound, atol=bound)
+
+
+def fit_in_intervals(**arguments: Any) -> list[np.ndarray]:
+    """Four steps in an epoch, of which every third is perturbed."""
+    x, y = image_data(32)
+    keras.utils.set_random_seed(0)
+    nrs = keras_nrs.wrap(
+        cnn(batch_norm=False), eps=0.5, perturbation="relative", interval=3, seed=1
+    )
+    compile_classifier(nrs, optimizer=keras.optimizers.SGD(0.05))
+    nrs.fit(x, y, batch_size=8, shuffle=False, verbose=0, **arguments)
+    return numpy_values(nrs.trainable_variables)
+
+
+def test_interval_goes_on_where_a_backup_stopped(tmp_path: Path) -> None:
+    backup = keras.callbacks.BackupAndRestore(tmp_path, delete_checkpoint=False)
+    fit_in_intervals(epochs=1, callbacks=[backup])
+    resumed = fit_in_intervals(epochs=3, callbacks=[backup])
+    assert_equal(resumed, fit_in_intervals(epochs=3))
+
+
+@pytest.mark.parametrize("when", ["on_epoch_begin", *rest("on_train_batch_end")])
+def test_interval_follows_weights_that_a_callback_loads(
+    when: str, tmp_path: Path
+) -> None:
+    """A second epoch that begins with the weights of the first is the first again."""
+    path = tmp_path / "start.weights.h5"
+
+    class Restart(keras.callbacks.Callback):
+        calls = 0
+
+        def on_train_begin(self, logs: Any = None) -> None:
+            self.model.save_weights(path)
+
+        def load(self, *args: Any, **kwargs: Any) -> None:
+            self.calls += 1
+            if self.calls == {"on_epoch_begin": 2, "on_train_batch_end": 4}[when]:
+                self.model.load_weights(path)
+
+    callback = Restart()
+    setattr(callback, when, callback.load)
+    assert_equal(
+        fit_in_intervals(epochs=2, callbacks=[callback]), fit_in_intervals(epochs=1)
+    )
 
 
 def count_at_run_time(calls: list[int]) -> None:

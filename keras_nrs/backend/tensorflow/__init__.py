@@ -8,6 +8,7 @@ from keras_nrs.backend.tensorflow.devices import (
     values_of_processes as values_of_processes,
 )
 from keras_nrs.backend.tensorflow.functions import compile_function as compile_function
+from keras_nrs.backend.tensorflow.functions import eager_scope as eager_scope
 from keras_nrs.backend.tensorflow.functions import gradient as gradient
 from keras_nrs.backend.tensorflow.functions import hessian_at as hessian_at
 from keras_nrs.backend.tensorflow.functions import not_in_graphs as not_in_graphs

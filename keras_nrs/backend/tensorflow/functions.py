@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 from typing import TypeVar
 
@@ -56,6 +57,11 @@ def hessian_at(
 
     compiled = compile_function(product)
     return lambda tensors, inputs: functools.partial(compiled, tensors, inputs)
+
+
+def eager_scope() -> AbstractContextManager[Any]:
+    """A context whose operations have values, even where a program is compiled."""
+    return tf.init_scope()
 
 
 def not_in_graphs(function: Function) -> Function:

@@ -4,6 +4,7 @@ from keras_nrs.backend.torch.devices import process_index as process_index
 from keras_nrs.backend.torch.devices import scope_of as scope_of
 from keras_nrs.backend.torch.devices import values_of_processes as values_of_processes
 from keras_nrs.backend.torch.functions import compile_function as compile_function
+from keras_nrs.backend.torch.functions import eager_scope as eager_scope
 from keras_nrs.backend.torch.functions import gradient as gradient
 from keras_nrs.backend.torch.functions import hessian_at as hessian_at
 from keras_nrs.backend.torch.functions import not_in_graphs as not_in_graphs

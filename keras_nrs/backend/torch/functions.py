@@ -1,6 +1,8 @@
 """Compiling and differentiating functions on PyTorch."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from contextlib import nullcontext
 from typing import Any
 from typing import TypeVar
 
@@ -99,6 +101,11 @@ def _check_differentiable(gradients: list[Tensor]) -> None:
         following = {child for child, _ in node.next_functions if child is not None}
         nodes |= following - seen
         seen |= following
+
+
+def eager_scope() -> AbstractContextManager[Any]:
+    """A context whose operations have values, even where a program is compiled."""
+    return nullcontext()
 
 
 def not_in_graphs(function: Function) -> Function:

@@ -1,0 +1,193 @@
+"""Across modules: what layers assign, count, draw and add in a pass."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from keras import ops
+
+import keras_nrs
+from tests.support.asserts import numpy_values
+from tests.support.networks import compile_classifier
+
+X = np.random.default_rng(0).normal(size=(32, 6)).astype("float32")
+Y = np.arange(32) % 3
+
+
+class Noise(layers.Layer):
+    """Adds noise from Keras's global generator."""
+
+    def call(self, x: Any) -> Any:
+        return x + keras.random.normal(ops.shape(x))
+
+
+class Counting(layers.Layer):
+    """Updates a metric in `call()`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.size = keras.metrics.Mean(name="size")
+
+    def call(self, x: Any) -> Any:
+        self.size.update_state(ops.mean(ops.abs(x)))
+        return x
+
+
+class AddsLoss(layers.Layer):
+    def call(self, x: Any) -> Any:
+        self.add_loss(ops.mean(ops.square(x)))
+        return x
+
+
+NETWORKS: dict[str, Callable[[], list[Any]]] = {
+    "assigned weights": lambda: [layers.SpectralNormalization(layers.Dense(4))],
+    "metric": lambda: [Counting()],
+    "losses": lambda: [layers.Dense(4, activity_regularizer="l2"), AddsLoss()],
+}
+
+
+def network(name: str, rate: float) -> keras.Model:
+    keras.utils.clear_session()
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((6,)), *NETWORKS[name](), layers.Dense(3)])
+    compile_classifier(model, optimizer=keras.optimizers.SGD(rate))
+    return model
+
+
+def fit(model: keras.Model) -> dict[str, list[float]]:
+    history = model.fit(X, Y, batch_size=8, epochs=3, shuffle=False, verbose=0)
+    logs: dict[str, list[float]] = history.history
+    return logs
+
+
+@pytest.mark.not_jax
+@pytest.mark.parametrize("memory_efficient", [False, True])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_clean_pass_keeps_what_plain_keras_keeps(
+    name: str, memory_efficient: bool
+) -> None:
+    plain, model = network(name, 0.05), network(name, 0.05)
+    expected = fit(plain)
+    nrs = keras_nrs.wrap(
+        model, eps=0.0, normalize=True, memory_efficient=memory_efficient
+    )
+    logs = fit(nrs)
+    # 12 steps, each of which rounds the sum of two equal gradients once more.
+    for a, b in zip(
+        numpy_values(plain.variables), numpy_values(model.variables), strict=True
+    ):
+        np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6)
+    for log, values in expected.items():
+        np.testing.assert_allclose(logs[log], values, rtol=1e-5)
+
+
+@pytest.mark.not_jax
+def test_draws_of_the_global_generator_differ_from_step_to_step() -> None:
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((6,)), Noise(), layers.Dense(3)])
+    compile_classifier(model, optimizer=keras.optimizers.SGD(0.0))
+    nrs = keras_nrs.wrap(model, eps=0.0)
+    logs = [nrs.train_on_batch(X, Y, return_dict=True) for _ in range(3)]
+    # `loss` is the mean so far: the first of three different values stays in it.
+    assert len({float(log["loss"]) for log in logs}) == 3
+    # Both passes draw the same numbers.
+    assert all(abs(float(log["model_divergence"])) < 1e-6 for log in logs)
+
+
+class Plus(keras_nrs.perturbations.Perturbation):
+    """delta is eps everywhere."""
+
+    def sample(self, weights: Any, eps: Any, rng: Any) -> list[Any]:
+        return [eps * ops.ones_like(weight) for weight in weights]
+
+
+class Temperature(keras.Model):
+    """Its loss is a weight of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = layers.Dense(3)
+        self.temperature = self.add_weight(shape=(1,), initializer="ones")
+
+    def call(self, x: Any) -> Any:
+        return self.head(x)
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        return ops.mean(self.temperature)
+
+
+def test_weights_of_a_loss_are_perturbed() -> None:
+    model = Temperature()
+    model(X)
+    compile_classifier(model, optimizer=keras.optimizers.SGD(0.0), metrics=[])
+    divergence = keras_nrs.divergences.CategoricalKL(from_logits=True)
+    nrs = keras_nrs.wrap(model, eps=1.0, perturbation=Plus(), divergence=divergence)
+    logs = nrs.train_on_batch(X, Y, return_dict=True)
+    assert float(logs["perturbed_loss"]) == pytest.approx(2.0)
+    assert float(logs["loss"]) == pytest.approx(3.0, abs=1e-6)
+
+
+class Autoencoder(keras.Model):
+    """All of its loss comes from `add_loss()`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = layers.Dense(2, kernel_regularizer="l2")
+        self.decoder = layers.Dense(6)
+
+    def call(self, x: Any) -> Any:
+        outputs = self.decoder(self.encoder(x))
+        self.add_loss(ops.mean(ops.square(outputs - x)))
+        return outputs
+
+
+@pytest.mark.parametrize("scheme", ["nrs", "rpr"])
+def test_added_losses_are_part_of_the_perturbed_loss(scheme: str) -> None:
+    model = Autoencoder()
+    model(X)
+    model.compile(keras.optimizers.SGD(0.0))
+    weights = numpy_values(model.trainable_variables)
+    nrs = keras_nrs.wrap(
+        model,
+        eps=0.1,
+        scheme=scheme,
+        perturbation=Plus(),
+        divergence=keras_nrs.divergences.GaussianKL(),
+    )
+    logs = nrs.train_on_batch(X, return_dict=True)
+
+    def outputs(shift: float) -> np.ndarray:
+        kernel, bias, decoder, decoder_bias = (w + shift for w in weights)
+        return (X @ kernel + bias) @ decoder + decoder_bias
+
+    clean, perturbed = (np.mean((outputs(s) - X) ** 2) for s in (0.0, 0.1))
+    divergence = 0.5 * np.mean((outputs(0.0) - outputs(0.1)) ** 2)
+    # The default of "l2" is 0.01. It counts once, at theta.
+    penalty = 0.01 * np.sum(weights[0] ** 2)
+    total = perturbed + penalty
+    if scheme == "nrs":
+        total += clean + divergence
+    assert float(logs["perturbed_loss"]) == pytest.approx(perturbed, rel=1e-5)
+    assert float(logs["loss"]) == pytest.approx(total, rel=1e-5)
+
+
+@pytest.mark.only_torch
+def test_modules_of_torch_cannot_be_perturbed() -> None:
+    import torch
+
+    model = keras.Sequential(
+        [
+            keras.Input((6,)),
+            keras.layers.TorchModuleWrapper(torch.nn.Linear(6, 4)),
+            layers.Dense(3),
+        ]
+    )
+    compile_classifier(model)
+    nrs = keras_nrs.wrap(model, eps=0.1)
+    with pytest.raises(ValueError, match="TorchModuleWrapper, whose own weights"):
+        nrs.train_on_batch(X, Y)
+    model.layers[0].trainable = False
+    assert float(nrs.train_on_batch(X, Y, return_dict=True)["model_divergence"]) > 0

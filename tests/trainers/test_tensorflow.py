@@ -1,0 +1,91 @@
+"""The gradients of TensorFlow's training step."""
+
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import keras_nrs
+from tests.support.asserts import numpy_values
+from tests.support.networks import compile_classifier
+
+pytestmark = pytest.mark.only_tensorflow
+
+X, Y = np.arange(8, dtype="int32").reshape(2, 4), np.array([0, 1])
+
+
+def text_classifier(**optimizer: Any) -> keras.Model:
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((4,), dtype="int32"),
+            layers.Embedding(8, 3),
+            layers.GlobalAveragePooling1D(),
+            layers.Dense(3),
+        ]
+    )
+    name = optimizer.pop("name", "Adam")
+    compile_classifier(
+        model, optimizer=getattr(keras.optimizers, name)(0.1, **optimizer)
+    )
+    return model
+
+
+def rows_after_a_step(model: keras.Model, trained: keras.Model) -> np.ndarray:
+    """The embeddings of a model after one step of it or of its wrapped model."""
+    trained.train_on_batch(X, Y)
+    return numpy_values(model.trainable_variables)[0]
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        {},
+        {"clipvalue": 1e-3},
+        {"clipnorm": 1e-3},
+        {"global_clipnorm": 1e-3},
+        *[
+            pytest.param({"name": name}, marks=pytest.mark.slow)
+            for name in ("AdamW", "RMSprop", "Adagrad", "Nadam", "Adadelta", "Muon")
+        ],
+    ],
+    ids=lambda optimizer: " ".join(map(str, optimizer.values())) or "Adam",
+)
+def test_the_rows_of_both_passes_are_one_gradient(optimizer: dict[str, Any]) -> None:
+    """With eps = 0 and `normalize` a step is plain Keras's, where rows move once."""
+    plain, model = text_classifier(**optimizer), text_classifier(**optimizer)
+    expected = rows_after_a_step(plain, plain)
+    nrs = keras_nrs.wrap(model, eps=0.0, normalize=True)
+    # Adam turns the rounding of gradients into a part of its step.
+    np.testing.assert_allclose(rows_after_a_step(model, nrs), expected, atol=1e-5)
+
+
+def test_a_recomputed_pass_reads_the_weights_of_before_the_update() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(8, 6)).astype("float32"), np.arange(8) % 3
+    weights = []
+    # The race was lost in more than half of the runs.
+    for memory_efficient in (False, *[True] * 6):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential(
+            [
+                keras.Input((6,)),
+                layers.Dense(16, kernel_regularizer="l2"),
+                layers.Dense(3),
+            ]
+        )
+        compile_classifier(model, optimizer=keras.optimizers.SGD(10.0))
+        nrs = keras_nrs.wrap(
+            model,
+            eps=0.3,
+            perturbation="relative",
+            memory_efficient=memory_efficient,
+            seed=0,
+        )
+        nrs.train_on_batch(x, y)
+        weights.append(numpy_values(model.trainable_variables))
+    for other in weights[1:]:
+        for a, b in zip(weights[0], other, strict=True):
+            np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-5)

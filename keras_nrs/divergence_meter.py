@@ -14,6 +14,7 @@ from keras_nrs.backend import compile_function
 from keras_nrs.batches import Batch
 from keras_nrs.nrs_model import NRSModel
 from keras_nrs.step.output_divergences import ChosenDivergences
+from keras_nrs.step.output_divergences import as_means
 from keras_nrs.step.output_divergences import check_divergence
 from keras_nrs.step.output_divergences import total_divergence
 
@@ -129,7 +130,7 @@ class DivergenceMeter:
             **stateless.call_kwargs(model, training=False),
         )
         return total_divergence(
-            self._divergences.resolved or [],
+            as_means(self._divergences.resolved or []),
             batch.y,
             clean,
             perturbed,

@@ -14,6 +14,8 @@ from keras import ops
 from keras_nrs import keras_internals
 
 Tensor = Any
+# A variable and its value.
+Update = tuple[keras.Variable, Tensor]
 
 # Plain Keras assigns eagerly there, which a gradient does not pass.
 ASSIGNMENT_STOPS_GRADIENTS = keras.config.backend() != "jax"
@@ -43,9 +45,9 @@ class PassScope(keras.StatelessScope):  # type: ignore[misc]
 
     def __init__(self, mapping: list[tuple[Any, Tensor]]) -> None:
         super().__init__(mapping, collect_losses=True)
-        self.updates: dict[int, tuple[keras.Variable, Tensor]] = {}
+        self.updates: dict[int, Update] = {}
 
-    def add_update(self, update: tuple[keras.Variable, Tensor]) -> None:
+    def add_update(self, update: Update) -> None:
         variable, value = update
         weight = self.get_current_value(variable)
         if variable.trainable and weight is not None and ASSIGNMENT_STOPS_GRADIENTS:
@@ -60,6 +62,7 @@ def scope(
     weights: Sequence[Tensor],
     state: Sequence[Tensor],
     metrics: Sequence[Tensor] | None = None,
+    others: Sequence[Update] = (),
 ) -> PassScope:
     """A scope in which the variables of a model have the given values.
 
@@ -68,13 +71,20 @@ def scope(
         weights: Values of its trainable variables.
         state: Values of its non-trainable variables.
         metrics: Values of the variables of its metrics. By default these keep theirs.
+        others: Values of any variables, which go before the other arguments.
     """
     variables = model.trainable_variables + model.non_trainable_variables
     values = [*weights, *state]
     if metrics is not None:
         variables += model.metrics_variables
         values += metrics
-    return PassScope(list(zip(variables, values, strict=True)))
+    return PassScope([*zip(variables, values, strict=True), *others])
+
+
+def added_losses(model: Any, scope: PassScope) -> list[Tensor]:
+    """The losses that layers added in a scope, without weight penalties."""
+    added = set(map(id, scope.losses))
+    return [loss for loss in model.losses if id(loss) in added]
 
 
 @contextmanager

@@ -1,9 +1,7 @@
 """Equation 3 on a batch: the part of a training step that all backends share."""
 
 from collections.abc import Callable
-from collections.abc import Iterator
 from collections.abc import Sequence
-from contextlib import contextmanager
 from typing import Any
 from typing import NamedTuple
 
@@ -18,8 +16,10 @@ from keras_nrs.backend import RandomStream
 from keras_nrs.backend import not_in_graphs
 from keras_nrs.backend import restored_random_state
 from keras_nrs.labels import naming_labels
+from keras_nrs.stateless import Update
 from keras_nrs.step.groups import Coverage
 from keras_nrs.step.groups import num_samples
+from keras_nrs.step.groups import perturbed_share
 from keras_nrs.step.groups import reordered
 from keras_nrs.step.groups import samples
 from keras_nrs.step.groups import split_into_groups
@@ -29,14 +29,18 @@ from keras_nrs.step.options import StepOptions
 from keras_nrs.step.outcomes import CleanPass
 from keras_nrs.step.outcomes import Microbatch
 from keras_nrs.step.outcomes import Outcome
-from keras_nrs.step.outcomes import PassesOutcome
+from keras_nrs.step.outcomes import Passes
 from keras_nrs.step.outcomes import PerturbedPass
 from keras_nrs.step.outcomes import StepInputs
-from keras_nrs.step.outcomes import mean_over_groups
+from keras_nrs.step.outcomes import joined_passes
 from keras_nrs.step.outcomes import with_masks
 from keras_nrs.step.output_divergences import ChosenDivergences
+from keras_nrs.step.output_divergences import OutputDivergence
+from keras_nrs.step.output_divergences import as_means
 from keras_nrs.step.output_divergences import copied_weights
 from keras_nrs.step.output_divergences import total_divergence
+from keras_nrs.step.sample_dependence import layer_losses_are_sums
+from keras_nrs.step.sample_dependence import loss_compares_samples
 
 Tensor = Any
 # From weights to the outputs of a pass.
@@ -49,24 +53,33 @@ _ORDER_STREAM = 1_000_000_007
 
 
 class SplitBatch(NamedTuple):
-    """A batch as its groups, and the order in which they take its samples if any."""
+    """A batch as its groups.
+
+    Attributes:
+        microbatches: The inputs of each group.
+        order: The order in which the groups take the samples, `None` for their own.
+        perturbed_share: The share of samples with a perturbed pass, `None` for all.
+    """
 
     microbatches: list[Microbatch]
     order: Tensor | None
+    perturbed_share: Any
 
 
 class BatchObjective:
-    """Equation 3 on the batch of one replica, differentiable in the weights.
+    """Equation 3 on a batch, differentiable in the weights.
 
     Nothing is assigned. `split()` makes `perturbations_per_replica` groups of the
     batch, each with a delta, dropout masks and batch moments of its own: a replica with
-    two groups computes what two replicas would. Samples without a perturbed pass are
-    groups too, so that both passes have the same masks and moments in the others.
+    two groups computes the outputs that two replicas would. Samples without a perturbed
+    pass are groups too, so that both passes have the same masks and moments in the
+    others. Losses and divergences see the outputs of all groups together, so that they
+    are plain Keras's, however they are masked, weighted and reduced.
 
-    A step has two phases, the passes at theta + delta (`perturbed_outputs()`) and the
-    passes at theta with all terms (`outcome()`). Each is a function of the weights that
-    a trainer may differentiate on its own. A direction that depends on the gradient at
-    theta can be drawn from `clean_pass()` before either.
+    A step has three phases: the passes at theta + delta (`perturbed_outputs()`), the
+    passes at theta (`passes()`), and the terms (`outcome()`). Each is a function of the
+    weights that a trainer may differentiate on its own. Passes are those of one
+    replica; the terms may be those of all replicas' outputs together.
 
     Args:
         base_model: The user's own model, compiled.
@@ -131,7 +144,7 @@ class BatchObjective:
             if group.coverage is not Coverage.ALL:
                 perturbed_data = samples(data, 0, group.num_perturbed)
             index = inputs.replica * num_deltas + group.number
-            stream = group.number if self.options.sync_perturbation else index
+            stream = self._stream(inputs, group.number)
             # Indices of groups without a perturbed pass count down from -1.
             own_index = index if group.is_perturbed else -1 - index
             offsets = self._seed_offsets(inputs.state, own_index)
@@ -142,7 +155,16 @@ class BatchObjective:
             microbatches.append(
                 Microbatch(group, data, perturbed_data, stream, state, offsets)
             )
-        return SplitBatch(microbatches, order)
+        share = None
+        if fraction < 1:
+            share = perturbed_share(groups, num_samples(batch))
+        return SplitBatch(microbatches, order, share)
+
+    def _stream(self, inputs: StepInputs, number: int) -> Any:
+        """The index of a group's delta among the deltas of all replicas."""
+        if self.options.sync_perturbation:
+            return number
+        return inputs.replica * self.options.perturbations_per_replica + number
 
     def _check_divisible(self, batch: Any, *, is_reordered: bool) -> None:
         """Raise an error for data and layers that need a batch as a whole."""
@@ -203,123 +225,150 @@ class BatchObjective:
                 activations of it. By default a pass runs as it is.
         """
         outputs: list[PerturbedPass | None] = []
+        carried: list[Update] = []
         with restored_random_state(inputs.key):
             for microbatch in batch.microbatches:
                 if not microbatch.group.is_perturbed:
                     outputs.append(None)
                     continue
 
-                def run(weights: list[Tensor], microbatch: Any = microbatch) -> Any:
-                    deltas = self.draw(weights, inputs, microbatch)
-                    return self._perturbed_pass(weights, deltas, inputs, microbatch)
+                def run(
+                    weights: list[Tensor],
+                    microbatch: Microbatch = microbatch,
+                    carried: list[Update] = carried,
+                ) -> Any:
+                    deltas = self.draw(weights, inputs, microbatch.stream)
+                    values = self._perturbed_weights(weights, deltas)
+                    return self._perturbed_pass(values, inputs, microbatch, carried)
 
-                outputs.append(recompute(run, weights) if recompute else run(weights))
+                passed = recompute(run, weights) if recompute else run(weights)
+                output, carried = passed
+                outputs.append(output)
         return outputs
 
     @not_in_graphs
     def draw(
-        self, weights: list[Tensor], inputs: StepInputs, microbatch: Microbatch
+        self, weights: list[Tensor], inputs: StepInputs, stream: Any
     ) -> list[Tensor | None]:
-        """delta for one group: a constant, `None` for variables without one."""
+        """The delta of a stream: a constant, `None` for variables without one."""
         return perturbations.sample_deltas(
             self.options.perturbation,
             self.base_model.trainable_variables,
             [ops.stop_gradient(w) for w in weights],
             inputs.eps,
-            RandomStream(inputs.key).fold_in(microbatch.stream),
+            RandomStream(inputs.key).fold_in(stream),
         )
+
+    def _perturbed_weights(
+        self, weights: list[Tensor], deltas: list[Tensor | None]
+    ) -> list[Tensor]:
+        if self.options.scheme == "nrs":
+            variables = self.base_model.trainable_variables
+            # Gradients of float8's scales are their new values: the clean pass's count.
+            weights = [
+                ops.stop_gradient(w) if v.overwrite_with_gradient else w
+                for v, w in zip(variables, weights, strict=True)
+            ]
+        return perturbations.add_deltas(weights, deltas)
 
     def _perturbed_pass(
         self,
         weights: list[Tensor],
-        deltas: list[Tensor | None],
         inputs: StepInputs,
         microbatch: Microbatch,
-    ) -> PerturbedPass:
+        carried: list[Update],
+    ) -> tuple[PerturbedPass, list[Update]]:
+        """The pass at these weights on one group, and the updates to carry on."""
         base = self.base_model
         x, _, _ = keras.utils.unpack_x_y_sample_weight(microbatch.perturbed_data)
-        if self.options.scheme == "nrs":
-            # Gradients of float8's scales are their new values: the clean pass's count.
-            weights = [
-                ops.stop_gradient(w) if v.overwrite_with_gradient else w
-                for v, w in zip(base.trainable_variables, weights, strict=True)
-            ]
-        values = perturbations.add_deltas(weights, deltas)
-        with stateless.scope(base, values, microbatch.state, inputs.metrics) as scope:
+        with self._scope(weights, inputs, microbatch.state, carried) as scope:
             y_pred = base(x, **stateless.call_kwargs(base, training=True))
-        return PerturbedPass(y_pred, list(scope.losses))
+            losses = stateless.added_losses(base, scope)
+        return PerturbedPass(y_pred, losses), self._carried(carried, scope)
+
+    def _scope(
+        self,
+        weights: list[Tensor],
+        inputs: StepInputs,
+        state: list[Tensor],
+        carried: Sequence[Update] = (),
+    ) -> stateless.PassScope:
+        return stateless.scope(self.base_model, weights, state, inputs.metrics, carried)
+
+    def _carried(
+        self, carried: Sequence[Update], scope: stateless.PassScope
+    ) -> list[Update]:
+        """The values with which the next group of a batch begins.
+
+        They are those of metrics and of variables that are not the base model's, as of
+        a global generator of random numbers: each group goes on with them.
+        """
+        base = self.base_model
+        own = set(map(id, base.trainable_variables + base.non_trainable_variables))
+        updates = {id(variable): (variable, value) for variable, value in carried}
+        updates |= scope.updates
+        return [update for key, update in updates.items() if key not in own]
 
     # The phase at theta.
 
-    def outcome(
+    def passes(
         self,
         weights: list[Tensor],
         inputs: StepInputs,
         batch: SplitBatch,
         perturbed_outputs: list[PerturbedPass | None] | None,
-    ) -> Outcome:
-        """The terms and outputs of a step, differentiable in weights and outputs.
+    ) -> Passes:
+        """Both passes on the batch of a replica, given those at theta + delta.
 
         Args:
             weights: Values of the base model's trainable variables.
             inputs: The other inputs of the step.
             batch: The batch of `inputs`, split.
             perturbed_outputs: The outputs of `perturbed_outputs()`. `None` for a step
-                without a perturbed pass, whose total is L(theta).
+                without a perturbed pass.
         """
-        microbatches, order = batch
-        outputs = perturbed_outputs or [None] * len(microbatches)
+        microbatches, order, share = batch
         # In the order of the perturbed passes, and then the others: a global generator
         # of random numbers must give a group the same masks in both passes.
         indices = sorted(
             range(len(microbatches)),
             key=lambda i: not microbatches[i].group.is_perturbed,
         )
-        outcomes: dict[int, PassesOutcome] = {}
+        cleans: dict[int, CleanPass] = {}
+        carried: list[Update] = []
         for i in indices:
-            outcomes[i] = self._passes_outcome(
-                weights, inputs, microbatches[i], outputs[i]
+            cleans[i], carried = self._clean_pass(
+                weights, inputs, microbatches[i], carried
             )
-            # Metrics that layers update count on from group to group.
-            updated = {id(v): value for v, value in outcomes[i].clean.updates}
-            metrics = zip(
-                self.base_model.metrics_variables, inputs.metrics, strict=True
-            )
-            inputs = inputs._replace(
-                metrics=[updated.get(id(v), value) for v, value in metrics]
-            )
-        clean, divergence, perturbed_loss = mean_over_groups(
-            [outcomes[i] for i in range(len(microbatches))],
+        is_split = len(microbatches) > 1 or share is not None or inputs.num_replicas > 1
+        are_sums: list[bool] = []
+        if cleans[0].layer_losses and is_split:
+            x, _, _ = keras.utils.unpack_x_y_sample_weight(inputs.batch)
+            are_sums = layer_losses_are_sums(self.base_model, x)
+        return joined_passes(
+            [cleans[i] for i in range(len(microbatches))],
+            perturbed_outputs,
             [microbatch.group for microbatch in microbatches],
+            order=order,
+            perturbed_share=share,
+            num_replicas=inputs.num_replicas,
+            are_sums=are_sums,
         )
-        y_pred, masks = clean.y_pred, clean.masks
-        if order is not None:
-            y_pred, masks = reordered((y_pred, masks), ops.argsort(order))
-        terms = Terms(clean.loss, clean.loss, divergence, perturbed_loss)
-        if perturbed_outputs is not None:
-            terms = combine(
-                clean.loss,
-                divergence,
-                perturbed_loss,
-                alpha=ops.cast(inputs.alpha, clean.loss.dtype),
-                beta=self.options.beta,
-                scheme=self.options.scheme,
-                normalize=self.options.normalize,
-                penalty=clean.penalty,
-            )
-        return Outcome(terms, y_pred, masks, clean.state, clean.updates)
 
-    def clean_pass(
-        self, weights: list[Tensor], inputs: StepInputs, microbatch: Microbatch
-    ) -> CleanPass:
-        """The pass at theta on one group, with L(theta)."""
+    def _clean_pass(
+        self,
+        weights: list[Tensor],
+        inputs: StepInputs,
+        microbatch: Microbatch,
+        carried: list[Update],
+    ) -> tuple[CleanPass, list[Update]]:
+        """The pass at theta on one group, and the updates to carry on."""
         base = self.base_model
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(microbatch.data)
-        with stateless.scope(base, weights, microbatch.state, inputs.metrics) as scope:
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(microbatch.data)
+        with self._scope(weights, inputs, microbatch.state, carried) as scope:
             before = list(map(scope.get_current_value, base.non_trainable_variables))
             y_pred = base(x, **stateless.call_kwargs(base, training=True))
-            layer_losses = base.losses
-            batch_losses = set(map(id, scope.losses))
+            losses = stateless.added_losses(base, scope)
             after = list(map(scope.get_current_value, base.non_trainable_variables))
         # Without the group's offset, so that all groups advance one shared seed.
         state = [
@@ -329,94 +378,119 @@ class BatchObjective:
             )
         ]
         masks = tree.map_structure(keras_internals.get_keras_mask, y_pred)
-        self._check_has_loss(layer_losses)
-        with (
-            naming_labels(y, y_pred, sample_weight),
-            stateless.scope(base, weights, microbatch.state, inputs.metrics),
-            stateless.layer_losses(base, layer_losses),
-            _sums_times(
-                inputs.num_replicas * microbatch.group.scale,
-                self._compiled_losses(y_pred),
-            ),
-        ):
-            loss = keras_internals.compute_loss(
-                base, x, y, y_pred, copied_weights(sample_weight), training=True
-            )
-            penalty = sum(
-                keras_internals.additional_loss(base, layer_loss)
-                for layer_loss in layer_losses
-                if id(layer_loss) not in batch_losses
-            )
-        penalty = ops.convert_to_tensor(penalty, loss.dtype)
         known = set(map(id, base.non_trainable_variables))
         updates = [update for key, update in scope.updates.items() if key not in known]
-        return CleanPass(loss, penalty, y_pred, masks, state, updates)
+        clean = CleanPass(y_pred, masks, losses, state, updates)
+        return clean, self._carried(carried, scope)
 
-    def _passes_outcome(
-        self,
-        weights: list[Tensor],
-        inputs: StepInputs,
-        microbatch: Microbatch,
-        perturbed: PerturbedPass | None,
-    ) -> PassesOutcome:
-        """Both passes on a group, given the perturbed one."""
-        clean = self.clean_pass(weights, inputs, microbatch)
-        divergence = perturbed_loss = ops.zeros((), clean.loss.dtype)
-        if perturbed is not None:
-            y_pred, masks = clean.y_pred, clean.masks
-            if microbatch.group.coverage is Coverage.SOME:
-                y_pred, masks = samples(
-                    (y_pred, masks), 0, microbatch.group.num_perturbed
-                )
-            divergence, perturbed_loss = self._perturbed_terms(
-                weights,
-                inputs,
-                microbatch,
-                with_masks(y_pred, masks),
-                perturbed._replace(y_pred=with_masks(perturbed.y_pred, masks)),
+    # The terms.
+
+    def outcome(
+        self, weights: list[Tensor], inputs: StepInputs, passes: Passes
+    ) -> Outcome:
+        """The terms of a step, differentiable in weights and outputs.
+
+        Args:
+            weights: Values of the base model's trainable variables.
+            inputs: The other inputs of the step.
+            passes: The passes on the batch of `inputs`. Without a perturbed pass the
+                total is L(theta).
+        """
+        base, options, clean = self.base_model, self.options, passes.clean
+        passes.set_masks()
+        with self._scope(weights, inputs, inputs.state):
+            penalties = base.losses
+        layer_losses = [*clean.layer_losses, *penalties]
+        self._check_has_loss(layer_losses)
+        loss = self._loss(weights, inputs, clean.y_pred, layer_losses)
+        mean_divergence = ops.zeros((), loss.dtype)
+        terms = Terms(loss, loss, mean_divergence, mean_divergence)
+        if passes.perturbed is not None:
+            penalty = sum(keras_internals.additional_loss(base, p) for p in penalties)
+            divergence, mean_divergence = self._divergence_terms(inputs, passes)
+            terms = combine(
+                loss,
+                ops.cast(divergence, loss.dtype),
+                self._perturbed_loss(weights, inputs, passes),
+                alpha=ops.cast(inputs.alpha, loss.dtype),
+                beta=options.beta,
+                scheme=options.scheme,
+                normalize=options.normalize,
+                penalty=ops.convert_to_tensor(penalty, loss.dtype),
             )
-        return PassesOutcome(
-            clean, ops.cast(divergence, clean.loss.dtype), perturbed_loss
+        return Outcome(
+            terms,
+            ops.cast(mean_divergence, loss.dtype),
+            clean.y_pred,
+            clean.masks,
+            clean.state,
+            clean.updates,
         )
 
-    def _perturbed_terms(
+    def _loss(
         self,
         weights: list[Tensor],
         inputs: StepInputs,
-        microbatch: Microbatch,
         y_pred: Any,
-        perturbed: PerturbedPass,
-    ) -> tuple[Tensor, Tensor]:
-        """The divergence and the perturbed loss of a group."""
+        layer_losses: Sequence[Tensor],
+    ) -> Tensor:
+        """The loss of a batch with these outputs and these losses of layers."""
         base = self.base_model
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(
-            microbatch.perturbed_data
-        )
-        resolved = self.divergences.of(base, y_pred, y)
-        sums = self._compiled_losses(y_pred)
-        sums += [output.divergence for output in resolved]
-        factor = inputs.num_replicas * microbatch.group.perturbed_scale
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(inputs.batch)
+        with (
+            naming_labels(y, y_pred, sample_weight),
+            self._scope(weights, inputs, inputs.state),
+            stateless.layer_losses(base, layer_losses),
+        ):
+            return keras_internals.compute_loss(
+                base, x, y, y_pred, copied_weights(sample_weight), training=True
+            )
+
+    def _perturbed_loss(
+        self, weights: list[Tensor], inputs: StepInputs, passes: Passes
+    ) -> Tensor:
+        """L(theta + delta), or its estimate from a share of the batch.
+
+        The estimate is the loss of the outputs at theta, plus the difference that the
+        perturbed outputs make, divided by their share. It has no bias for losses that
+        are sums over samples, however these are masked, weighted and divided.
+        """
+        base, share = self.base_model, passes.perturbed_share
+        y_pred, layer_losses = passes.perturbed, passes.perturbed_losses
         if self._has_own_loss:
             # It may have weights of its own. The same key draws the same delta.
-            deltas = self.draw(weights, inputs, microbatch)
-            weights = perturbations.add_deltas(weights, deltas)
-        weight, weight_of_divergence = (copied_weights(sample_weight) for _ in range(2))
-        with (
-            stateless.scope(base, weights, microbatch.state, inputs.metrics),
-            stateless.layer_losses(base, perturbed.layer_losses),
-            _sums_times(factor, sums),
-        ):
-            perturbed_loss = keras_internals.compute_loss(
-                base, x, y, perturbed.y_pred, weight, training=True
-            )
-            divergence = total_divergence(
-                resolved, y, y_pred, perturbed.y_pred, weight_of_divergence
-            )
-        return divergence, perturbed_loss
+            deltas = self.draw(weights, inputs, self._stream(inputs, 0))
+            weights = self._perturbed_weights(weights, deltas)
+        if share is None:
+            return self._loss(weights, inputs, y_pred, layer_losses)
+        self._check_is_sum(inputs, y_pred)
+        fixed = tree.map_structure(ops.stop_gradient, passes.clean.y_pred)
+        fixed = with_masks(fixed, passes.clean.masks)
+        at_theta = self._loss(weights, inputs, fixed, [])
+        difference = self._loss(weights, inputs, y_pred, []) - at_theta
+        added = sum(
+            keras_internals.additional_loss(base, loss) for loss in layer_losses
+        )
+        return at_theta + difference / ops.cast(share, difference.dtype) + added
 
-    def _compiled_losses(self, y_pred: Any) -> list[Any]:
-        flat = keras_internals.flat_losses(self.base_model, y_pred) or []
-        return [loss.loss for loss in flat]
+    def _divergence_terms(
+        self, inputs: StepInputs, passes: Passes
+    ) -> tuple[Tensor, Tensor]:
+        """The divergence of a batch, reduced as the loss is, and its mean."""
+        _, y, sample_weight = keras.utils.unpack_x_y_sample_weight(inputs.batch)
+        resolved = self.divergences.of(self.base_model, passes.compared, y)
+
+        def total(divergences: Sequence[OutputDivergence]) -> Tensor:
+            value = total_divergence(
+                divergences, y, passes.compared, passes.perturbed, sample_weight
+            )
+            if passes.perturbed_share is None:
+                return value
+            return value / ops.cast(passes.perturbed_share, value.dtype)
+
+        divergence = total(resolved)
+        averaged = as_means(resolved)
+        return divergence, divergence if averaged == resolved else total(averaged)
 
     # The compiled loss of the base model.
 
@@ -434,6 +508,16 @@ class BatchObjective:
         """Whether the base model overrides `compute_loss()`."""
         return type(self.base_model).compute_loss is not keras.Model.compute_loss
 
+    def _check_is_sum(self, inputs: StepInputs, y_pred: Any) -> None:
+        """Raise an error for a loss of which a share of the batch has no part."""
+        if loss_compares_samples(self.base_model, inputs.batch, y_pred):
+            raise ValueError(
+                "`perturbed_fraction` must be 1 with a loss that compares the samples "
+                "of a batch: no share of the batch stands for it. Received: "
+                f"perturbed_fraction={self.options.perturbed_fraction}, and a loss "
+                "that is no sum over samples. Leave out `perturbed_fraction`."
+            )
+
     def _check_has_loss(self, layer_losses: Sequence[Any]) -> None:
         """Raise an error where Keras, on JAX, takes 0 for the loss."""
         base = self.base_model
@@ -444,22 +528,3 @@ class BatchObjective:
                 f"{base.name!r} that is compiled without one and adds none. Call "
                 "compile(loss=...)."
             )
-
-
-@contextmanager
-def _sums_times(factor: Any, losses: Sequence[Any]) -> Iterator[None]:
-    """Multiply the losses that have `reduction="sum"`.
-
-    Terms are averaged over groups, and the sum over a batch is the mean of `factor`
-    times the sums over its groups.
-    """
-    is_one = isinstance(factor, int | float) and factor == 1
-    sums = {id(loss): loss for loss in losses if getattr(loss, "reduction", 0) == "sum"}
-    chosen = [] if is_one else list(sums.values())
-    for loss in chosen:
-        loss.call = lambda *args, call=loss.call: factor * call(*args)
-    try:
-        yield
-    finally:
-        for loss in chosen:
-            del loss.call

@@ -2,6 +2,7 @@
 
 import enum
 import math
+from collections.abc import Sequence
 from typing import Any
 from typing import NamedTuple
 
@@ -30,10 +31,8 @@ class Group(NamedTuple):
         num_perturbed: Number of samples, from the first, on which it runs.
         size: Number of samples that count: all, or none.
         share: `size` divided by the size of the batch.
-        scale: The inverse of `share`; finite for a share of 0.
         perturbed_share: The group's part of all samples on which the perturbed pass
             runs.
-        perturbed_scale: The size of the batch divided by `num_perturbed`.
     """
 
     number: int
@@ -43,9 +42,7 @@ class Group(NamedTuple):
     num_perturbed: Any
     size: Any
     share: Any
-    scale: Any
     perturbed_share: Any
-    perturbed_scale: Any
 
     @property
     def is_perturbed(self) -> bool:
@@ -114,9 +111,7 @@ def split_into_groups(
             num_perturbed,
             size,
             share=_ratio(size, batch_size),
-            scale=_ratio(batch_size, maximum(size, 1)),
             perturbed_share=_ratio(num_perturbed, num_perturbed_in_all),
-            perturbed_scale=_ratio(batch_size, maximum(num_perturbed, 1)),
         )
         if not is_known and len(spans) > 1:
             start = minimum(start, batch_size - 1)
@@ -138,6 +133,13 @@ def _ratio(part: Any, whole: Any) -> Any:
     if isinstance(part, int) and isinstance(whole, int):
         return part / whole
     return ops.cast(part, "float32") / ops.cast(whole, "float32")
+
+
+def perturbed_share(groups: Sequence[Group], batch_size: Any) -> Any:
+    """The share of a batch on which the perturbed pass runs."""
+    minimum = min if isinstance(batch_size, int) else ops.minimum
+    counted = [minimum(group.num_perturbed, group.size) for group in groups]
+    return _ratio(sum(counted), batch_size)
 
 
 def samples(batch: Any, start: Any, stop: Any) -> Any:

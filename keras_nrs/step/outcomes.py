@@ -9,7 +9,11 @@ from keras import ops
 from keras import tree
 
 from keras_nrs.keras_internals import set_keras_mask
+from keras_nrs.stateless import Update
+from keras_nrs.step.groups import Coverage
 from keras_nrs.step.groups import Group
+from keras_nrs.step.groups import reordered
+from keras_nrs.step.groups import samples
 from keras_nrs.step.objective import Terms
 
 Tensor = Any
@@ -27,7 +31,8 @@ class StepInputs(NamedTuple):
         alpha: Weight of the divergence.
         key: The draw of the perturbations' `SeedGenerator` at this step.
         replica: Index of the replica.
-        num_replicas: Number of replicas over which the caller averages the terms.
+        num_replicas: Number of replicas that share the batch of the step, if this is
+            the batch of one of them.
     """
 
     state: list[Tensor]
@@ -62,92 +67,186 @@ class Microbatch(NamedTuple):
 
 
 class CleanPass(NamedTuple):
-    """The pass at theta on one group.
+    """The pass at theta on one group, or on a batch.
 
     Attributes:
-        loss: L(theta), with the losses of layers.
-        penalty: The part of `loss` that depends on the weights alone.
         y_pred: The outputs.
         masks: The Keras masks of `y_pred`, `None` for outputs without one.
+        layer_losses: The losses that layers added, without weight penalties.
         state: New values of the base model's non-trainable variables. A variable that
             did not change keeps the given tensor itself.
         updates: The assignments to other variables: pairs of a variable and a value.
     """
 
-    loss: Tensor
-    penalty: Tensor
     y_pred: Any
     masks: Any
+    layer_losses: list[Tensor]
     state: list[Tensor]
-    updates: list[tuple[keras.Variable, Tensor]]
+    updates: list[Update]
 
 
 class PerturbedPass(NamedTuple):
-    """The pass at theta + delta on one group: its outputs, and the losses of layers.
-
-    Weight penalties are not among the losses: they count once, at theta.
-    """
+    """The pass at theta + delta: its outputs, and the losses that layers added."""
 
     y_pred: Any
     layer_losses: list[Tensor]
 
 
-class PassesOutcome(NamedTuple):
-    """Both passes on one group, or the means over all groups of a batch."""
+class Passes(NamedTuple):
+    """Both passes on a batch: the groups' outputs, joined in the order of its samples.
+
+    Attributes:
+        clean: The pass at theta.
+        compared: The outputs at theta, which pass no gradient for samples without a
+            perturbed pass.
+        perturbed: The outputs at theta + delta, `None` in a step without that pass.
+            Samples without it have the outputs at theta here.
+        perturbed_losses: The losses that layers added in that pass.
+        perturbed_share: The share of samples with that pass, `None` for all.
+    """
 
     clean: CleanPass
-    divergence: Tensor
-    perturbed_loss: Tensor
+    compared: Any = None
+    perturbed: Any = None
+    perturbed_losses: Sequence[Tensor] = ()
+    perturbed_share: Any = None
+
+    def set_masks(self) -> None:
+        """Let all outputs carry the masks of those at theta."""
+        with_masks(self.clean.y_pred, self.clean.masks)
+        if self.perturbed is not None:
+            with_masks(self.compared, self.clean.masks)
+            with_masks(self.perturbed, self.clean.masks)
 
 
 class Outcome(NamedTuple):
-    """The outcome of a step on a batch: `CleanPass` describes all but the terms."""
+    """The outcome of a step on a batch.
+
+    Attributes:
+        terms: The terms of Equation 3, reduced over the batch as the loss is.
+        mean_divergence: The mean of the divergence over the batch, for logs.
+        y_pred: As in `CleanPass`.
+        masks: As in `CleanPass`.
+        state: As in `CleanPass`.
+        updates: As in `CleanPass`.
+    """
 
     terms: Terms
+    mean_divergence: Tensor
     y_pred: Any
     masks: Any
     state: list[Tensor]
-    updates: list[tuple[keras.Variable, Tensor]]
+    updates: list[Update]
 
 
-def mean_over_groups(
-    outcomes: Sequence[PassesOutcome], groups: Sequence[Group]
-) -> PassesOutcome:
-    """The outcome of a batch from the outcomes of its groups.
+def joined_passes(
+    cleans: Sequence[CleanPass],
+    perturbed: Sequence[PerturbedPass | None] | None,
+    groups: Sequence[Group],
+    *,
+    order: Tensor | None = None,
+    perturbed_share: Any = None,
+    num_replicas: int = 1,
+    are_sums: Sequence[bool] = (),
+) -> Passes:
+    """Both passes on a batch, from those on its groups.
 
-    The loss is the mean over all samples; divergence and perturbed loss are means over
-    the samples with a perturbed pass. Outputs and masks are joined. Of assignments to
-    other variables the last group's are kept.
+    Floats of the state are means over the samples, and so are the losses of layers but
+    those that are sums: of these, the mean over the replicas is the sum.
+
+    Args:
+        cleans: The pass at theta on each group.
+        perturbed: The pass at theta + delta on each group, `None` for a group without
+            it, or altogether.
+        groups: The groups.
+        order: The order in which the groups take the samples, `None` for their own.
+        perturbed_share: As in `Passes`.
+        num_replicas: As in `StepInputs`.
+        are_sums: Whether each loss of layers is a sum over samples. If empty, none is.
     """
-    if len(outcomes) == 1:
-        return outcomes[0]
+    y_preds, masks, losses, states, updates = zip(*cleans, strict=True)
     shares = [group.share for group in groups]
-    perturbed_shares = [group.perturbed_share for group in groups]
-    cleans, divergences, perturbed_losses = zip(*outcomes, strict=True)
-    losses, penalties, y_preds, masks, states, updates = zip(*cleans, strict=True)
 
-    def joined(*tensors: Tensor) -> Tensor:
-        if tensors[0] is None:
-            return None
-        parts = [t[: group.size] for group, t in zip(groups, tensors, strict=True)]
-        return ops.concatenate(parts, axis=0)
+    def of_batch(structures: Sequence[Any]) -> Any:
+        joined = structures[0]
+        if len(structures) > 1:
+            joined = tree.map_structure(_concatenated, *structures)
+        return joined if order is None else reordered(joined, ops.argsort(order))
 
-    return PassesOutcome(
-        CleanPass(
-            _weighted_sum(losses, shares),
-            _weighted_sum(penalties, shares),
-            tree.map_structure(joined, *y_preds),
-            tree.map_structure(joined, *masks),
-            [_weighted_sum(values, shares) for values in zip(*states, strict=True)],
-            updates[-1],
-        ),
-        _weighted_sum(divergences, perturbed_shares),
-        _weighted_sum(perturbed_losses, perturbed_shares),
+    counted = list(map(_counted, y_preds, groups))
+    clean = CleanPass(
+        of_batch(counted),
+        of_batch(list(map(_counted, masks, groups))),
+        _over_groups(losses, shares, are_sums, num_replicas),
+        [_weighted_sum(values, shares) for values in zip(*states, strict=True)],
+        updates[-1],
     )
+    if perturbed is None:
+        return Passes(clean)
+    of_groups = [
+        _in_both_passes(y_pred, passed, group)
+        for y_pred, passed, group in zip(counted, perturbed, groups, strict=True)
+    ]
+    compared, perturbed_outputs = map(of_batch, zip(*of_groups, strict=True))
+    pairs = [(p, g) for p, g in zip(perturbed, groups, strict=True) if p is not None]
+    perturbed_losses = _over_groups(
+        [passed.layer_losses for passed, _ in pairs],
+        [group.perturbed_share for _, group in pairs],
+        are_sums,
+        num_replicas if perturbed_share is None else num_replicas / perturbed_share,
+    )
+    return Passes(clean, compared, perturbed_outputs, perturbed_losses, perturbed_share)
+
+
+def _concatenated(*tensors: Tensor) -> Tensor:
+    return None if tensors[0] is None else ops.concatenate(tensors, axis=0)
+
+
+def _counted(outputs: Any, group: Group) -> Any:
+    """The outputs of samples that count: an empty group borrows another's sample."""
+    if isinstance(group.size, int):
+        return outputs
+    return samples(outputs, 0, group.size)
+
+
+def _in_both_passes(
+    y_pred: Any, perturbed: PerturbedPass | None, group: Group
+) -> tuple[Any, Any]:
+    """The outputs of a group at theta and at theta + delta, for its divergence."""
+    if perturbed is not None and group.coverage is Coverage.ALL:
+        return y_pred, _counted(perturbed.y_pred, group)
+    fixed = tree.map_structure(ops.stop_gradient, y_pred)
+    if perturbed is None:
+        return fixed, fixed
+    num = group.num_perturbed
+    if not isinstance(num, int):
+        num = ops.minimum(num, group.size)
+    rest = samples(fixed, num, None)
+    return (
+        tree.map_structure(_concatenated, samples(y_pred, 0, num), rest),
+        tree.map_structure(_concatenated, samples(perturbed.y_pred, 0, num), rest),
+    )
+
+
+def _over_groups(
+    losses: Sequence[list[Tensor]],
+    shares: Sequence[Any],
+    are_sums: Sequence[bool],
+    factor: Any,
+) -> list[Tensor]:
+    """The losses of layers on a batch: means over groups, or sums times a factor."""
+    return [
+        factor * sum(values) if is_sum else _weighted_sum(values, shares)
+        for is_sum, *values in zip(
+            are_sums or [False] * len(losses[0]), *losses, strict=True
+        )
+    ]
 
 
 def _weighted_sum(tensors: Sequence[Tensor], shares: Sequence[Any]) -> Tensor:
     """The sum of float tensors times their shares; of others the first."""
+    if len(tensors) == 1:
+        return tensors[0]
     dtype = keras.backend.standardize_dtype(tensors[0].dtype)
     is_float = keras.backend.is_float_dtype(dtype)
     if not is_float or all(tensor is tensors[0] for tensor in tensors):

@@ -1,5 +1,6 @@
 """Which divergence belongs to which output of a model, and their sum."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -304,6 +305,19 @@ def total_divergence(
         value = divergence(_member_at(outputs, paths), perturbed, weights)
         total = total + (value if weight is None else value * weight)
     return total
+
+
+def as_means(divergences: Sequence[OutputDivergence]) -> list[OutputDivergence]:
+    """The same divergences as means over the batch rather than sums."""
+
+    def as_mean(output: OutputDivergence) -> OutputDivergence:
+        if output.divergence.reduction != "sum":
+            return output
+        divergence = copy.copy(output.divergence)
+        divergence.reduction = "sum_over_batch_size"
+        return output._replace(divergence=divergence)
+
+    return list(map(as_mean, divergences))
 
 
 def copied_weights(weights: Any) -> Any:

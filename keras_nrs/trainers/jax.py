@@ -1,7 +1,5 @@
 """The training step on JAX."""
 
-import functools
-import math
 from collections.abc import Callable
 from collections.abc import Iterator
 from typing import Any
@@ -9,15 +7,14 @@ from typing import NamedTuple
 
 import jax
 import keras
-from jax.sharding import PartitionSpec as P
 
 from keras_nrs import keras_internals
 from keras_nrs.backend.jax.devices import replicas
-from keras_nrs.step.groups import num_samples
-from keras_nrs.step.objective import Terms
 from keras_nrs.step.outcomes import Outcome
 from keras_nrs.step.outcomes import StepInputs
 from keras_nrs.step.outcomes import with_masks
+from keras_nrs.trainers.jax_passes import PassesOnOneDevice
+from keras_nrs.trainers.jax_passes import PassesOnReplicas
 from keras_nrs.trainers.trainer import Logs
 from keras_nrs.trainers.trainer import Trainer
 
@@ -127,7 +124,7 @@ class BackendTrainer(Trainer):
             optimizer,
             self._base_metrics(metrics),
         )
-        terms = None
+        outcome = None
         if isinstance(data, CleanStep):
             logs, new_state = base.train_step(tuple(base_state), data.batch)
             base_state = BaseState(*new_state)
@@ -135,8 +132,10 @@ class BackendTrainer(Trainer):
             key = _by_id(model.non_trainable_variables, non_trainable)[
                 id(model.seed_generator.state)
             ]
-            logs, terms, base_state = self._perturbed_train_step(base_state, data, key)
-        own_logs, updates = self._advance(non_trainable, metrics, terms, data.batch)
+            logs, outcome, base_state = self._perturbed_train_step(
+                base_state, data, key
+            )
+        own_logs, updates = self._advance(non_trainable, metrics, outcome, data.batch)
         updates |= _by_id(base.non_trainable_variables, base_state.non_trainable)
         updates |= _by_id(base.metrics_variables, base_state.metrics)
         return logs | own_logs, (
@@ -148,10 +147,10 @@ class BackendTrainer(Trainer):
 
     def _perturbed_train_step(
         self, state: BaseState, data: PerturbedStep, key: Tensor
-    ) -> tuple[Logs, Terms, BaseState]:
-        """The logs, the terms, and the new state of the base model."""
+    ) -> tuple[Logs, Outcome, BaseState]:
+        """The logs, the outcome, and the new state of the base model."""
         base = self.base_model
-        gradients, outcome = self._gradients_of_replicas(state, data, key)
+        gradients, outcome = self._gradients(state, data, key)
         trainable, optimizer = base.optimizer.stateless_apply(
             state.optimizer, gradients, state.trainable
         )
@@ -179,35 +178,29 @@ class BackendTrainer(Trainer):
             sample_weight=sample_weight,
         )
         new_state = BaseState(trainable, outcome.state, optimizer, metrics)
-        return logs, outcome.terms, new_state
+        return logs, outcome, new_state
 
     def _gradients(
-        self, state: BaseState, data: PerturbedStep, key: Tensor, **replica: Any
-    ) -> tuple[list[Tensor], list[Tensor], Outcome]:
-        """The gradients through both passes on one replica, and their outcome.
-
-        Their sum is the gradient of the total times the optimizer's loss scale.
-        """
+        self, state: BaseState, data: PerturbedStep, key: Tensor
+    ) -> tuple[list[Tensor], Outcome]:
+        """The gradients times the optimizer's loss scale, and the outcome."""
         objective, optimizer = self.objective, self.base_model.optimizer
         inputs = StepInputs(
-            state.non_trainable,
-            state.metrics,
-            data.batch,
-            data.eps,
-            data.alpha,
-            key,
-            **replica,
+            state.non_trainable, state.metrics, data.batch, data.eps, data.alpha, key
         )
-        batch = objective.split(inputs)
+        axis, num_replicas, mesh = replicas()
+        passes: PassesOnOneDevice | PassesOnReplicas
+        if num_replicas == 1:
+            passes = PassesOnOneDevice(objective, inputs)
+        else:
+            passes = PassesOnReplicas(objective, inputs, axis, mesh)
+        copies = passes.copies(state.trainable)
         optimizer_values = list(zip(optimizer.variables, state.optimizer, strict=True))
 
-        def perturbed_outputs(weights: list[Tensor]) -> list[Any]:
-            return objective.perturbed_outputs(weights, inputs, batch)
-
         def scaled_total(
-            weights: list[Tensor], outputs: list[Any]
+            weights: list[Tensor], copies: list[Tensor], outputs: Any
         ) -> tuple[Tensor, Outcome]:
-            outcome = objective.outcome(weights, inputs, batch, outputs)
+            outcome = objective.outcome(weights, inputs, passes.passes(copies, outputs))
             with keras.StatelessScope(optimizer_values):
                 scaled = optimizer.scale_loss(outcome.terms.total)
             # As in plain Keras on JAX, no other assignment is kept.
@@ -215,81 +208,23 @@ class BackendTrainer(Trainer):
 
         memory_efficient = objective.options.memory_efficient
         if memory_efficient:
-            outputs = perturbed_outputs(state.trainable)
+            outputs = passes.perturbed_outputs(copies)
         else:
-            outputs, pullback = jax.vjp(perturbed_outputs, state.trainable)
-        (of_clean, cotangents), outcome = jax.grad(
-            scaled_total, argnums=(0, 1), has_aux=True, allow_int=True
-        )(state.trainable, outputs)
+            outputs, pullback = jax.vjp(passes.perturbed_outputs, copies)
+        (of_loss, of_clean, cotangents), outcome = jax.grad(
+            scaled_total, argnums=(0, 1, 2), has_aux=True, allow_int=True
+        )(state.trainable, copies, outputs)
         if memory_efficient:
             # Once more, after all of the clean pass: activations of one at a time.
-            weights = _after_tensors(of_clean, state.trainable)
-            _, pullback = jax.vjp(perturbed_outputs, weights)
+            _, pullback = jax.vjp(
+                lambda copies: passes.perturbed_outputs(copies, of_clean), copies
+            )
         (of_perturbed,) = pullback(cotangents)
-        return of_clean, of_perturbed, outcome
-
-    def _gradients_of_replicas(
-        self, state: BaseState, data: PerturbedStep, key: Tensor
-    ) -> tuple[list[Tensor], Outcome]:
-        """The mean over the replicas, each on its share of the batch.
-
-        Under `keras.distribution` a step is one program for all devices. In this part
-        of it, each replica runs on its own; the axes of the mesh over which the model
-        is sharded, if there are any, stay the compiler's.
-        """
-        axis, num_replicas, mesh = replicas()
-        if num_replicas == 1:
-            *gradients, outcome = self._gradients(state, data, key)
-            return jax.tree.map(jax.numpy.add, *gradients), outcome
-        size = num_samples(data.batch)
-        # A batch that does not divide is on all devices as a whole. The largest number
-        # of replicas that divides it takes a share each; the others repeat these.
-        num_shares = math.gcd(size, num_replicas)
-
-        def of_one_replica(state: BaseState, data: PerturbedStep, key: Tensor) -> Any:
-            index = jax.lax.axis_index(axis) % num_shares
-            if num_shares < num_replicas:
-                data = data._replace(batch=_share(data.batch, index, size, num_shares))
-            *gradients, outcome = self._gradients(
-                state, data, key, replica=index, num_replicas=num_shares
-            )
-            mean = functools.partial(_mean_over, axis)
-            return (
-                jax.tree.map(functools.partial(_mean_sum_over, axis), *gradients),
-                outcome._replace(
-                    terms=jax.tree.map(mean, outcome.terms),
-                    state=[
-                        new if new is old else mean(new)
-                        for old, new in zip(
-                            state.non_trainable, outcome.state, strict=True
-                        )
-                    ],
-                ),
-            )
-
-        everywhere, split = P(), P(axis)
-        batch = split if num_shares == num_replicas else everywhere
-        gradients, outcome = jax.shard_map(
-            of_one_replica,
-            mesh=mesh,
-            axis_names={axis},
-            in_specs=(
-                everywhere,
-                PerturbedStep(batch, everywhere, everywhere),
-                everywhere,
-            ),
-            out_specs=(everywhere, Outcome(everywhere, split, split, everywhere, [])),
-            check_vma=False,
-        )(state, data, key)
-        if num_shares < num_replicas:
-            outcome = outcome._replace(
-                y_pred=jax.tree.map(lambda t: t[:size], outcome.y_pred),
-                masks=jax.tree.map(lambda t: t[:size], outcome.masks),
-            )
-        return gradients, outcome
+        gradients = passes.summed(of_clean, of_perturbed)
+        return jax.tree.map(jax.numpy.add, gradients, of_loss), outcome
 
     def _advance(
-        self, non_trainable: Any, metrics: Any, terms: Terms | None, batch: Any
+        self, non_trainable: Any, metrics: Any, outcome: Outcome | None, batch: Any
     ) -> tuple[Logs, dict[int, Tensor]]:
         """The trackers' logs, and new values of the wrapped model's own variables."""
         if self.options.scheme == "baseline":
@@ -299,8 +234,10 @@ class BackendTrainer(Trainer):
         mapping += zip(model.metrics_variables, metrics, strict=True)
         with keras.StatelessScope(mapping) as scope:
             model.seed_generator.next()
-            if terms is not None:
-                self.update_trackers(terms, batch)
+            if outcome is not None:
+                self.update_trackers(
+                    outcome.mean_divergence, outcome.terms.perturbed_loss, batch
+                )
             logs = self.tracker_logs()
         own = [model.seed_generator.state]
         own += [v for tracker in self.trackers for v in tracker.variables]
@@ -355,46 +292,3 @@ def _replace(
     """`values` with the updates of some variables, which their `id` names."""
     values_by_id = _by_id(variables, values) | updates
     return [values_by_id[id(v)] for v in variables]
-
-
-def _mean_over(axis: str, tensor: Tensor) -> Tensor:
-    """The mean over replicas; of counters and seeds, which are equal, the value."""
-    if jax.numpy.issubdtype(tensor.dtype, jax.numpy.floating):
-        return jax.lax.pmean(tensor, axis)
-    if tensor.dtype == bool:
-        return jax.lax.pmax(tensor.astype("int32"), axis) > 0
-    return jax.lax.pmax(tensor, axis)
-
-
-def _mean_sum_over(axis: str, gradient: Tensor, other: Tensor) -> Tensor:
-    """The mean over replicas of the sum of two gradients.
-
-    Gradients of matrices are transposed products. XLA's CPU compiler would fold the
-    transposition into the products, which then miss its fast kernels. So it is undone
-    here, and done after the sums, where Keras's own step has it.
-    """
-    if gradient.ndim != 2:
-        return _mean_over(axis, gradient + other)
-    return _mean_over(axis, gradient.T + other.T).T
-
-
-def _after_tensors(tensors: list[Tensor], values: list[Tensor]) -> list[Tensor]:
-    """The values, for use after the tensors have been computed.
-
-    XLA's CPU compiler drops barriers before it chooses an order. It does not see
-    through this arithmetic, which adds 0 unless a tensor is not a number.
-    """
-    probe = jax.numpy.zeros(())
-    for tensor in tensors:
-        if tensor.size:
-            probe += tensor[(0,) * tensor.ndim].astype("float32")
-    zero = jax.numpy.where(probe == probe, 0.0, jax.numpy.nan)
-    return [value + zero.astype(value.dtype) for value in values]
-
-
-def _share(batch: Any, index: Tensor, size: int, num_shares: int) -> Any:
-    """Share `index` of a batch that is cut into equal ones."""
-    length = size // num_shares
-    return jax.tree.map(
-        lambda t: jax.lax.dynamic_slice_in_dim(t, index * length, length), batch
-    )

@@ -147,7 +147,8 @@ class BackendTrainer(Trainer):
                 outputs = None
                 if perturbs:
                     outputs = objective.perturbed_outputs(weights, inputs, batch)
-                outcome = objective.outcome(weights, inputs, batch, outputs)
+                passes = objective.passes(weights, inputs, batch, outputs)
+                outcome = objective.outcome(weights, inputs, passes)
                 scaled = scale(outcome.terms.total)
             return tape.gradient(scaled, weights), outcome
         # First the outputs of the perturbed pass alone, then all of the clean pass,
@@ -156,7 +157,8 @@ class BackendTrainer(Trainer):
         tensors = [t for t in tf.nest.flatten(outputs) if t is not None]
         with tf.GradientTape() as tape:
             tape.watch([weights, tensors])
-            outcome = objective.outcome(weights, inputs, batch, outputs)
+            passes = objective.passes(weights, inputs, batch, outputs)
+            outcome = objective.outcome(weights, inputs, passes)
             scaled = scale(outcome.terms.total)
         zero = tf.UnconnectedGradients.ZERO
         gradients, cotangents = tape.gradient(

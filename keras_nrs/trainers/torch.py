@@ -63,7 +63,8 @@ class BackendTrainer(Trainer):
             batch,
             recompute=_recompute if self.options.memory_efficient else None,
         )
-        outcome = objective.outcome(weights, inputs, batch, outputs)
+        passes = objective.passes(weights, inputs, batch, outputs)
+        outcome = objective.outcome(weights, inputs, passes)
         base.optimizer.scale_loss(outcome.terms.total).backward()
         trainable = base.trainable_weights[:]
         with torch.no_grad():

@@ -112,6 +112,7 @@ class Trainer(abc.ABC):
             if value is not variable.value:
                 variable.assign(value)
         terms = Terms(*map(unscaled, outcome.terms))
+        mean_divergence = unscaled(outcome.mean_divergence)
         y_pred = with_masks(outcome.y_pred, outcome.masks)
         if self.objective.loss_updates_metrics:
             keras_internals.compute_loss(
@@ -120,16 +121,19 @@ class Trainer(abc.ABC):
         keras_internals.loss_tracker(base).update_state(
             terms.total, sample_weight=num_samples(x)
         )
-        self.update_trackers(terms, data, weight=weight)
+        self.update_trackers(mean_divergence, terms.perturbed_loss, data, weight=weight)
         logs: Logs = base.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
         return logs | self.tracker_logs()
 
-    def update_trackers(self, terms: Terms, data: Any, *, weight: Any = 1) -> None:
-        """Count the terms of a batch into the means of the epoch."""
+    def update_trackers(
+        self, divergence: Tensor, perturbed_loss: Tensor, data: Any, *, weight: Any = 1
+    ) -> None:
+        """Count the divergence and the loss of a batch into the means of the epoch."""
         samples = num_samples(data) * weight
-        divergence, perturbed_loss = self.trackers
-        divergence.update_state(terms.divergence, sample_weight=samples)
-        perturbed_loss.update_state(terms.perturbed_loss, sample_weight=samples)
+        for tracker, term in zip(
+            self.trackers, (divergence, perturbed_loss), strict=True
+        ):
+            tracker.update_state(term, sample_weight=samples)
 
     def tracker_logs(self) -> Logs:
         """The means of the epoch so far."""

@@ -13,6 +13,7 @@ from keras import ops
 
 from keras_nrs.step.groups import Coverage
 from keras_nrs.step.groups import Group
+from keras_nrs.step.groups import perturbed_share
 from keras_nrs.step.groups import split_into_groups
 from tests.support.asserts import assert_equal
 from tests.support.asserts import numpy_values
@@ -47,15 +48,13 @@ def test_groups_cover_the_batch(
     assert all(g.size == g.stop - g.start > 0 for g in groups)
     assert {g.number for g in groups} == set(range(min(num_deltas, size)))
     assert math.fsum(g.share for g in groups) == pytest.approx(1)
-    assert all(g.scale == pytest.approx(1 / g.share) for g in groups)
     # Each sample on which the perturbed pass runs counts the same, the others not.
     total = sum(map(num_perturbed, groups))
     for group in groups:
         count = num_perturbed(group)
         assert group.is_perturbed == (count > 0)
         assert group.perturbed_share == pytest.approx(count / total)
-        if count:
-            assert group.perturbed_scale == pytest.approx(size / count)
+    assert perturbed_share(groups, size) == pytest.approx(total / size)
     # As many as asked for, one for each delta at least.
     for number in range(min(num_deltas, size)):
         own = [g for g in groups if g.number == number]
@@ -85,20 +84,22 @@ def test_a_size_that_is_a_tensor_gives_the_same_groups(
         assert 0 <= group.start < group.stop <= size
         if num_deltas > 1 or fraction < 1:
             assert group.share == pytest.approx(group.size / size)
+    share = ops.convert_to_numpy(perturbed_share(groups, np.array(size)))
+    assert share == pytest.approx(perturbed_share(known, size))
     counted = [g for g in groups if g.size > 0]
     assert sum(g.perturbed_share for g in groups) == pytest.approx(1)
     assert sum(g.size for g in counted) == size
     if size < num_deltas:
         return
     for group, expected in zip(counted, known, strict=True):
-        for name in ("start", "stop", "share", "scale", "perturbed_share"):
+        for name in ("start", "stop", "share", "perturbed_share"):
             got, want = getattr(group, name), getattr(expected, name)
             assert got == pytest.approx(want), name
 
 
 def test_a_whole_batch_is_one_group() -> None:
     (group,) = split_into_groups(7)
-    assert group == Group(0, 0, 7, Coverage.ALL, 7, 7, 1.0, 1.0, 1.0, 1.0)
+    assert group == Group(0, 0, 7, Coverage.ALL, 7, 7, 1.0, 1.0)
 
 
 @pytest.mark.parametrize("kind", ["dropout", *rest("plain", "batch_norm")])

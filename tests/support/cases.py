@@ -74,7 +74,7 @@ class Case:
     @property
     def samples_are_independent(self) -> bool:
         stateful = {"batch_norm", "dropout", "unseeded_dropout", "noise", "nested"}
-        return not stateful & set(self.blocks) and self.source != "masked_tokens"
+        return not stateful & set(self.blocks)
 
     @property
     def clean_pass_is_bare(self) -> bool:

@@ -90,6 +90,7 @@ class DivergenceMeter:
 
     def outputs(self, batch: Batch) -> Any:
         """f(x; theta)."""
+        stateless.check_draws(self.model, batch.x, training=False)
         kwargs = stateless.call_kwargs(self.model, training=False)
         outputs = self.model(batch.x, **kwargs)
         self._divergences.of(self.model, outputs, batch.y)

@@ -12,6 +12,7 @@ import keras
 from keras import ops
 
 from keras_nrs import keras_internals
+from keras_nrs.backend import unrepeatable_draws
 
 Tensor = Any
 # A variable and its value.
@@ -85,6 +86,34 @@ def added_losses(model: Any, scope: PassScope) -> list[Tensor]:
     """The losses that layers added in a scope, without weight penalties."""
     added = set(map(id, scope.losses))
     return [loss for loss in model.losses if id(loss) in added]
+
+
+def check_draws(model: Any, x: Any, *, training: bool) -> None:
+    """Raise an error for random numbers that no state of a model repeats.
+
+    Two passes with other random numbers have other outputs without any perturbation.
+
+    Args:
+        model: A built model.
+        x: Its inputs: tensors, of which shapes and dtypes count.
+        training: Whether to call it in training mode.
+    """
+
+    def forward(x: Any) -> Any:
+        with scope(model, *current_values(model)):
+            return model(x, **call_kwargs(model, training=training))
+
+    draws = cached_on_model(
+        model, (check_draws, training), lambda: unrepeatable_draws(forward, x)
+    )
+    if draws:
+        raise ValueError(
+            "`model` must draw random numbers by keras.random, so that a second pass "
+            f"can draw the same. Received: a model named {model.name!r} with the "
+            f"operation {draws[0]!r}. Make self.seed_generator = keras.random."
+            "SeedGenerator() in the layer, and draw with keras.random.normal(shape, "
+            "seed=self.seed_generator) or the like."
+        )
 
 
 @contextmanager

@@ -108,14 +108,20 @@ class BatchObjective:
 
     @not_in_graphs
     def build(self, data: Any) -> None:
-        """Build the unbuilt parts of the base model and of its compiled loss."""
+        """Build the unbuilt parts of the base model and of its compiled loss.
+
+        Raises:
+            ValueError: if labels do not fit the outputs, or if a layer draws random
+                numbers that a second pass cannot repeat.
+        """
         base = self.base_model
-        _, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         outputs = getattr(base, "outputs", None)
         if isinstance(base, keras_internals.Functional):
             outputs = base.output
         with naming_labels(y, outputs, sample_weight):
             keras_internals.build_for_batch(base, data)
+        stateless.check_draws(base, x, training=True)
 
     def split(self, inputs: StepInputs, *, perturbs: bool = True) -> SplitBatch:
         """The groups of a batch, one if nothing is perturbed, with their inputs."""
@@ -226,6 +232,7 @@ class BatchObjective:
         """
         outputs: list[PerturbedPass | None] = []
         carried: list[Update] = []
+        num_passes = sum(m.group.is_perturbed for m in batch.microbatches)
         with restored_random_state(inputs.key):
             for microbatch in batch.microbatches:
                 if not microbatch.group.is_perturbed:
@@ -238,7 +245,9 @@ class BatchObjective:
                     carried: list[Update] = carried,
                 ) -> Any:
                     deltas = self.draw(weights, inputs, microbatch.stream)
-                    values = self._perturbed_weights(weights, deltas)
+                    values = self._perturbed_weights(
+                        self.averaging_overwrites(weights, num_passes), deltas
+                    )
                     return self._perturbed_pass(values, inputs, microbatch, carried)
 
                 passed = recompute(run, weights) if recompute else run(weights)
@@ -258,6 +267,24 @@ class BatchObjective:
             inputs.eps,
             RandomStream(inputs.key).fold_in(stream),
         )
+
+    def averaging_overwrites(
+        self, weights: list[Tensor], num_passes: int
+    ) -> list[Tensor]:
+        """The same weights, for each of several passes whose gradients are summed.
+
+        The gradients of float8's scales are their new values. Not their sum but their
+        mean over the passes is wanted.
+        """
+        if num_passes == 1:
+            return weights
+        variables = self.base_model.trainable_variables
+        return [
+            ops.stop_gradient(w) + (w - ops.stop_gradient(w)) / num_passes
+            if v.overwrite_with_gradient
+            else w
+            for v, w in zip(variables, weights, strict=True)
+        ]
 
     def _perturbed_weights(
         self, weights: list[Tensor], deltas: list[Tensor | None]
@@ -334,6 +361,7 @@ class BatchObjective:
             range(len(microbatches)),
             key=lambda i: not microbatches[i].group.is_perturbed,
         )
+        weights = self.averaging_overwrites(weights, len(microbatches))
         cleans: dict[int, CleanPass] = {}
         carried: list[Update] = []
         for i in indices:

@@ -197,8 +197,9 @@ class PassesOnReplicas:
             inputs = inputs._replace(
                 batch=batch, replica=index, num_replicas=self._num_shares
             )
+            weights = [copy[0] for copy in copies]
             return run(
-                [copy[0] for copy in copies],
+                self._objective.averaging_overwrites(weights, self._num_replicas),
                 inputs,
                 self._objective.split(inputs),
                 jax.tree.map(lambda t: t[0], stacked),

@@ -1,5 +1,7 @@
 """The random numbers of the backend."""
 
+from typing import Any
+
 import keras
 import numpy as np
 import pytest
@@ -22,6 +24,26 @@ def test_stream_follows_its_distribution(method: str) -> None:
     assert scipy.stats.kstest(values.astype("float64"), distribution).pvalue > LEVEL
     if method == "uniform":
         assert np.min(values) >= 0 and np.max(values) < 1
+
+
+def test_no_normal_number_is_zero() -> None:
+    """A delta of one element would be zero too."""
+    assert np.all(ops.convert_to_numpy(RandomStream(key(0)).normal((100_000,))))
+
+
+@pytest.mark.only_tensorflow  # Where programs that are not compiled are common.
+@pytest.mark.parametrize("method", ["normal", "rademacher", "uniform"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_compiling_changes_no_number(method: str, dtype: str) -> None:
+    import tensorflow as tf
+
+    def draw(key: Any) -> Any:
+        return getattr(RandomStream(key).fold_in(3), method)((1001,), dtype)
+
+    drawn = [
+        tf.function(draw, jit_compile=compiled)(key(0)) for compiled in (False, True)
+    ]
+    np.testing.assert_array_equal(*numpy_values(drawn))
 
 
 def test_stream_of_signs_is_fair() -> None:

@@ -97,6 +97,53 @@ def test_draws_of_the_global_generator_differ_from_step_to_step() -> None:
     assert all(abs(float(log["model_divergence"])) < 1e-6 for log in logs)
 
 
+@pytest.mark.not_jax
+def test_groups_draw_other_numbers_of_the_global_generator() -> None:
+    seen: list[Any] = []
+
+    class Recorder(Noise):
+        def call(self, x: Any) -> Any:
+            outputs = super().call(x)
+            if outputs.shape[0] == 16:
+                seen.append(np.array(ops.convert_to_numpy(outputs - x)))
+            return outputs
+
+    model = keras.Sequential([keras.Input((6,)), Recorder(), layers.Dense(3)])
+    compile_classifier(model, run_eagerly=True)
+    nrs = keras_nrs.wrap(model, eps=0.0, perturbations_per_replica=2)
+    logs = nrs.train_on_batch(X, Y, return_dict=True)
+    first, second, *clean = seen[-4:]
+    assert np.max(np.abs(first - second)) > 0.1
+    # Both passes of a group draw the same.
+    np.testing.assert_allclose(clean, [first, second], atol=1e-6)
+    assert abs(float(logs["model_divergence"])) < 1e-6
+
+
+@pytest.mark.only_tensorflow
+@pytest.mark.parametrize("run_eagerly", [False, True])
+def test_numbers_that_no_second_pass_can_draw_are_refused(run_eagerly: bool) -> None:
+    import tensorflow as tf
+
+    class Sampling(layers.Layer):
+        @tf.function
+        def noise(self, x: Any) -> Any:
+            return tf.random.normal(tf.shape(x))
+
+        def call(self, x: Any) -> Any:
+            return x + self.noise(x)
+
+    model = keras.Sequential([keras.Input((6,)), Sampling(), layers.Dense(3)])
+    compile_classifier(model, run_eagerly=run_eagerly)
+    before = numpy_values(model.variables)
+    nrs = keras_nrs.wrap(model, eps=0.0)
+    with pytest.raises(ValueError, match="must draw random numbers"):
+        nrs.fit(X, Y, verbose=0)
+    with pytest.raises(ValueError, match="RandomStandardNormal"):
+        keras_nrs.flatness.model_divergence(model, X, eps=0.1)
+    for a, b in zip(before, numpy_values(model.variables), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 class Plus(keras_nrs.perturbations.Perturbation):
     """delta is eps everywhere."""
 
@@ -191,3 +238,28 @@ def test_modules_of_torch_cannot_be_perturbed() -> None:
         nrs.train_on_batch(X, Y)
     model.layers[0].trainable = False
     assert float(nrs.train_on_batch(X, Y, return_dict=True)["model_divergence"]) > 0
+
+
+@pytest.mark.parametrize("options", [{}, {"perturbations_per_replica": 2}])
+@pytest.mark.parametrize("eps", [0.0, 0.1])
+def test_scales_of_float8_layers_are_statistics(
+    eps: float, options: dict[str, Any]
+) -> None:
+    def trained(**kwargs: Any) -> dict[str, np.ndarray]:
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((6,)), layers.Dense(3)])
+        model.quantize("float8")
+        compile_classifier(model, optimizer=keras.optimizers.SGD(0.01), metrics=[])
+        fit(keras_nrs.wrap(model, normalize=True, **kwargs) if kwargs else model)
+        return {v.name: ops.convert_to_numpy(v) for v in model.variables}
+
+    plain, found = trained(), trained(eps=eps, seed=0, **options)
+    names = [name for name in plain if "scale" in name or "amax" in name]
+    assert len(names) == 6
+    for name in names:
+        # Of outputs' gradients: float8 rounds them to two bits. Of groups: their mean.
+        is_close = eps == 0 and not options
+        tolerance = 1e-5 if is_close or "inputs" in name else 0.5
+        if options and "inputs" in name:
+            tolerance = 0.5
+        np.testing.assert_allclose(found[name], plain[name], rtol=tolerance)

@@ -10,3 +10,4 @@ from keras_nrs.backend.jax.functions import hessian_at as hessian_at
 from keras_nrs.backend.jax.functions import not_in_graphs as not_in_graphs
 from keras_nrs.backend.jax.random import RandomStream as RandomStream
 from keras_nrs.backend.jax.random import restored_random_state as restored_random_state
+from keras_nrs.backend.jax.random import unrepeatable_draws as unrepeatable_draws

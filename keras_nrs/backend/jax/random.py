@@ -67,3 +67,8 @@ class RandomStream:
 def restored_random_state(like: Tensor) -> AbstractContextManager[None]:
     """A context that changes nothing: JAX has no global generator."""
     return nullcontext()
+
+
+def unrepeatable_draws(function: Callable[[Any], Any], inputs: Any) -> list[str]:
+    """None: functions have no other source of random numbers."""
+    return []

@@ -16,3 +16,4 @@ from keras_nrs.backend.tensorflow.random import RandomStream as RandomStream
 from keras_nrs.backend.tensorflow.random import (
     restored_random_state as restored_random_state,
 )
+from keras_nrs.backend.tensorflow.random import unrepeatable_draws as unrepeatable_draws

@@ -23,6 +23,14 @@ def _noise(
 _compiled_noise = tf.function(_noise, jit_compile=True, autograph=False)
 
 
+def _fold_in(key: Tensor, index: Tensor) -> Tensor:
+    """A key for an index.
+
+    Compiled programs take the low 32 bits of a key: keys of 32 bits are the same there.
+    """
+    return tf.random.experimental.stateless_fold_in(key, index) & 0xFFFFFFFF
+
+
 class RandomStream:
     """Independent random tensors from one key, the same for the same key.
 
@@ -31,7 +39,7 @@ class RandomStream:
     """
 
     def __init__(self, key: Tensor) -> None:
-        self._key = tf.cast(key, "int64")
+        self._key = tf.cast(key, "int64") & 0xFFFFFFFF
         self._draws = 0
 
     # The noise of all weights is drawn at once.
@@ -41,13 +49,13 @@ class RandomStream:
         """A stream independent of this one and of the streams of other indices."""
         # Negative, so that it never equals a draw's.
         index = -1 - tf.cast(index, "int64")
-        return RandomStream(tf.random.experimental.stateless_fold_in(self._key, index))
+        return RandomStream(_fold_in(self._key, index))
 
     def _next_key(self) -> Tensor:
         self._draws += 1
         # With a Python int it would return a key of 32 bits instead of 64.
         draws = tf.constant(self._draws, "int64")
-        return tf.random.experimental.stateless_fold_in(self._key, draws)
+        return _fold_in(self._key, draws)
 
     def normal(self, shape: tuple[int, ...], dtype: str = "float32") -> Tensor:
         """Standard normal numbers."""
@@ -59,9 +67,40 @@ class RandomStream:
 
     def uniform(self, shape: tuple[int, ...] = (), dtype: str = "float32") -> Tensor:
         """Uniform numbers in [0, 1)."""
-        return tf.random.stateless_uniform(shape, self._next_key(), dtype=dtype)
+        # XLA draws the same integers, but other floats.
+        words = tf.random.stateless_uniform(
+            shape, self._next_key(), minval=None, maxval=None, dtype="uint32"
+        )
+        return tf.cast(words & 0x7FFFFF, dtype) * 2.0**-23
 
 
 def restored_random_state(like: Tensor) -> AbstractContextManager[None]:
     """A context that changes nothing: layers of Keras use no global generator here."""
     return nullcontext()
+
+
+# Operations that draw other numbers at each call, whatever their arguments.
+_DRAWS = (
+    *("RandomUniform", "RandomUniformInt", "RandomStandardNormal", "RandomShuffle"),
+    *("TruncatedNormal", "ParameterizedTruncatedNormal", "Multinomial"),
+    *("RandomGamma", "RandomPoissonV2", "StatefulRandomBinomial"),
+    *("StatefulStandardNormalV2", "StatefulTruncatedNormal", "StatefulUniform"),
+    *("StatefulUniformInt", "StatefulUniformFullInt", "RngReadAndSkip"),
+    "NonDeterministicInts",
+)
+
+
+def unrepeatable_draws(function: Callable[[Any], Any], inputs: Any) -> list[str]:
+    """The operations of a function that draw other random numbers at each call.
+
+    Args:
+        function: A function of tensors.
+        inputs: Its argument, of which shapes and dtypes count.
+    """
+    specs = tf.nest.map_structure(
+        lambda t: None if t is None else tf.type_spec_from_value(t), inputs
+    )
+    with tf.init_scope():
+        graph = tf.function(function).get_concrete_function(specs).graph.as_graph_def()
+    nodes = [*graph.node, *(n for f in graph.library.function for n in f.node_def)]
+    return [node.name for node in nodes if node.op in _DRAWS]

@@ -12,3 +12,4 @@ from keras_nrs.backend.torch.random import RandomStream as RandomStream
 from keras_nrs.backend.torch.random import (
     restored_random_state as restored_random_state,
 )
+from keras_nrs.backend.torch.random import unrepeatable_draws as unrepeatable_draws

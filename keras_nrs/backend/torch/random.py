@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -102,3 +103,8 @@ def restored_random_state(like: Tensor) -> AbstractContextManager[None]:
     devices = [like.device] if like.device.type == "cuda" else []
     scope: AbstractContextManager[None] = torch.random.fork_rng(devices=devices)
     return scope
+
+
+def unrepeatable_draws(function: Callable[[Any], Any], inputs: Any) -> list[str]:
+    """None: a restored state repeats all draws."""
+    return []

@@ -240,26 +240,25 @@ def test_modules_of_torch_cannot_be_perturbed() -> None:
     assert float(nrs.train_on_batch(X, Y, return_dict=True)["model_divergence"]) > 0
 
 
-@pytest.mark.parametrize("options", [{}, {"perturbations_per_replica": 2}])
-@pytest.mark.parametrize("eps", [0.0, 0.1])
-def test_scales_of_float8_layers_are_statistics(
-    eps: float, options: dict[str, Any]
+@pytest.mark.parametrize("num_groups", [1, 2])
+def test_scales_of_float8_layers_are_statistics_of_the_clean_pass(
+    num_groups: int,
 ) -> None:
     def trained(**kwargs: Any) -> dict[str, np.ndarray]:
         keras.utils.set_random_seed(0)
         model = keras.Sequential([keras.Input((6,)), layers.Dense(3)])
-        model.quantize("float8")
-        compile_classifier(model, optimizer=keras.optimizers.SGD(0.01), metrics=[])
-        fit(keras_nrs.wrap(model, normalize=True, **kwargs) if kwargs else model)
+        model.layers[0].quantize("float8")
+        compile_classifier(model, optimizer=keras.optimizers.SGD(0.0), metrics=[])
+        fit(keras_nrs.wrap(model, **kwargs) if kwargs else model)
         return {v.name: ops.convert_to_numpy(v) for v in model.variables}
 
-    plain, found = trained(), trained(eps=eps, seed=0, **options)
+    plain = trained()
+    found = trained(eps=1.0, alpha=0.0, perturbations_per_replica=num_groups)
     names = [name for name in plain if "scale" in name or "amax" in name]
     assert len(names) == 6
     for name in names:
-        # Of outputs' gradients: float8 rounds them to two bits. Of groups: their mean.
-        is_close = eps == 0 and not options
-        tolerance = 1e-5 if is_close or "inputs" in name else 0.5
-        if options and "inputs" in name:
-            tolerance = 0.5
-        np.testing.assert_allclose(found[name], plain[name], rtol=tolerance)
+        share = found[name] / np.where(plain[name] == 0, 1, plain[name])
+        if num_groups == 1 or "kernel" in name:
+            np.testing.assert_allclose(found[name], plain[name], rtol=1e-5)
+        else:  # The mean over the groups of their largest values.
+            assert np.all((share <= 1.1) & ((share > 0.5) | (plain[name] == 0)))

@@ -223,7 +223,7 @@ class BatchObjective:
         """delta for one group: a constant, `None` for variables without one."""
         return perturbations.sample_deltas(
             self.options.perturbation,
-            self.base_model.trainable_variables,
+            self.base_model,
             [ops.stop_gradient(w) for w in weights],
             inputs.eps,
             RandomStream(inputs.key).fold_in(microbatch.stream),

@@ -69,6 +69,13 @@ class NRSSchedule(keras.callbacks.Callback):  # type: ignore[misc]
                 "NRSSchedule needs an NRSModel. Received: a "
                 f"{type(model).__name__}. Wrap it: keras_nrs.wrap(model)."
             )
+        for name, given in model.given_coefficients().items():
+            if callable(given):
+                raise ValueError(
+                    f"NRSSchedule sets eps and alpha, and `{name}` of the model has a "
+                    f"schedule already. Received: {name}={given!r}. Leave out the "
+                    f"callback, or give wrap() a number: model.{name} = 0.3"
+                )
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         since_start = epoch - self.start_epoch

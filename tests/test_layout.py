@@ -19,7 +19,7 @@ FLOORS = [
     "nrs_model",
     "trainers",
     "step fit_checks",
-    "perturbations",
+    "perturbations coefficients",
     "divergences batches backend models data",
     "labels stateless noise preprocessing saving backups unit_axes",
     "_checks _digits _files keras_internals",

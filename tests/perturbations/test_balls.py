@@ -160,10 +160,10 @@ def test_filterwise_leaves_a_zero_unit_alone(radius: str) -> None:
 
 def test_scaling_a_unit_scales_its_delta() -> None:
     (kernel,) = weights_like(((5, 3),))
-    scales = ops.array([2.0**-10, 1.0, 512.0])
+    scales = [2.0**-10, 1.0, 512.0]
     ball = FilterwiseBall()
     (delta,), (scaled,) = (
-        to_numpy(ball.sample([w], 0.2, 0)) for w in (kernel, kernel * scales)
+        to_numpy(ball.sample([kernel * ops.array(s)], 0.2, 0)) for s in (1.0, scales)
     )
     np.testing.assert_allclose(
         scaled, delta * [2.0**-10, 1.0, 512.0], rtol=2 * NORM_RTOL

@@ -165,12 +165,16 @@ class FilterwiseBall(RandomRadius):
             weights, eps, rng: As in `Perturbation`.
             units: For each weight the axes along which its units lie. By default the
                 names of variables decide, and tensors have units along the last axis.
+
+        Raises:
+            TypeError, ValueError: if an argument is not as described.
         """
         tensors, eps = in_one_dtype(weights, eps)
         if not tensors:
             return []
         if units is None:
             units = [unowned_axes(weight) for weight in weights]
+        _check_units(units, tensors)
         stream = random_stream(rng)
         noise = shaped_like(tensors, self._noise(tensors, stream))
         radius = eps * ROUNDING_MARGIN * self._relative_radius(tensors, stream)
@@ -178,6 +182,21 @@ class FilterwiseBall(RandomRadius):
             radius * _norms(weight, axes) * reciprocal(_norms(g, axes)) * g
             for weight, g, axes in zip(tensors, noise, units, strict=True)
         ]
+
+
+def _check_units(units: Sequence[Axes], weights: list[Tensor]) -> None:
+    ranks = [len(weight.shape) for weight in weights]
+    is_list = isinstance(units, list | tuple) and len(units) == len(ranks)
+    if not is_list or not all(
+        isinstance(axes, tuple) and set(axes) <= set(range(rank))
+        for axes, rank in zip(units, ranks, strict=True)
+    ):
+        raise ValueError(
+            "`units` must be a list with a tuple of axes for each weight, each axis >= 0 "
+            f"and below their number. Received: units={units!r} for weights with "
+            f"{ranks} axes. keras_nrs.unit_axes.unit_axes(model) gives it for all "
+            "trainable variables."
+        )
 
 
 def _norms(tensor: Tensor, unit_axes: Axes) -> Tensor:

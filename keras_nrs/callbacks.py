@@ -26,6 +26,9 @@ class NRSSchedule(keras.callbacks.Callback):  # type: ignore[misc]
     Even with eps = 0 and alpha = 0 a step has its second pass, which doubles the loss.
     `wrap(normalize=True)` halves it again.
 
+    For values that change from step to step give a `LearningRateSchedule` to `wrap()`
+    instead. A model has one or the other.
+
     Args:
         eps: A number >= 0, or a function that returns it for an epoch, counted from 0.
             Warm-up multiplies it. Defaults to the last value that `wrap()` got or that
@@ -36,7 +39,7 @@ class NRSSchedule(keras.callbacks.Callback):  # type: ignore[misc]
 
     Raises:
         TypeError, ValueError: if an argument is not as described, or the model is not
-            wrapped.
+            wrapped or has a schedule already.
 
     Example:
 

@@ -60,13 +60,18 @@ def wrap(
     Args:
         model: Any `keras.Model` that does not override `train_step()`.
         eps: Size of the neighborhood of theta, >= 0. Its unit depends on
-            `perturbation`. Assignable during training.
-        alpha: Weight of the model divergence, >= 0. Assignable during training.
+            `perturbation`. A number, or a
+            `keras.optimizers.schedules.LearningRateSchedule` of the training steps,
+            which are counted from 0 and go on in a saved model or a backup. Assignable
+            during training.
+        alpha: Weight of the model divergence, >= 0, a number or a schedule like `eps`.
+            Assignable during training.
         beta: Weight of the perturbed loss L(theta + delta), >= 0.
         scheme: `"nrs"` minimizes Equation 3; `"rpr"` (random perturbation) minimizes
             L(theta + delta); `"baseline"` minimizes L(theta).
-        perturbation: `"ball"`, `"relative"`, `"layerwise"`, `"released"`, or an
-            instance of `keras_nrs.perturbations.Perturbation`.
+        perturbation: `"ball"`, `"relative"`, `"layerwise"`, `"filterwise"`,
+            `"elementwise"`, `"released"`, or an instance of
+            `keras_nrs.perturbations.Perturbation`.
         divergence: `"auto"` for the divergence that belongs to the compiled loss, or a
             `keras_nrs.divergences.Divergence`, or a list or dict of them, one (or
             `None`) for each output.
@@ -240,8 +245,9 @@ class NRSModel(keras.Model):  # type: ignore[misc]
 
     Attributes:
         base_model: The user's own model.
-        eps: `keras.Variable`, size of the neighborhood. Assign it (`model.eps = 0.2`)
-            at any time; nothing is compiled again.
+        eps: `keras.Variable`, size of the neighborhood; of a schedule, that of the last
+            step. Assign a number to it (`model.eps = 0.2`) at any time. Nothing is
+            compiled again, unless it replaces a schedule or is one.
         alpha: `keras.Variable`, weight of the divergence. Assignable like `eps`.
 
     Reference: [Zhao and Zhang, 2022](https://arxiv.org/abs/2201.06064), Equation 3

@@ -192,10 +192,9 @@ def _check_units(units: Sequence[Axes], weights: list[Tensor]) -> None:
         for axes, rank in zip(units, ranks, strict=True)
     ):
         raise ValueError(
-            "`units` must be a list with a tuple of axes for each weight, each axis >= 0 "
-            f"and below their number. Received: units={units!r} for weights with "
-            f"{ranks} axes. keras_nrs.unit_axes.unit_axes(model) gives it for all "
-            "trainable variables."
+            "`units` must be a list with a tuple of axes, numbered from 0, for each "
+            f"weight. Received: units={units!r} for weights with {ranks} axes. "
+            "keras_nrs.unit_axes.unit_axes(model) has those of all trainable variables."
         )
 
 

@@ -58,9 +58,11 @@ class Perturbation:
     where: Where = None
 
     def __init__(self, *, where: Where = None) -> None:
-        is_named = isinstance(where, str)
-        if not (where in _PREDICATES if is_named else where is None or callable(where)):
-            raise (ValueError if is_named else TypeError)(
+        is_name = isinstance(where, str)
+        if where is not None and not (
+            where in _PREDICATES if is_name else callable(where)
+        ):
+            raise (ValueError if is_name else TypeError)(
                 "`where` must be None, 'kernels' or a predicate of a variable. "
                 f"Received: where={where!r}. For example: "
                 "where=lambda v: 'kernel' in v.path"

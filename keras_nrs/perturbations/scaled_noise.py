@@ -59,7 +59,7 @@ class ElementwiseNoise(RandomNoise):
         noise: Distribution of the elements of g, as in `Ball`.
         where: As in `Ball`.
 
-    Reference: [Trinh et al., 2024](https://arxiv.org/abs/2405.15557), who train at
+    Reference: [Trinh et al., 2024](https://arxiv.org/abs/2406.16540), who train at
     theta + delta (`scheme="rpr"`) with another g in each part of a batch
     (`perturbations_per_replica`).
 

@@ -26,6 +26,9 @@ class NRSSchedule(keras.callbacks.Callback):  # type: ignore[misc]
     Even with eps = 0 and alpha = 0 a step has its second pass, which doubles the loss.
     `wrap(normalize=True)` halves it again.
 
+    For values that change from step to step give a `LearningRateSchedule` to `wrap()`
+    instead. A model has one or the other.
+
     Args:
         eps: A number >= 0, or a function that returns it for an epoch, counted from 0.
             Warm-up multiplies it. Defaults to the last value that `wrap()` got or that
@@ -36,7 +39,7 @@ class NRSSchedule(keras.callbacks.Callback):  # type: ignore[misc]
 
     Raises:
         TypeError, ValueError: if an argument is not as described, or the model is not
-            wrapped.
+            wrapped or has a schedule already.
 
     Example:
 
@@ -69,6 +72,13 @@ class NRSSchedule(keras.callbacks.Callback):  # type: ignore[misc]
                 "NRSSchedule needs an NRSModel. Received: a "
                 f"{type(model).__name__}. Wrap it: keras_nrs.wrap(model)."
             )
+        for name, given in model.given_coefficients().items():
+            if callable(given):
+                raise ValueError(
+                    f"NRSSchedule sets eps and alpha, and `{name}` of the model has a "
+                    f"schedule already. Received: {name}={given!r}. Leave out the "
+                    f"callback, or give wrap() a number: model.{name} = 0.3"
+                )
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         since_start = epoch - self.start_epoch

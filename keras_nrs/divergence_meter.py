@@ -118,11 +118,7 @@ class DivergenceMeter:
     ) -> Any:
         model = self.model
         deltas = perturbations.sample_deltas(
-            self.perturbation,
-            model.trainable_variables,
-            weights,
-            eps,
-            RandomStream(key),
+            self.perturbation, model, weights, eps, RandomStream(key)
         )
         perturbed, _ = model.stateless_call(
             perturbations.add_deltas(weights, deltas),

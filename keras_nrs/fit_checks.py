@@ -18,7 +18,12 @@ from keras_nrs.keras_internals import initial_epoch
 # Below this share of the loss the divergence has no measurable effect on training.
 _INERT_SHARE = 1e-4
 # Perturbations whose eps is a share of the weights' norm, and an eps that is enough.
-_RELATIVE = (perturbations.RelativeBall, perturbations.LayerwiseBall)
+_RELATIVE = (
+    perturbations.RelativeBall,
+    perturbations.LayerwiseBall,
+    perturbations.FilterwiseBall,
+    perturbations.ElementwiseNoise,
+)
 _ENOUGH_EPS = 0.1
 # Growth of the divergence from epoch to epoch that is not by chance.
 _GROWTH = 1.1
@@ -35,7 +40,8 @@ class _EpsRecord:
     """Findings of the epochs with one pair of eps and alpha.
 
     Attributes:
-        values: eps and alpha.
+        given: eps and alpha, or the schedules that give them.
+        values: eps and alpha; of schedules the largest at the end of an epoch.
         is_open: Whether the divergence was never large enough to matter.
         steps: Number of steps with a perturbed pass.
         num_epochs: Number of epochs.
@@ -44,6 +50,7 @@ class _EpsRecord:
         loss: Mean loss of the first epoch.
     """
 
+    given: tuple[Any, Any]
     values: tuple[float, float]
     is_open: bool
     steps: float = 0.0
@@ -51,6 +58,10 @@ class _EpsRecord:
     divergence: float = 0.0
     grows: bool = False
     loss: float = math.nan
+
+    @property
+    def has_schedule(self) -> bool:
+        return any(map(callable, self.given))
 
 
 class EpsWarnings(keras.callbacks.Callback):  # type: ignore[misc]
@@ -63,8 +74,8 @@ class EpsWarnings(keras.callbacks.Callback):  # type: ignore[misc]
     the end of a shorter training. A relative eps of at least 0.1 is given 100 steps and
     as long as the divergence grows: the outputs of a new head are uniform at first. It
     is silent if `eps` or `alpha` is 0, or if one of them was assigned since training
-    began. When training begins it warns of a relative eps above 1, with which delta may
-    be longer than the weights.
+    began. With schedules it compares the largest values, at the end of training. It
+    warns of a relative eps above 1, with which delta may be longer than the weights.
 
     After each epoch it warns once of terms in the logs that are not finite. The logs
     are at hand without waiting for a step.
@@ -72,7 +83,7 @@ class EpsWarnings(keras.callbacks.Callback):  # type: ignore[misc]
 
     def __init__(self) -> None:
         super().__init__()
-        self._record = _EpsRecord(values=(0.0, 0.0), is_open=False)
+        self._record = _EpsRecord((0.0, 0.0), (0.0, 0.0), is_open=False)
         self._is_in_epoch = False
         self._divergence = 0.0
 
@@ -90,13 +101,21 @@ class EpsWarnings(keras.callbacks.Callback):  # type: ignore[misc]
         model = self.model
         self._are_finite = True
         self._first_step = self._last_step = self._step()
-        values = eps_and_alpha(model)
-        if self._record.values != values:
-            matters = model.scheme == "nrs" and 0 not in values
-            self._record = _EpsRecord(values=values, is_open=matters)
-        eps, _ = values
+        given = _given(model)
+        if self._record.given != given:
+            matters = model.scheme == "nrs" and 0 not in given
+            self._record = _EpsRecord(given, eps_and_alpha(model), is_open=matters)
+        self._was_too_large = False
+        self._warn_if_too_large()
+
+    def _warn_if_too_large(self) -> None:
+        model = self.model
+        eps, _ = eps_and_alpha(model)
         kind = type(model.perturbation)
-        if kind in _RELATIVE and eps > 1 and model.scheme != "baseline":
+        if self._was_too_large or kind not in _RELATIVE or eps <= 1:
+            return
+        self._was_too_large = True
+        if model.scheme != "baseline":
             _warn(
                 f"eps={eps:.3g} is too large for perturbation {kind.__name__}: "
                 "delta may be longer than the weights. Above 0.5 training can diverge; "
@@ -119,7 +138,11 @@ class EpsWarnings(keras.callbacks.Callback):  # type: ignore[misc]
         self._last_step = self._step()
         record = self._record
         # An epoch of a warm-up says nothing about the values that it leads to.
-        if not record.is_open or eps_and_alpha(self.model) != record.values:
+        if _given(self.model) != record.given:
+            return
+        if record.has_schedule:
+            self._warn_if_too_large()
+        if not record.is_open:
             return
         if record.num_epochs == 0:
             record.loss = float(logs.get("loss", math.nan))
@@ -128,12 +151,16 @@ class EpsWarnings(keras.callbacks.Callback):  # type: ignore[misc]
         divergence = max(self._divergence, float(logs.get("model_divergence", 0.0)))
         record.grows = divergence > _GROWTH * record.divergence
         record.divergence = max(record.divergence, divergence)
-        _, alpha = record.values
+        eps, alpha = map(max, record.values, eps_and_alpha(self.model))
+        record.values = eps, alpha
         record.is_open = alpha * record.divergence < _INERT_SHARE * record.loss
-        self._warn_if_inert(_ENOUGH_STEPS)
+        # A schedule may still lead to larger values.
+        if not record.has_schedule:
+            self._warn_if_inert(_ENOUGH_STEPS)
 
     def on_train_end(self, logs: Any = None) -> None:
-        self._warn_if_inert(_FEWEST_STEPS)
+        has_schedule = self._record.has_schedule
+        self._warn_if_inert(_ENOUGH_STEPS if has_schedule else _FEWEST_STEPS)
 
     def _warn_if_inert(self, fewest_steps: float) -> None:
         record = self._record
@@ -144,7 +171,7 @@ class EpsWarnings(keras.callbacks.Callback):  # type: ignore[misc]
             and record.divergence < _INERT_SHARE * record.loss
         ):
             fewest_steps = math.inf if record.grows else _ENOUGH_STEPS
-        if record.is_open and record.steps >= fewest_steps:
+        if record.is_open and 0 not in record.values and record.steps >= fewest_steps:
             self._warn_of_inert_eps()
 
     def _warn_of_faults(self, epoch: int, faults: dict[str, float]) -> None:
@@ -234,6 +261,17 @@ class ProcessesAgree(keras.callbacks.Callback):  # type: ignore[misc]
             "dataset.batch(batch_size, drop_remainder=True), and keep the checkpoints "
             "of keras.callbacks.BackupAndRestore where all processes can read them."
         )
+
+
+def _given(model: Any) -> tuple[Any, Any]:
+    """eps and alpha, or the schedules that give them."""
+    eps, alpha = (
+        given if callable(given) else value
+        for given, value in zip(
+            model.given_coefficients().values(), eps_and_alpha(model), strict=True
+        )
+    )
+    return eps, alpha
 
 
 def eps_and_alpha(model: Any) -> tuple[float, float]:

@@ -13,13 +13,14 @@ import keras
 from keras_nrs import keras_internals
 from keras_nrs import saving
 from keras_nrs import stateless
-from keras_nrs._checks import check_nonnegative
 from keras_nrs._checks import check_seed
 from keras_nrs.backend import loop_over_batches
 from keras_nrs.backend import process_index
 from keras_nrs.backend import scope_of
 from keras_nrs.backups import with_atomic_backups
 from keras_nrs.batches import check_not_empty
+from keras_nrs.coefficients import Coefficient
+from keras_nrs.coefficients import Given
 from keras_nrs.fit_checks import EpsWarnings
 from keras_nrs.fit_checks import ProcessesAgree
 from keras_nrs.labels import naming_labels
@@ -40,8 +41,8 @@ Tensor = Any
 @with_spelled_options
 def wrap(
     model: keras.Model,
-    eps: float = 0.1,
-    alpha: float = 1.0,
+    eps: Given = 0.1,
+    alpha: Given = 1.0,
     *,
     divergence: Any = "auto",
     seed: int | None = None,
@@ -59,13 +60,18 @@ def wrap(
     Args:
         model: Any `keras.Model` that does not override `train_step()`.
         eps: Size of the neighborhood of theta, >= 0. Its unit depends on
-            `perturbation`. Assignable during training.
-        alpha: Weight of the model divergence, >= 0. Assignable during training.
+            `perturbation`. A number, or a
+            `keras.optimizers.schedules.LearningRateSchedule` of the training steps,
+            which are counted from 0 and go on in a saved model or a backup. Assignable
+            during training.
+        alpha: Weight of the model divergence, >= 0, a number or a schedule like `eps`.
+            Assignable during training.
         beta: Weight of the perturbed loss L(theta + delta), >= 0.
         scheme: `"nrs"` minimizes Equation 3; `"rpr"` (random perturbation) minimizes
             L(theta + delta); `"baseline"` minimizes L(theta).
-        perturbation: `"ball"`, `"relative"`, `"layerwise"`, `"released"`, or an
-            instance of `keras_nrs.perturbations.Perturbation`.
+        perturbation: `"ball"`, `"relative"`, `"layerwise"`, `"filterwise"`,
+            `"elementwise"`, `"released"`, or an instance of
+            `keras_nrs.perturbations.Perturbation`.
         divergence: `"auto"` for the divergence that belongs to the compiled loss, or a
             `keras_nrs.divergences.Divergence`, or a list or dict of them, one (or
             `None`) for each output.
@@ -173,32 +179,6 @@ class _ReadOnlyOption:
         )
 
 
-@dataclasses.dataclass
-class _Coefficient:
-    """eps or alpha. In a dataclass, Keras does not count the variable as a weight.
-
-    Attributes:
-        variable: The value in use.
-        given: The value that was given to `wrap()` or assigned last. A schedule sets
-            `variable` to other values.
-    """
-
-    variable: keras.Variable
-    given: float
-
-    @classmethod
-    def make(cls, name: str, value: float) -> "_Coefficient":
-        dtype = "float64" if keras.config.floatx() == "float64" else "float32"
-        variable = keras.Variable(
-            value, dtype=dtype, trainable=False, autocast=False, name=name
-        )
-        return cls(variable, value)
-
-    def assign(self, name: str, value: Any) -> None:
-        self.given = check_nonnegative(name, value)
-        self.variable.assign(self.given)
-
-
 @dataclasses.dataclass(frozen=True)
 class _Origin:
     """The base model that functions and divergences were made for.
@@ -265,8 +245,9 @@ class NRSModel(keras.Model):  # type: ignore[misc]
 
     Attributes:
         base_model: The user's own model.
-        eps: `keras.Variable`, size of the neighborhood. Assign it (`model.eps = 0.2`)
-            at any time; nothing is compiled again.
+        eps: `keras.Variable`, size of the neighborhood; of a schedule, that of the last
+            step. Assign a number to it (`model.eps = 0.2`) at any time. Nothing is
+            compiled again, unless it replaces a schedule or is one.
         alpha: `keras.Variable`, weight of the divergence. Assignable like `eps`.
 
     Reference: [Zhao and Zhang, 2022](https://arxiv.org/abs/2201.06064), Equation 3
@@ -308,8 +289,8 @@ class NRSModel(keras.Model):  # type: ignore[misc]
     def __init__(
         self,
         base_model: keras.Model,
-        eps: float = 0.1,
-        alpha: float = 1.0,
+        eps: Given = 0.1,
+        alpha: Given = 1.0,
         *,
         divergence: Any = "auto",
         seed: int | None = None,
@@ -318,8 +299,6 @@ class NRSModel(keras.Model):  # type: ignore[misc]
     ) -> None:
         _check_model(base_model)
         calibrated_for = getattr(eps, "perturbation", None)
-        eps = check_nonnegative("eps", eps)
-        alpha = check_nonnegative("alpha", alpha)
         step_options = StepOptions.from_arguments(options)
         _check_calibration(calibrated_for, step_options.perturbation)
         if seed is not None:
@@ -334,8 +313,8 @@ class NRSModel(keras.Model):  # type: ignore[misc]
         self._divergences = divergences
         self._seed = seed
         with scope_of(base_model):
-            self._eps = _Coefficient.make("eps", eps)
-            self._alpha = _Coefficient.make("alpha", alpha)
+            self._eps = Coefficient("eps", eps)
+            self._alpha = Coefficient("alpha", alpha)
             self.seed_generator = keras.random.SeedGenerator(seed)
             self._trackers: list[keras.metrics.Metric] = []
             if step_options.scheme != "baseline":
@@ -356,7 +335,7 @@ class NRSModel(keras.Model):  # type: ignore[misc]
 
     @eps.setter
     def eps(self, value: Any) -> None:
-        self._eps.assign("eps", value)
+        self._eps.assign(value)
 
     @property
     def alpha(self) -> keras.Variable:
@@ -364,11 +343,18 @@ class NRSModel(keras.Model):  # type: ignore[misc]
 
     @alpha.setter
     def alpha(self, value: Any) -> None:
-        self._alpha.assign("alpha", value)
+        self._alpha.assign(value)
 
-    def given_coefficients(self) -> dict[str, float]:
+    @property
+    def coefficients(self) -> tuple[Coefficient, Coefficient]:
+        """eps and alpha."""
+        return self._eps, self._alpha
+
+    def given_coefficients(self) -> dict[str, Given]:
         """eps and alpha as they were given to `wrap()` or assigned last."""
-        return {"eps": self._eps.given, "alpha": self._alpha.given}
+        return {
+            coefficient.name: coefficient.given for coefficient in self.coefficients
+        }
 
     def divergence_in_use(self) -> ChosenDivergences:
         """A copy of the divergences: as given, and resolved if that is done."""
@@ -546,7 +532,7 @@ class NRSModel(keras.Model):  # type: ignore[misc]
         divergence = keras.saving.serialize_keras_object(self._divergences.given)
         return {
             "base_model": base_model,
-            **self.given_coefficients(),
+            **keras.saving.serialize_keras_object(self.given_coefficients()),
             **self.step_options.config(),
             "divergence": divergence,
             "seed": self._seed,

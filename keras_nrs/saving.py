@@ -13,8 +13,8 @@ import keras
 
 from keras_nrs._files import atomic_write
 
-# Arguments of an `NRSModel` that Keras serializes as objects.
-_OBJECTS = ("base_model", "perturbation", "divergence")
+# Arguments of an `NRSModel` that Keras may serialize as objects.
+_OBJECTS = ("base_model", "eps", "alpha", "perturbation", "divergence")
 
 
 class SavedModel(Protocol):

@@ -1,5 +1,6 @@
 """The axes of each variable along which its output units lie."""
 
+import math
 from typing import Any
 
 import keras
@@ -54,34 +55,61 @@ def unit_axes(model: Any) -> list[Axes]:
     return [_axes_of(v, owners.get(id(v))) for v in model.trainable_variables]
 
 
-def _axes_of(variable: Any, owner: Any) -> Axes:
-    name, rank = variable.name, len(variable.shape)
-    if rank < 2 or name.endswith(_BIASES_AND_SCALES):
+def is_kernel(variable: Any) -> bool:
+    """Whether a variable is neither a bias nor a normalization's scale or offset.
+
+    Kernels have two or more axes, and a name that is not one of a bias or a scale.
+    Embeddings and factors of LoRA are kernels too.
+    """
+    return len(variable.shape) > 1 and not variable.name.endswith(_BIASES_AND_SCALES)
+
+
+def unowned_axes(weight: Any) -> Axes:
+    """The axes of a weight that no known layer owns, by its name if it has one.
+
+    Args:
+        weight: A `keras.Variable`, or a tensor, which is taken for a kernel.
+    """
+    name = weight.name if isinstance(weight, keras.Variable) else ""
+    last = len(weight.shape) - 1
+    if last < 1 or name.endswith(_BIASES_AND_SCALES):
         return ()
-    if isinstance(owner, keras.layers.TorchModuleWrapper):
-        return (1,) if _is_of_transposed_module(variable, owner.module) else (0,)
-    if name.startswith("lora_") or name == "reverse_embeddings":
-        return (rank - 1,)
-    if name.endswith("embeddings"):
+    if name.startswith("lora_"):
+        return (last,)
+    if name.endswith("embeddings") and name != "reverse_embeddings":
         return (0,)
-    if name == "depthwise_kernel" or isinstance(owner, _DEPTHWISE):
-        return rank - 2, rank - 1
+    if name == "depthwise_kernel":
+        return last - 1, last
+    if name.endswith("kernel") or weight.shape[last] < math.prod(weight.shape):
+        return (last,)
+    return ()
+
+
+def _axes_of(variable: Any, owner: Any) -> Axes:
+    if isinstance(owner, keras.layers.TorchModuleWrapper):
+        return _axes_in_torch(variable, owner.module)
+    if not is_kernel(variable) or variable.name.startswith("lora_"):
+        return unowned_axes(variable)
+    last = len(variable.shape) - 1
+    if isinstance(owner, _DEPTHWISE):
+        return last - 1, last
     if isinstance(owner, _TRANSPOSED):
-        return (rank - 2,)
+        return (last - 1,)
     if isinstance(owner, keras.layers.EinsumDense):
         inputs, output = owner.equation.split("->")
         letters = inputs.split(",")[1].strip()
         return tuple(i for i, letter in enumerate(letters) if letter in output)
-    if name.endswith("kernel") or variable.shape[-1] < keras.ops.size(variable):
-        return (rank - 1,)
-    return ()
+    return unowned_axes(variable)
 
 
-def _is_of_transposed_module(variable: Any, module: Any) -> bool:
-    """Whether a transposed convolution inside a module of PyTorch has a parameter."""
-    return any(
-        parameter is variable.value
-        for part in module.modules()
-        if type(part).__name__.startswith("ConvTranspose")
-        for parameter in part.parameters(recurse=False)
-    )
+def _axes_in_torch(variable: Any, module: Any) -> Axes:
+    """The axes of a parameter of a `torch.nn.Module`."""
+    for part in module.modules():
+        for name, parameter in part.named_parameters(recurse=False):
+            if parameter is variable.value:
+                # Weights of normalization have the shape of what they normalize.
+                is_scale = hasattr(part, "normalized_shape") or "bias" in name
+                if parameter.ndim < 2 or is_scale:
+                    return ()
+                return (int(type(part).__name__.startswith("ConvTranspose")),)
+    return unowned_axes(variable)

@@ -40,7 +40,11 @@ def test_eps_equals_the_closed_form() -> None:
 
 
 @pytest.mark.parametrize(
-    "perturbation", ["relative", *rest("ball", "layerwise", "released")]
+    "perturbation",
+    [
+        "filterwise",
+        *rest("ball", "relative", "layerwise", "elementwise", "released"),
+    ],
 )
 def test_reaches_the_target(perturbation: str) -> None:
     x, _ = image_data(48)

@@ -96,10 +96,34 @@ def test_an_eps_that_takes_effect_later_is_not_reported() -> None:
     assert history["model_divergence"][0] < 1e-4 * history["loss"][0]
 
 
-@pytest.mark.parametrize("perturbation", ["relative", "layerwise"])
+@pytest.mark.parametrize(
+    "perturbation", ["relative", *rest("layerwise", "filterwise", "elementwise")]
+)
 def test_an_eps_longer_than_the_weights_is_reported(perturbation: str) -> None:
     with pytest.warns(UserWarning, match="delta may be longer than the weights"):
         fit(eps=1.5, perturbation=perturbation)
+
+
+def test_a_schedule_that_grows_beyond_the_weights_is_reported_once() -> None:
+    schedule = keras.optimizers.schedules.PolynomialDecay(0.1, 6, 1.5)
+    with pytest.warns(UserWarning, match="delta may be longer") as record:
+        fit(eps=schedule, perturbation="filterwise")
+    assert sum("delta may be longer" in str(w.message) for w in record) == 1
+
+
+@pytest.mark.parametrize("last", [1e-3, 30.0])
+def test_a_schedule_is_judged_by_its_largest_values(last: float) -> None:
+    """At the end of training: it begins with nothing."""
+    (x, y), num_steps = image_data(64), 148
+    schedule = keras.optimizers.schedules.PolynomialDecay(0.0, num_steps, last)
+    nrs = keras_nrs.wrap(cnn(), eps=schedule, seed=0)
+    with warnings.catch_warnings(record=True) as record:
+        warnings.simplefilter("always")
+        nrs.fit(x, y, batch_size=16, epochs=num_steps // 4, verbose=0)
+    found = [str(w.message) for w in record if "has no effect" in str(w.message)]
+    assert len(found) == (last < 1)
+    if found:
+        assert found[0].startswith("eps=0.000993 has no effect")
 
 
 @pytest.mark.parametrize("batch", [1, 3])

@@ -19,7 +19,7 @@ FLOORS = [
     "nrs_model",
     "trainers",
     "step fit_checks",
-    "perturbations",
+    "perturbations coefficients",
     "divergences batches stateless models data",
     "backend",
     "labels noise preprocessing saving backups unit_axes",

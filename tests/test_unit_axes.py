@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from keras import layers
 
+from keras_nrs.unit_axes import is_kernel
 from keras_nrs.unit_axes import unit_axes
 
 IMAGES = (None, 8, 8, 4)
@@ -40,11 +41,7 @@ CASES: dict[str, tuple[layers.Layer, Any, dict[str, tuple[int, ...]]]] = {
     "conv": (layers.Conv2D(3, 2), IMAGES, {"kernel": (3,), "bias": ()}),
     "transposed": (layers.Conv2DTranspose(3, 2), IMAGES, {"kernel": (2,), "bias": ()}),
     "transposed_1d": (layers.Conv1DTranspose(3, 2), SEQUENCES, {"kernel": (1,)}),
-    "transposed_3d": (
-        layers.Conv3DTranspose(3, 2),
-        (None, 4, 4, 4, 2),
-        {"kernel": (3,)},
-    ),
+    "transposed_3d": (layers.Conv3DTranspose(3, 2), VIDEOS, {"kernel": (3,)}),
     "depthwise": (layers.DepthwiseConv2D(2), IMAGES, {"kernel": (2, 3)}),
     "depthwise_1d": (layers.DepthwiseConv1D(2), SEQUENCES, {"kernel": (1, 2)}),
     "separable": (
@@ -68,6 +65,48 @@ CASES: dict[str, tuple[layers.Layer, Any, dict[str, tuple[int, ...]]]] = {
         layers.ReversibleEmbedding(7, 3, tie_weights=False),
         (None, 5),
         {"embeddings": (0,), "reverse_embeddings": (1,)},
+    ),
+    "einsum": (
+        layers.EinsumDense("...ab,bcd->...acd", (6, 2, 3), bias_axes="cd"),
+        (None, 6, 4),
+        {"kernel": (1, 2), "bias": ()},
+    ),
+    "einsum_sums_heads": (
+        layers.EinsumDense("abcd,cde->abe", (6, 5)),
+        (None, 6, 2, 4),
+        {"kernel": (2,)},
+    ),
+    "einsum_of_scales": (
+        layers.EinsumDense("abc,bc->abc", (6, 4)),
+        SEQUENCES,
+        {"kernel": (0, 1)},
+    ),
+    "lora_einsum": (
+        lora(layers.EinsumDense("ab,bcd->acd", (2, 3)), (None, 4)),
+        (None, 4),
+        {"lora_kernel_a": (2,), "lora_kernel_b": (1,)},
+    ),
+    "lora_conv": (
+        lora(layers.Conv2D(3, 2), IMAGES),
+        IMAGES,
+        {"lora_kernel_a": (3,), "lora_kernel_b": (1,), "bias": ()},
+    ),
+    "conv_3d": (layers.Conv3D(3, 2), VIDEOS, {"kernel": (4,), "bias": ()}),
+    "separable_1d": (
+        layers.SeparableConv1D(3, 2),
+        SEQUENCES,
+        {"depthwise_kernel": (1, 2), "pointwise_kernel": (2,), "bias": ()},
+    ),
+    "additive_attention": (
+        layers.AdditiveAttention(),
+        [(None, 6, 4), (None, 6, 4)],
+        {"scale": ()},
+    ),
+    "rms_norm": (layers.RMSNormalization(axis=(1, 2)), SEQUENCES, {"scale": ()}),
+    "time_distributed": (
+        layers.TimeDistributed(layers.Conv2DTranspose(3, 2)),
+        (None, 5, 8, 8, 4),
+        {"kernel": (2,), "bias": ()},
     ),
     "norm": (
         layers.LayerNormalization(axis=(1, 2)),
@@ -138,6 +177,28 @@ def test_attention_has_a_unit_for_each_channel_of_each_head() -> None:
 
 
 @pytest.mark.only_torch
+def test_grouped_attention_is_attention() -> None:
+    layer = layers.GroupQueryAttention(3, 4, 2)
+    layer.build((None, 6, 8), (None, 6, 8))
+    kernels = [
+        axes
+        for v, axes in zip(layer.trainable_variables, unit_axes(layer), strict=True)
+        if v.name == "kernel"
+    ]
+    # Query, key and value have heads and their channels, the output has channels.
+    assert kernels == [(1, 2), (1, 2), (1, 2), (2,)]
+
+
+@pytest.mark.only_torch
+def test_a_tied_embedding_is_one_of_tokens() -> None:
+    """Of the layer that embeds, though another layer computes outputs with it."""
+    inputs = keras.Input((5,), dtype="int32")
+    embedding = layers.ReversibleEmbedding(7, 3, tie_weights=True)
+    model = keras.Model(inputs, embedding(embedding(inputs), reverse=True))
+    assert unit_axes(model) == [(0,)]
+
+
+@pytest.mark.only_torch
 def test_a_tied_weight_has_the_axes_of_its_first_owner() -> None:
     class Sharing(layers.Layer):
         def __init__(self, weight: Any) -> None:
@@ -156,10 +217,43 @@ def test_torch_modules() -> None:
     import torch
 
     module = torch.nn.Sequential(
-        torch.nn.Conv2d(4, 3, 2), torch.nn.ConvTranspose2d(3, 5, 2)
+        torch.nn.Conv2d(4, 3, 2),
+        torch.nn.ConvTranspose2d(3, 5, 2),
+        torch.nn.LayerNorm((6, 6)),
+        torch.nn.BatchNorm2d(5),
+        torch.nn.Embedding(7, 4),
     )
     layer = keras.layers.TorchModuleWrapper(module)
-    assert unit_axes(layer) == [(0,), (), (1,), ()]
+    assert unit_axes(layer) == [(0,), (), (1,), (), (), (), (), (), (0,)]
+
+
+@pytest.mark.only_torch
+def test_biases_of_torch_modules_have_no_units() -> None:
+    import torch
+
+    module = torch.nn.MultiheadAttention(4, 2, add_bias_kv=True)
+    layer = keras.layers.TorchModuleWrapper(module)
+    axes = {
+        name: unit_axes(layer)[i]
+        for i, v in enumerate(layer.trainable_variables)
+        for name, parameter in module.named_parameters()
+        if parameter is v.value
+    }
+    assert axes["in_proj_weight"] == axes["out_proj.weight"] == (0,)
+    assert axes["bias_k"] == axes["bias_v"] == axes["in_proj_bias"] == ()
+
+
+@pytest.mark.only_torch
+def test_kernels_by_name_and_rank() -> None:
+    def named(name: str, shape: tuple[int, ...]) -> keras.Variable:
+        return keras.Variable(np.ones(shape), name=name)
+
+    kernels = [named("kernel", (2, 3)), named("embeddings", (4, 1)), named("w", (1, 1))]
+    kernels += [named("lora_kernel_a", (2, 2)), named("bias_kernel", (2, 2))]
+    assert all(map(is_kernel, kernels))
+    others = [named("bias", (2, 3)), named("kernel", (3,)), named("my_scale", (2, 2))]
+    others += [named("gamma", (2,)), named("temperature", ())]
+    assert not any(map(is_kernel, others))
 
 
 @pytest.mark.only_torch

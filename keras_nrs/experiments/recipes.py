@@ -23,6 +23,7 @@ from keras_nrs._checks import check_int
 from keras_nrs._checks import check_nonnegative
 from keras_nrs._checks import check_positive
 from keras_nrs._checks import check_seed
+from keras_nrs.perturbations import NAMES
 from keras_nrs.step.objective import SCHEMES
 
 NETWORKS: dict[str, Callable[..., keras.Model]] = {
@@ -56,7 +57,6 @@ SOURCES: dict[str, dict[str, Any]] = {
 # Values of recipes in files of version 0.1.0, which have no such keys.
 VALUES_OF_OLD_FILES = {"source": "paper"}
 OPTIMIZERS = ("sgd", "adam")
-PERTURBATIONS = ("ball", "relative", "layerwise", "released")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +137,7 @@ class Recipe:
         check_choice("scheme", self.scheme, SCHEMES)
         check_nonnegative("eps", self.eps)
         check_nonnegative("alpha", self.alpha)
-        check_choice("perturbation", self.perturbation, PERTURBATIONS)
+        check_choice("perturbation", self.perturbation, NAMES)
         check_int("interval", self.interval, minimum=1)
         check_bool("normalize", self.normalize)
         try:

@@ -97,13 +97,16 @@ class BatchObjective:
         self.options = options
         self.divergences = divergences
 
-    def needs_perturbed_pass(self, alpha: keras.Variable) -> bool:
-        """Whether anything of the perturbed pass is minimized."""
+    def needs_perturbed_pass(self, alpha: keras.Variable | None) -> bool:
+        """Whether anything of the perturbed pass is minimized.
+
+        `alpha` is `None` where a schedule gives it, which may be 0 in some steps.
+        """
         base, options = self.base_model, self.options
         if base.built and not base.trainable_variables:
             return False
         if options.scheme == "nrs" and options.beta == 0:
-            return float(ops.convert_to_numpy(alpha)) > 0
+            return alpha is None or float(ops.convert_to_numpy(alpha)) > 0
         return options.scheme != "baseline"
 
     @not_in_graphs
@@ -262,7 +265,7 @@ class BatchObjective:
         """The delta of a stream: a constant, `None` for variables without one."""
         return perturbations.sample_deltas(
             self.options.perturbation,
-            self.base_model.trainable_variables,
+            self.base_model,
             [ops.stop_gradient(w) for w in weights],
             inputs.eps,
             RandomStream(inputs.key).fold_in(stream),

@@ -104,20 +104,20 @@ class BackendTrainer(Trainer):
 
     def _plan_step(self, batch: Any) -> PerturbedStep | CleanStep:
         step, self._step = self._step, self._step + 1
+        eps, alpha = self.coefficients_in(step)
         if step % self.options.interval == 0 and self.needs_perturbed_pass():
-            return self._perturbed_step(batch)
+            return PerturbedStep(batch, eps, alpha)
         return CleanStep(batch)
 
-    def _perturbed_step(self, batch: Any) -> PerturbedStep:
-        return PerturbedStep(batch, self.model.eps.value, self.model.alpha.value)
-
     def train_step(self, state: Any, data: Any) -> tuple[Logs, Any]:
+        trainable, non_trainable, optimizer, metrics = state
+        base, model = self.base_model, self.model
         if self.options.scheme == "baseline":
             data = CleanStep(data)
         elif not isinstance(data, PerturbedStep | CleanStep):
-            data = self._perturbed_step(data)
-        trainable, non_trainable, optimizer, metrics = state
-        base, model = self.base_model, self.model
+            # No variable may keep a value that is traced here.
+            step = self._key(non_trainable)[1]
+            data = PerturbedStep(data, *(c.at(step) for c in model.coefficients))
         base_state = BaseState(
             trainable,
             self._base_non_trainable(non_trainable),
@@ -129,11 +129,8 @@ class BackendTrainer(Trainer):
             logs, new_state = base.train_step(tuple(base_state), data.batch)
             base_state = BaseState(*new_state)
         else:
-            key = _by_id(model.non_trainable_variables, non_trainable)[
-                id(model.seed_generator.state)
-            ]
             logs, outcome, base_state = self._perturbed_train_step(
-                base_state, data, key
+                base_state, data, self._key(non_trainable)
             )
         own_logs, updates = self._advance(non_trainable, metrics, outcome, data.batch)
         updates |= _by_id(base.non_trainable_variables, base_state.non_trainable)
@@ -144,6 +141,11 @@ class BackendTrainer(Trainer):
             base_state.optimizer,
             _replace(model.metrics_variables, metrics, updates),
         )
+
+    def _key(self, non_trainable: list[Tensor]) -> Tensor:
+        """The key of a step, before its draw."""
+        by_id = _by_id(self.model.non_trainable_variables, non_trainable)
+        return by_id[id(self.model.seed_generator.state)]
 
     def _perturbed_train_step(
         self, state: BaseState, data: PerturbedStep, key: Tensor

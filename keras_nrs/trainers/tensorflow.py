@@ -27,7 +27,7 @@ def _unscaled(loss: Tensor) -> Tensor:
 class BackendTrainer(Trainer):
     """The steps of an `NRSModel`, as `keras.Model` calls them on TensorFlow."""
 
-    # Which of two graphs is traced or run: see `make_train_function()`.
+    # Which kind of step is traced or run: see `make_train_function()`.
     _perturbs = True
 
     def first_batch(self, iterator: Any, data_batch: Any) -> Any:
@@ -47,17 +47,19 @@ class BackendTrainer(Trainer):
         model = self.model
         if model.train_function is not None and not force:
             return
-        # Two graphs, traced when first called. In one graph, with a conditional, the
+        # One graph for each kind of step. In one graph, with a conditional, the
         # optimizer of graphs may round the clean pass otherwise than in bare Keras.
-        functions = {}
-        for perturbs in (True, False):
-            make(True)
-            functions[perturbs] = model.train_function
+        functions: dict[Any, Any] = {}
 
         def train_function(iterator: Any) -> Any:
             self._perturbs = self.needs_perturbed_pass()
+            kind = self._perturbs, *(c.schedule for c in model.coefficients)
+            if kind not in functions:
+                make(True)
+                functions[kind] = model.train_function
+                model.train_function = train_function
             try:
-                return functions[self._perturbs](iterator)
+                return functions[kind](iterator)
             except (StopIteration, tf.errors.OutOfRangeError):
                 raise
             except Exception:
@@ -71,21 +73,22 @@ class BackendTrainer(Trainer):
         base, model = self.base_model, self.model
         if not self._perturbs:
             if self.options.scheme != "baseline":
-                model.seed_generator.next()
+                self.coefficients_in(model.seed_generator.next()[1])
             return self._reducible(base.train_step(data) | self.tracker_logs())
         # Outside of the graph: if tracing fails, new variables in it have no values.
         with tf.init_scope():
             self.objective.build(data)
         model.built = True
         key = model.seed_generator.next()
+        eps, alpha = self.coefficients_in(key[1])
         state = [v.value for v in base.non_trainable_variables]
         context = tf.distribute.get_replica_context()
         inputs = StepInputs(
             state,
             [v.value for v in base.metrics_variables],
             data,
-            model.eps.value,
-            model.alpha.value,
+            eps,
+            alpha,
             key,
             context.replica_id_in_sync_group if _num_replicas() > 1 else 0,
         )

@@ -40,6 +40,7 @@ class BackendTrainer(Trainer):
             logs: Logs = base.train_step(data)
             return logs
         key = model.seed_generator.next()
+        eps, alpha = self.coefficients_in(key[1])
         if not self._is_due(key) or not self.needs_perturbed_pass():
             return base.train_step(data) | self.tracker_logs()
         # The first call draws random numbers, and a resumed training makes it later.
@@ -51,8 +52,8 @@ class BackendTrainer(Trainer):
             [v.value for v in base.non_trainable_variables],
             [v.value for v in base.metrics_variables],
             data,
-            model.eps.value,
-            model.alpha.value,
+            eps,
+            alpha,
             key,
         )
         weights = [v.value for v in base.trainable_variables]

@@ -9,6 +9,8 @@ from typing import Protocol
 import keras
 
 from keras_nrs import keras_internals
+from keras_nrs.backend import not_in_graphs
+from keras_nrs.coefficients import Coefficient
 from keras_nrs.step.batch_objective import BatchObjective
 from keras_nrs.step.groups import num_samples
 from keras_nrs.step.objective import Terms
@@ -27,8 +29,7 @@ class TrainedModel(Protocol):
     train_function: Any
     run_eagerly: bool
     jit_compile: Any
-    eps: keras.Variable
-    alpha: keras.Variable
+    coefficients: tuple[Coefficient, Coefficient]
     seed_generator: keras.random.SeedGenerator
     distribute_strategy: Any
     non_trainable_variables: list[keras.Variable]
@@ -84,7 +85,22 @@ class Trainer(abc.ABC):
 
     def needs_perturbed_pass(self) -> bool:
         """Whether anything of the perturbed pass is minimized now."""
-        return self.objective.needs_perturbed_pass(self.model.alpha)
+        _, alpha = self.model.coefficients
+        return self.objective.needs_perturbed_pass(
+            alpha.variable if alpha.schedule is None else None
+        )
+
+    @not_in_graphs
+    def coefficients_in(self, step: Any) -> list[Tensor]:
+        """eps and alpha in a training step, which their variables show from then on.
+
+        Args:
+            step: Number of steps before it, those without a perturbed pass too.
+        """
+        for coefficient in self.model.coefficients:
+            if coefficient.schedule is not None:
+                coefficient.variable.assign(coefficient.at(step))
+        return [coefficient.variable.value for coefficient in self.model.coefficients]
 
     def assign_outcome(
         self,

@@ -2,9 +2,9 @@
 
     KERAS_BACKEND=jax python -m tests.benchmarks.growth
 
-With the number of weights, the batch size and `perturbations_per_replica`; then the
-cost of the noise by itself, and of Python on a model that is too small to matter. For
-the number of replicas see `several_devices.py`.
+With the number of weights, the batch size and `perturbations_per_replica`, and with
+each perturbation; then the cost of the noise by itself, and of Python on a model that
+is too small to matter. For the number of replicas see `several_devices.py`.
 """
 
 import functools
@@ -18,6 +18,7 @@ from keras import layers
 import keras_nrs
 from keras_nrs.backend import RandomStream
 from keras_nrs.backend import compile_function
+from keras_nrs.perturbations import NAMES
 from keras_nrs.perturbations import RelativeBall
 from tests.benchmarks import networks
 from tests.benchmarks import timing
@@ -64,6 +65,13 @@ def print_noise(size: int = 2**22) -> None:
         print(f"{size} elements, {name}: {1000 * np.median(times):.1f} ms", flush=True)
 
 
+def print_perturbations() -> None:
+    """Where weights, and where samples, are the cost of a step."""
+    kinds = {f"perturbation={name!r}": {"perturbation": name} for name in NAMES}
+    print_ratios("MLP, batch 32, ", networks.mlp, 32, kinds)
+    print_ratios("CNN, batch 32, ", networks.cnn, 32, kinds)
+
+
 def tiny() -> keras.Model:
     return keras.Sequential([keras.Input((4,)), layers.Dense(networks.NUM_CLASSES)])
 
@@ -85,6 +93,7 @@ def main() -> None:
     }
     print_ratios("CNN, batch 32, ", networks.cnn, 32, groups)
     print_ratios("MLP, batch 32, ", networks.mlp, 32, groups)
+    print_perturbations()
     print_ratios(
         "A layer of 40 weights, batch 32, ",
         tiny,

@@ -452,9 +452,14 @@ def test_the_perturbed_pass_sees_that_share_only() -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"interval": 2, "perturbations_per_replica": 3},
+        {
+            "interval": 2,
+            "perturbations_per_replica": 3,
+            "perturbation": "filterwise",
+        },
         *rest(
             {},
+            {"perturbation": "elementwise", "perturbed_fraction": 0.5},
             {"scheme": "rpr"},
             {"perturbations_per_replica": 3},
             {"perturbed_fraction": 0.5},
@@ -475,10 +480,9 @@ def test_memory_efficient_steps_are_the_same_steps(
         nrs = keras_nrs.wrap(
             model,
             eps=0.3,
-            perturbation="relative",
             memory_efficient=memory_efficient,
             seed=1,
-            **arguments,
+            **({"perturbation": "relative"} | arguments),
         )
         fitted = nrs.fit(x, y, batch_size=16, epochs=2, shuffle=False, verbose=0)
         return numpy_values(model.variables), fitted.history
@@ -505,7 +509,10 @@ class Empty(layers.Layer):
         return self.dense(inputs) + keras.ops.sum(self.empty)
 
 
-@pytest.mark.parametrize("perturbation", ["layerwise", *rest("relative", "ball")])
+@pytest.mark.parametrize(
+    "perturbation",
+    ["filterwise", "layerwise", *rest("relative", "ball", "elementwise")],
+)
 @pytest.mark.parametrize("memory_efficient", [True, *rest(False)])
 def test_a_weight_without_elements(memory_efficient: bool, perturbation: str) -> None:
     """The step is that of the other weights."""

@@ -32,16 +32,13 @@ class Options:
     perturbations_per_replica: int = 1
 
     def arguments(self) -> dict[str, Any]:
-        kinds = {
-            "ball": perturbations.Ball,
-            "relative": perturbations.RelativeBall,
-            "layerwise": perturbations.LayerwiseBall,
-            "released": perturbations.ReleasedCode,
-        }
+        kind = perturbations.NAMES[self.perturbation]
         arguments = dataclasses.asdict(self)
         radius, noise = arguments.pop("radius"), arguments.pop("noise")
-        shape = {"noise": noise} | ({"radius": radius} if radius else {})
-        arguments["perturbation"] = kinds[self.perturbation](**shape)
+        shape = {"noise": noise}
+        if radius and hasattr(kind, "default_radius"):
+            shape["radius"] = radius
+        arguments["perturbation"] = kind(**shape)
         return arguments
 
 

@@ -21,6 +21,7 @@ from keras_nrs.divergences import BernoulliKL
 from keras_nrs.divergences import CategoricalKL
 from keras_nrs.divergences import GaussianKL
 from keras_nrs.perturbations import Ball
+from keras_nrs.perturbations import FilterwiseBall
 from keras_nrs.perturbations import RelativeBall
 from tests.support.asserts import numpy_values
 from tests.support.bad_input import LABELS
@@ -199,6 +200,7 @@ OBJECTIVE = [
     row("weights", ValueError, "of shape", objective, sample_weight=np.ones(3)),
 ]
 
+FILTERS = FilterwiseBall().sample
 PERTURBATIONS = [
     row("rng=-1", ValueError, "`rng` must be", Ball().sample, [Z], 0.1, -1),
     row("rng=2**40", ValueError, "`rng` must be", Ball().sample, [Z], 0.1, 2**40),
@@ -210,6 +212,10 @@ PERTURBATIONS = [
     row("a tensor", TypeError, "`weights` must be a list", Ball().sample, Z, 0.1, 0),
     row("None", TypeError, "`weights` must be", RelativeBall().sample, None, 0.1, 0),
     row("[None]", TypeError, "`weights` must be", RelativeBall().sample, [None], 1, 0),
+    *(
+        row(f"units={u}", ValueError, "`units` must be", FILTERS, [Z], 0.1, 0, units=u)
+        for u in ([], [(2,)], [(-1,)], [1], 1, [(1,), (1,)])
+    ),
 ]
 
 DIVERGENCES = [

@@ -173,6 +173,7 @@ OPTIMIZERS = ["sgd", "nesterov", "adam", "adamw", "rmsprop", "lion", "adagrad"]
 OPTIMIZERS += ["accumulating"]
 # Radii of about a third of the weights' norm.
 EPS = {"ball": 1.0, "relative": 0.3, "layerwise": 0.2, "released": 0.1}
+EPS |= {"filterwise": 0.2, "elementwise": 0.2}
 
 
 @st.composite

@@ -55,7 +55,11 @@ def test_a_replica_with_two_groups_is_two_replicas(kind: str) -> None:
 
 @several_devices
 @pytest.mark.parametrize(
-    "perturbation", ["relative", *rest("ball", "layerwise", "released")]
+    "perturbation",
+    [
+        "filterwise",
+        *rest("ball", "relative", "layerwise", "elementwise", "released"),
+    ],
 )
 def test_replicas_with_one_delta_are_one_device(perturbation: str) -> None:
     x, y = image_data(32)
@@ -64,6 +68,20 @@ def test_replicas_with_one_delta_are_one_device(perturbation: str) -> None:
     assert_close(together, weights_after(x, y, **kwargs))
     apart = weights_after(x, y, num_devices=4, **kwargs)
     assert max(np.abs(a - b).max() for a, b in zip(apart, together, strict=True)) > 1e-3
+
+
+@several_devices
+def test_replicas_follow_one_schedule() -> None:
+    """Those with one delta are one device, and all show the value in use."""
+    x, y = image_data(32)
+    schedule = keras.optimizers.schedules.PolynomialDecay(0.1, 4, 0.5)
+    kwargs = {"eps": schedule, "alpha": schedule, "sync_perturbation": True}
+    together = weights_after(x, y, num_devices=4, **kwargs)
+    assert_close(together, weights_after(x, y, **kwargs))
+    with devices(4):
+        nrs = wrap(network("plain"), **kwargs)
+        nrs.fit(x, y, batch_size=16, epochs=2, verbose=0)
+    assert float(keras.ops.convert_to_numpy(nrs.eps)) == pytest.approx(0.4)
 
 
 @pytest.mark.parametrize("divergence", ["auto", *rest("mean")])

@@ -145,8 +145,9 @@ def test_a_sharded_model_takes_the_mean_over_its_data_replicas(
 
 
 @pytest.mark.only_jax
+@pytest.mark.parametrize("perturbation", ["filterwise", "relative", "elementwise"])
 def test_layouts_stay_and_no_device_gathers_the_weights(
-    rng: np.random.Generator,
+    rng: np.random.Generator, perturbation: str
 ) -> None:
     import re
 
@@ -159,7 +160,7 @@ def test_layouts_stay_and_no_device_gathers_the_weights(
     distribution, model = sharded()
     with distribution.scope():
         model.compile(keras.optimizers.Adam(), model.loss)
-        nrs = wrap(model)
+        nrs = wrap(model, perturbation=perturbation)
         nrs.fit(x, y, batch_size=8, verbose=0)
         model.optimizer.build(model.trainable_variables)
         specs = {v.path: v.value.sharding.spec for v in nrs.variables}

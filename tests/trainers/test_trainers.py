@@ -87,12 +87,19 @@ def test_steps_per_execution() -> None:
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
-def test_mixed_precision(policy: str) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"eps": 0.3, "perturbation": "filterwise"},
+        *rest({"eps": 2.0}, {"eps": 0.3, "perturbation": "elementwise"}),
+    ],
+)
+def test_mixed_precision(policy: str, arguments: dict[str, Any]) -> None:
     x, y = image_data()
     keras.config.set_dtype_policy(policy)
     try:
         model = cnn(dropout=0.2, compile=False)
-        nrs = keras_nrs.wrap(model, eps=2.0, seed=0)
+        nrs = keras_nrs.wrap(model, seed=0, **arguments)
         compile_classifier(nrs)
     finally:
         keras.config.set_dtype_policy("float32")

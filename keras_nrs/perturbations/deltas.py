@@ -1,0 +1,91 @@
+"""The deltas of a model's variables, and adding them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from keras import ops
+
+from keras_nrs.perturbations.perturbation import Perturbation
+from keras_nrs.perturbations.random_noise import common_dtype
+from keras_nrs.stateless import cached_on_model
+from keras_nrs.unit_axes import unit_axes
+
+Tensor = Any
+
+
+def sample_deltas(
+    perturbation: Perturbation,
+    model: Any,
+    values: Sequence[Tensor],
+    eps: Tensor,
+    rng: Any,
+) -> list[Tensor | None]:
+    """One delta for each trainable variable, `None` for one that is not perturbed.
+
+    Args:
+        perturbation: How delta is drawn.
+        model: A built model, which must not be wrapped.
+        values: Values of its trainable variables.
+        eps: Size of the neighborhood.
+        rng: A source of random tensors.
+
+    Raises:
+        ValueError: if no variable is selected, or the deltas do not fit the weights.
+    """
+    variables = model.trainable_variables
+    selected = [
+        i
+        for i, v in enumerate(variables)
+        # float8's scales are statistics of the batch, not weights.
+        if not v.overwrite_with_gradient and perturbation.selects(v)
+    ]
+    deltas: list[Tensor | None] = [None] * len(variables)
+    if not variables:
+        return deltas
+    if not selected:
+        paths = [v.path for v in variables]
+        raise ValueError(
+            "`where` must select at least one trainable variable. Received: "
+            f"where={perturbation.where!r}, which selects none of "
+            f"{paths if len(paths) < 10 else [*paths[:9], '...']}."
+        )
+    needed: dict[str, Sequence[Any]] = {}
+    if perturbation.needs_units:
+        needed["units"] = cached_on_model(model, unit_axes, lambda: unit_axes(model))
+    sampled = perturbation.sample(
+        [values[i] for i in selected],
+        eps,
+        rng,
+        **{name: [of_all[i] for i in selected] for name, of_all in needed.items()},
+    )
+    name = f"{type(perturbation).__name__}.sample()"
+    if not isinstance(sampled, list | tuple) or len(sampled) != len(selected):
+        count = len(sampled) if isinstance(sampled, list | tuple) else "no list of"
+        raise ValueError(
+            f"{name} must return a list with one tensor for each weight. Received: "
+            f"{count} tensors for {len(selected)} weights."
+        )
+    for i, delta in zip(selected, sampled, strict=True):
+        shape = tuple(getattr(delta, "shape", ("no tensor",)))
+        if shape != tuple(values[i].shape):
+            raise ValueError(
+                f"{name} must return tensors of the weights' shapes. Received: shape "
+                f"{shape} for {variables[i].path} of shape {tuple(values[i].shape)}."
+            )
+        deltas[i] = ops.stop_gradient(ops.convert_to_tensor(delta))
+    return deltas
+
+
+def add_deltas(
+    values: Sequence[Tensor], deltas: Sequence[Tensor | None]
+) -> list[Tensor]:
+    """theta + delta in the dtype of theta, added in float32 or float64."""
+    return [
+        value if delta is None else _add_delta(value, delta)
+        for value, delta in zip(values, deltas, strict=True)
+    ]
+
+
+def _add_delta(value: Tensor, delta: Tensor) -> Tensor:
+    dtype = common_dtype([value, delta])
+    return ops.cast(ops.cast(value, dtype) + ops.cast(delta, dtype), value.dtype)

@@ -47,10 +47,12 @@ class PassScope(keras.StatelessScope):  # type: ignore[misc]
 
     def add_update(self, update: tuple[keras.Variable, Tensor]) -> None:
         variable, value = update
-        weight = self.get_current_value(variable)
-        if variable.trainable and weight is not None and ASSIGNMENT_STOPS_GRADIENTS:
-            # Gradients reach the weight itself and do not flow through the value.
-            value = ops.stop_gradient(value) + (weight - ops.stop_gradient(weight))
+        if ASSIGNMENT_STOPS_GRADIENTS:
+            value = ops.stop_gradient(value)
+            weight = self.get_current_value(variable)
+            if variable.trainable and weight is not None:
+                # Gradients reach the weight itself.
+                value += weight - ops.stop_gradient(weight)
         super().add_update((variable, value))
         self.updates[id(variable)] = variable, value
 

@@ -49,10 +49,18 @@ _ORDER_STREAM = 1_000_000_007
 
 
 class SplitBatch(NamedTuple):
-    """A batch as its groups, and the order in which they take its samples if any."""
+    """A batch as its groups.
+
+    Attributes:
+        microbatches: The inputs of each group.
+        order: The order in which the groups take the samples, `None` for their own.
+        host_state: The states of the random generators of Python and NumPy with which
+            both passes begin.
+    """
 
     microbatches: list[Microbatch]
     order: Tensor | None
+    host_state: Any
 
 
 class BatchObjective:
@@ -142,7 +150,7 @@ class BatchObjective:
             microbatches.append(
                 Microbatch(group, data, perturbed_data, stream, state, offsets)
             )
-        return SplitBatch(microbatches, order)
+        return SplitBatch(microbatches, order, stateless.host_random_state())
 
     def _check_divisible(self, batch: Any, *, is_reordered: bool) -> None:
         """Raise an error for data and layers that need a batch as a whole."""
@@ -203,7 +211,10 @@ class BatchObjective:
                 activations of it. By default a pass runs as it is.
         """
         outputs: list[PerturbedPass | None] = []
-        with restored_random_state(inputs.key):
+        with (
+            restored_random_state(inputs.key),
+            stateless.drawing_from(batch.host_state),
+        ):
             for microbatch in batch.microbatches:
                 if not microbatch.group.is_perturbed:
                     outputs.append(None)
@@ -246,7 +257,7 @@ class BatchObjective:
             ]
         values = perturbations.add_deltas(weights, deltas)
         with stateless.scope(base, values, microbatch.state, inputs.metrics) as scope:
-            y_pred = base(x, **stateless.call_kwargs(base, training=True))
+            y_pred = stateless.call(base, x, training=True)
         return PerturbedPass(y_pred, list(scope.losses))
 
     # The phase at theta.
@@ -267,7 +278,7 @@ class BatchObjective:
             perturbed_outputs: The outputs of `perturbed_outputs()`. `None` for a step
                 without a perturbed pass, whose total is L(theta).
         """
-        microbatches, order = batch
+        microbatches, order = batch.microbatches, batch.order
         outputs = perturbed_outputs or [None] * len(microbatches)
         # In the order of the perturbed passes, and then the others: a global generator
         # of random numbers must give a group the same masks in both passes.
@@ -317,7 +328,7 @@ class BatchObjective:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(microbatch.data)
         with stateless.scope(base, weights, microbatch.state, inputs.metrics) as scope:
             before = list(map(scope.get_current_value, base.non_trainable_variables))
-            y_pred = base(x, **stateless.call_kwargs(base, training=True))
+            y_pred = stateless.call(base, x, training=True)
             layer_losses = base.losses
             batch_losses = set(map(id, scope.losses))
             after = list(map(scope.get_current_value, base.non_trainable_variables))

@@ -1,5 +1,6 @@
 """Networks around layers with a state or a random draw, of Keras and custom ones."""
 
+import random
 from types import SimpleNamespace
 from typing import Any
 
@@ -41,6 +42,13 @@ class UnseededNoise(layers.Layer):
 
     def call(self, x: Any) -> Any:
         return x + 0.1 * keras.random.normal(ops.shape(x))
+
+
+class HostNoise(layers.Layer):
+    """Draws with Python: at each step on PyTorch, where a step is compiled elsewhere."""
+
+    def call(self, x: Any) -> Any:
+        return x * random.uniform(0.5, 1.5)
 
 
 class RawNoise(layers.Layer):
@@ -189,7 +197,8 @@ def augmentation(name: str, **kwargs: Any) -> Network:
         return classifier(layer, layers.Conv2D(4, 3), pooling, shape=(8, 8, 3))
 
     # All draw in the same way, so that a few options do for most of them.
-    options = tuple(OPTIONS) if name == "RandomFlip" else ("plain",)
+    few = ("plain", "memory_efficient") if name == "AugMix" else ("plain",)
+    options = tuple(OPTIONS) if name == "RandomFlip" else few
     return Network(model, (images, classes()), draws=True, options=options)
 
 
@@ -351,6 +360,8 @@ LAYERS: dict[str, Network] = {
     "Untracked": network(dense(), Untracked),
     "BatchFeatures": network(BatchFeatures, mixes=True),
 }
+if BACKEND == "torch":
+    LAYERS["HostNoise"] = network(dense(), HostNoise, draws=True)
 if BACKEND == "tensorflow":
     LAYERS |= {
         "synchronized BatchNormalization": of_images(

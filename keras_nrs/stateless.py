@@ -1,7 +1,6 @@
 """Calling a model with given values of its variables, which keep their own."""
 
 import inspect
-import random
 from collections.abc import Callable
 from collections.abc import Hashable
 from collections.abc import Iterator
@@ -10,11 +9,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_nrs import keras_internals
-from keras_nrs.backend import not_in_graphs
 
 Tensor = Any
 
@@ -37,33 +34,6 @@ def call(model: Any, x: Any, *, training: bool | None) -> Any:
             lambda t: ops.copy(t) if ops.is_tensor(t) else t, x
         )
     return model(x, **call_kwargs(model, training=training))
-
-
-@not_in_graphs
-def host_random_state() -> tuple[Any, Any]:
-    """The states of the random generators of Python and NumPy."""
-    return random.getstate(), np.random.get_state()  # noqa: NPY002
-
-
-@not_in_graphs
-def _set_host_random_state(state: tuple[Any, Any]) -> None:
-    random.setstate(state[0])
-    np.random.set_state(state[1])  # noqa: NPY002
-
-
-@contextmanager
-def drawing_from(state: tuple[Any, Any]) -> Iterator[None]:
-    """A context with this `host_random_state()`, which leaves behind the one before.
-
-    Layers may draw from these generators, as `AugMix` does: at each step on PyTorch,
-    and elsewhere once, when a step is compiled.
-    """
-    before = host_random_state()
-    _set_host_random_state(state)
-    try:
-        yield
-    finally:
-        _set_host_random_state(before)
 
 
 def current_values(model: Any) -> tuple[list[Tensor], list[Tensor]]:

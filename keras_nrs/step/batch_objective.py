@@ -23,6 +23,9 @@ from keras_nrs.step.groups import num_samples
 from keras_nrs.step.groups import reordered
 from keras_nrs.step.groups import samples
 from keras_nrs.step.groups import split_into_groups
+from keras_nrs.step.host_random import HostRandomState
+from keras_nrs.step.host_random import drawing_from
+from keras_nrs.step.host_random import host_random_state
 from keras_nrs.step.objective import Terms
 from keras_nrs.step.objective import combine
 from keras_nrs.step.options import StepOptions
@@ -54,13 +57,12 @@ class SplitBatch(NamedTuple):
     Attributes:
         microbatches: The inputs of each group.
         order: The order in which the groups take the samples, `None` for their own.
-        host_state: The states of the random generators of Python and NumPy with which
-            both passes begin.
+        host_state: The states of Python's and NumPy's generators for both passes.
     """
 
     microbatches: list[Microbatch]
     order: Tensor | None
-    host_state: Any
+    host_state: HostRandomState
 
 
 class BatchObjective:
@@ -150,7 +152,7 @@ class BatchObjective:
             microbatches.append(
                 Microbatch(group, data, perturbed_data, stream, state, offsets)
             )
-        return SplitBatch(microbatches, order, stateless.host_random_state())
+        return SplitBatch(microbatches, order, host_random_state())
 
     def _check_divisible(self, batch: Any, *, is_reordered: bool) -> None:
         """Raise an error for data and layers that need a batch as a whole."""
@@ -213,7 +215,7 @@ class BatchObjective:
         outputs: list[PerturbedPass | None] = []
         with (
             restored_random_state(inputs.key),
-            stateless.drawing_from(batch.host_state),
+            drawing_from(batch.host_state),
         ):
             for microbatch in batch.microbatches:
                 if not microbatch.group.is_perturbed:

@@ -8,10 +8,11 @@ import torch
 import torch.utils.checkpoint
 
 from keras_nrs import keras_internals
-from keras_nrs import stateless
 from keras_nrs.backend import not_in_graphs
 from keras_nrs.backend import restored_random_state
 from keras_nrs.step.batch_objective import Pass
+from keras_nrs.step.host_random import drawing_from
+from keras_nrs.step.host_random import host_random_state
 from keras_nrs.step.outcomes import StepInputs
 from keras_nrs.trainers.trainer import Logs
 from keras_nrs.trainers.trainer import Trainer
@@ -88,18 +89,19 @@ class BackendTrainer(Trainer):
         return self.base_model.predict_step(data)
 
 
-@torch.compiler.disable(recursive=False)  # It compiles no checkpoint with contexts.
+# It cannot compile checkpoints with contexts.
+@torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]
 def _recompute(run: Pass, weights: list[Tensor]) -> Any:
     """Run a pass now, and once more when its gradient is due.
 
     The clean pass begins later, so its gradient comes first, and its activations are
     gone by then.
     """
-    state = stateless.host_random_state()
+    state = host_random_state()
     return torch.utils.checkpoint.checkpoint(
         lambda *weights: run(list(weights)),
         *weights,
         use_reentrant=False,
         # PyTorch itself makes the second run draw the same from its own generators.
-        context_fn=lambda: (nullcontext(), stateless.drawing_from(state)),
+        context_fn=lambda: (nullcontext(), drawing_from(state)),
     )

@@ -45,7 +45,7 @@ class UnseededNoise(layers.Layer):
 
 
 class HostNoise(layers.Layer):
-    """Draws with Python: at each step on PyTorch, where a step is compiled elsewhere."""
+    """Draws with Python: at each step on PyTorch, elsewhere when it is compiled."""
 
     def call(self, x: Any) -> Any:
         return x * random.uniform(0.5, 1.5)
@@ -149,7 +149,7 @@ def classifier(
 
 def network(*stack: Any, shape: tuple[int, ...] = (4,), **kwargs: Any) -> Network:
     """A classifier of normal inputs, made of functions that make its layers."""
-    traits = {k: kwargs.pop(k) for k in ("draws", "mixes") if k in kwargs}
+    traits = {k: kwargs.pop(k) for k in ("draws", "mixes", "options") if k in kwargs}
     return Network(
         lambda: classifier(*(make() for make in stack), shape=shape, **kwargs),
         (normal(*shape), classes()),
@@ -361,7 +361,8 @@ LAYERS: dict[str, Network] = {
     "BatchFeatures": network(BatchFeatures, mixes=True),
 }
 if BACKEND == "torch":
-    LAYERS["HostNoise"] = network(dense(), HostNoise, draws=True)
+    options = ("plain", "memory_efficient", "interval", "groups")
+    LAYERS["HostNoise"] = network(dense(), HostNoise, draws=True, options=options)
 if BACKEND == "tensorflow":
     LAYERS |= {
         "synchronized BatchNormalization": of_images(

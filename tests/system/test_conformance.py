@@ -124,8 +124,29 @@ def reason_for(name: str, option: str) -> Reason | None:
     return next((r for r in REASONS if r.holds_for(name, option)), None)
 
 
+# What the gate tests where steps are compiled.
+GATE = {
+    "plain": {"BatchNormalization", "LSTM", "RunningMean", "variational autoencoder"},
+    "memory_efficient": {"Dropout"},
+    "interval": {"two outputs"},
+    "groups": {"Counting", "MultiHeadAttention"},
+    "fraction": {"sample weights"},
+    "devices": {"recommender", "subclassed"},
+}
+
+
+def is_slow(name: str, option: str) -> bool:
+    is_quick = BACKEND == "torch" and option == "plain"
+    return not is_quick and name not in GATE[option]
+
+
 PAIRS = [
-    pytest.param(name, option, id=f"{name}-{option}")
+    pytest.param(
+        name,
+        option,
+        id=f"{name}-{option}",
+        marks=[pytest.mark.slow] if is_slow(name, option) else [],
+    )
     for name, network in NETWORKS.items()
     for option in network.options
     if option != "devices" or BACKEND != "torch"

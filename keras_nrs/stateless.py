@@ -20,12 +20,23 @@ Update = tuple[keras.Variable, Tensor]
 
 # Plain Keras assigns eagerly there, which a gradient does not pass.
 ASSIGNMENT_STOPS_GRADIENTS = keras.config.backend() != "jax"
+# A layer may change its input in place, as `RandomBrightness` does.
+TENSORS_CAN_CHANGE = keras.config.backend() == "torch"
 
 
 def call_kwargs(model: Any, *, training: bool | None) -> dict[str, Any]:
     """The keyword arguments of a call of `model`: `training`, if it takes that."""
     takes_training = "training" in inspect.signature(model.call).parameters
     return {"training": training} if takes_training else {}
+
+
+def call(model: Any, x: Any, *, training: bool | None) -> Any:
+    """The outputs of a model for inputs that stay as they are."""
+    if TENSORS_CAN_CHANGE:
+        x = keras.tree.map_structure(
+            lambda t: ops.copy(t) if ops.is_tensor(t) else t, x
+        )
+    return model(x, **call_kwargs(model, training=training))
 
 
 def current_values(model: Any) -> tuple[list[Tensor], list[Tensor]]:
@@ -50,10 +61,12 @@ class PassScope(keras.StatelessScope):  # type: ignore[misc]
 
     def add_update(self, update: Update) -> None:
         variable, value = update
-        weight = self.get_current_value(variable)
-        if variable.trainable and weight is not None and ASSIGNMENT_STOPS_GRADIENTS:
-            # Gradients reach the weight itself and do not flow through the value.
-            value = ops.stop_gradient(value) + (weight - ops.stop_gradient(weight))
+        if ASSIGNMENT_STOPS_GRADIENTS:
+            value = ops.stop_gradient(value)
+            weight = self.get_current_value(variable)
+            if variable.trainable and weight is not None:
+                # Gradients reach the weight itself.
+                value += weight - ops.stop_gradient(weight)
         super().add_update((variable, value))
         self.updates[id(variable)] = variable, value
 

@@ -1,5 +1,7 @@
 """Calling a model with given values of its variables."""
 
+from typing import Any
+
 import keras
 import numpy as np
 from keras import layers
@@ -37,6 +39,22 @@ def test_only_models_that_take_training_get_it() -> None:
 
     assert stateless.call_kwargs(model(), training=True) == {"training": True}
     assert stateless.call_kwargs(Plain(), training=True) == {}
+
+
+class InPlace(layers.Layer):
+    """Changes its input where tensors can change."""
+
+    def call(self, x: Any) -> Any:
+        x += 1.0
+        return x
+
+
+def test_inputs_stay_as_they_are() -> None:
+    x = ops.zeros((4, 2))
+    network = keras.Sequential([keras.Input((2,)), InPlace()])
+    outputs = stateless.call(network, x, training=True)
+    np.testing.assert_array_equal(ops.convert_to_numpy(outputs), np.ones((4, 2)))
+    np.testing.assert_array_equal(ops.convert_to_numpy(x), np.zeros((4, 2)))
 
 
 def test_layer_losses_replace_the_layers_own() -> None:

@@ -23,6 +23,9 @@ from keras_nrs.step.groups import perturbed_share
 from keras_nrs.step.groups import reordered
 from keras_nrs.step.groups import samples
 from keras_nrs.step.groups import split_into_groups
+from keras_nrs.step.host_random import HostRandomState
+from keras_nrs.step.host_random import drawing_from
+from keras_nrs.step.host_random import host_random_state
 from keras_nrs.step.objective import Terms
 from keras_nrs.step.objective import combine
 from keras_nrs.step.options import StepOptions
@@ -59,11 +62,13 @@ class SplitBatch(NamedTuple):
         microbatches: The inputs of each group.
         order: The order in which the groups take the samples, `None` for their own.
         perturbed_share: The share of samples with a perturbed pass, `None` for all.
+        host_state: The states of Python's and NumPy's generators for both passes.
     """
 
     microbatches: list[Microbatch]
     order: Tensor | None
     perturbed_share: Any
+    host_state: HostRandomState
 
 
 class BatchObjective:
@@ -167,7 +172,7 @@ class BatchObjective:
         share = None
         if fraction < 1:
             share = perturbed_share(groups, num_samples(batch))
-        return SplitBatch(microbatches, order, share)
+        return SplitBatch(microbatches, order, share, host_random_state())
 
     def _stream(self, inputs: StepInputs, number: int) -> Any:
         """The index of a group's delta among the deltas of all replicas."""
@@ -236,7 +241,7 @@ class BatchObjective:
         outputs: list[PerturbedPass | None] = []
         carried: list[Update] = []
         num_passes = sum(m.group.is_perturbed for m in batch.microbatches)
-        with restored_random_state(inputs.key):
+        with restored_random_state(inputs.key), drawing_from(batch.host_state):
             for microbatch in batch.microbatches:
                 if not microbatch.group.is_perturbed:
                     outputs.append(None)
@@ -312,7 +317,7 @@ class BatchObjective:
         base = self.base_model
         x, _, _ = keras.utils.unpack_x_y_sample_weight(microbatch.perturbed_data)
         with self._scope(weights, inputs, microbatch.state, carried) as scope:
-            y_pred = base(x, **stateless.call_kwargs(base, training=True))
+            y_pred = stateless.call(base, x, training=True)
             losses = stateless.added_losses(base, scope)
         return PerturbedPass(y_pred, losses), self._carried(carried, scope)
 
@@ -357,7 +362,7 @@ class BatchObjective:
             perturbed_outputs: The outputs of `perturbed_outputs()`. `None` for a step
                 without a perturbed pass.
         """
-        microbatches, order, share = batch
+        microbatches, share = batch.microbatches, batch.perturbed_share
         # In the order of the perturbed passes, and then the others: a global generator
         # of random numbers must give a group the same masks in both passes.
         indices = sorted(
@@ -380,7 +385,7 @@ class BatchObjective:
             [cleans[i] for i in range(len(microbatches))],
             perturbed_outputs,
             [microbatch.group for microbatch in microbatches],
-            order=order,
+            order=batch.order,
             perturbed_share=share,
             num_replicas=inputs.num_replicas,
             are_sums=are_sums,
@@ -398,7 +403,7 @@ class BatchObjective:
         x, _, _ = keras.utils.unpack_x_y_sample_weight(microbatch.data)
         with self._scope(weights, inputs, microbatch.state, carried) as scope:
             before = list(map(scope.get_current_value, base.non_trainable_variables))
-            y_pred = base(x, **stateless.call_kwargs(base, training=True))
+            y_pred = stateless.call(base, x, training=True)
             losses = stateless.added_losses(base, scope)
             after = list(map(scope.get_current_value, base.non_trainable_variables))
         # Without the group's offset, so that all groups advance one shared seed.

@@ -41,7 +41,7 @@ def layer_losses_are_sums(model: Any, x: Any) -> list[bool]:
 
 def _added_losses(model: Any, x: Any) -> list[float]:
     with _scope(model) as scope:
-        model(x, **stateless.call_kwargs(model, training=True))
+        stateless.call(model, x, training=True)
         losses = stateless.added_losses(model, scope)
     return [float(ops.convert_to_numpy(ops.mean(loss))) for loss in losses]
 

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 from keras_nrs.step.batch_objective import BatchObjective
 from keras_nrs.step.batch_objective import SplitBatch
 from keras_nrs.step.groups import num_samples
+from keras_nrs.step.host_random import host_random_state
 from keras_nrs.step.outcomes import CleanPass
 from keras_nrs.step.outcomes import Passes
 from keras_nrs.step.outcomes import StepInputs
@@ -79,6 +80,7 @@ class PassesOnReplicas:
         self._num_replicas = mesh.shape[axis]
         self._size = num_samples(inputs.batch)
         self._num_shares = math.gcd(self._size, self._num_replicas)
+        self._host_state = host_random_state()
 
     def copies(self, weights: list[Tensor]) -> list[Tensor]:
         """The copies of these weights in which gradients are taken."""
@@ -201,7 +203,7 @@ class PassesOnReplicas:
             return run(
                 self._objective.averaging_overwrites(weights, self._num_replicas),
                 inputs,
-                self._objective.split(inputs),
+                self._objective.split(inputs)._replace(host_state=self._host_state),
                 jax.tree.map(lambda t: t[0], stacked),
             )
 

@@ -1,6 +1,7 @@
 """The training step on PyTorch."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from keras_nrs import keras_internals
 from keras_nrs.backend import not_in_graphs
 from keras_nrs.backend import restored_random_state
 from keras_nrs.step.batch_objective import Pass
+from keras_nrs.step.host_random import drawing_from
+from keras_nrs.step.host_random import host_random_state
 from keras_nrs.step.outcomes import StepInputs
 from keras_nrs.trainers.trainer import Logs
 from keras_nrs.trainers.trainer import Trainer
@@ -88,12 +91,19 @@ class BackendTrainer(Trainer):
         return self.base_model.predict_step(data)
 
 
+# It cannot compile checkpoints with contexts.
+@torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]
 def _recompute(run: Pass, weights: list[Tensor]) -> Any:
     """Run a pass now, and once more when its gradient is due.
 
     The clean pass begins later, so its gradient comes first, and its activations are
     gone by then.
     """
+    state = host_random_state()
     return torch.utils.checkpoint.checkpoint(
-        lambda *weights: run(list(weights)), *weights, use_reentrant=False
+        lambda *weights: run(list(weights)),
+        *weights,
+        use_reentrant=False,
+        # PyTorch itself makes the second run draw the same from its own generators.
+        context_fn=lambda: (nullcontext(), drawing_from(state)),
     )

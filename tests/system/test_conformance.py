@@ -1,0 +1,163 @@
+"""Across modules: layers and models train as in plain Keras, with every option."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import keras
+import pytest
+
+from tests.support.conformance import OPTIONS
+from tests.support.conformance import SHARES
+from tests.support.conformance import Network
+from tests.support.conformance import Setting
+from tests.support.conformance import assert_equal_but_rounded
+from tests.support.conformance import assert_no_divergence
+from tests.support.conformance import assert_only_counters_are_equal
+from tests.support.conformance import in_keras
+from tests.support.conformance import outcome
+from tests.support.conformance_layers import LAYERS
+from tests.support.conformance_models import MODELS
+
+BACKEND = keras.config.backend()
+NETWORKS = LAYERS | MODELS
+
+Check = Callable[[Network, str], None]
+
+
+def conforms(network: Network, option: str) -> None:
+    setting = Setting.of(network, option)
+    found = outcome(network, setting, OPTIONS[option])
+    assert_equal_but_rounded(found, in_keras(network, setting), atol=network.atol)
+    assert_no_divergence(found)
+
+
+def differs(network: Network, option: str, *, passes_are_equal: bool = True) -> None:
+    """As the named reason says."""
+    setting = Setting.of(network, option)
+    found = outcome(network, setting, OPTIONS[option])
+    assert_only_counters_are_equal(found, in_keras(network, setting))
+    if passes_are_equal:
+        assert_no_divergence(found)
+
+
+def passes_differ(network: Network, option: str) -> None:
+    differs(network, option, passes_are_equal=False)
+
+
+def fails(match: str, network: Network, option: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        outcome(network, Setting.of(network, option), OPTIONS[option])
+
+
+def fails_in_keras(
+    error: type[Exception], match: str, network: Network, option: str
+) -> None:
+    with pytest.raises(error, match=match):
+        outcome(network, Setting.of(network, option))
+
+
+class Reason(NamedTuple):
+    """The cause why some networks, with some options, do not train as plain Keras.
+
+    Attributes:
+        text: The reason.
+        names: The networks.
+        options: The options.
+        check: A test of the reason.
+        backends: The backends.
+    """
+
+    text: str
+    names: set[str]
+    options: frozenset[str]
+    check: Check
+    backends: tuple[str, ...] = ("jax", "tensorflow", "torch")
+
+    def holds_for(self, name: str, option: str) -> bool:
+        is_here = BACKEND in self.backends
+        return is_here and name in self.names and option in self.options
+
+
+DRAWING = {name for name, network in NETWORKS.items() if network.draws}
+ALL = frozenset(OPTIONS)
+# The first that holds counts.
+REASONS = [
+    Reason(
+        "a stateful layer holds a whole batch",
+        {"stateful LSTM"},
+        SHARES,
+        functools.partial(fails, "stateful layer 'lstm', which holds a whole batch"),
+    ),
+    Reason(
+        "plain Keras changes a state in place that its gradient needs",
+        {"stateful LSTM"},
+        ALL,
+        functools.partial(fails_in_keras, RuntimeError, "modified by an inplace"),
+        ("torch",),
+    ),
+    Reason(
+        "plain Keras draws from no global generator in a compiled program",
+        {"UnseededNoise"},
+        ALL,
+        functools.partial(fails_in_keras, ValueError, "only use seeded random ops"),
+        ("jax",),
+    ),
+    Reason(
+        "shares have draws of their own",
+        # Draws of PyTorch's own generator are the same, however a batch is split.
+        DRAWING - ({"unseeded Dropout"} if BACKEND == "torch" else set()),
+        SHARES,
+        differs,
+    ),
+    Reason(
+        "the samples of a fraction draw in another order",
+        {"unseeded Dropout"},
+        frozenset({"fraction"}),
+        differs,
+        ("torch",),
+    ),
+]
+
+
+def reason_for(name: str, option: str) -> Reason | None:
+    return next((r for r in REASONS if r.holds_for(name, option)), None)
+
+
+# What the gate tests where steps are compiled.
+GATE = {
+    "plain": {"BatchNormalization", "LSTM", "RunningMean", "variational autoencoder"},
+    "memory_efficient": {"Dropout"},
+    "interval": {"two outputs"},
+    "groups": {"Counting", "MultiHeadAttention"},
+    "fraction": {"sample weights"},
+    "devices": {"recommender", "subclassed"},
+}
+
+
+def is_slow(name: str, option: str) -> bool:
+    is_quick = BACKEND == "torch" and option == "plain"
+    return not is_quick and name not in GATE[option]
+
+
+PAIRS = [
+    pytest.param(
+        name,
+        option,
+        id=f"{name}-{option}",
+        marks=[pytest.mark.slow] if is_slow(name, option) else [],
+    )
+    for name, network in NETWORKS.items()
+    for option in network.options
+    if option != "devices" or BACKEND != "torch"
+]
+
+
+# As Keras does on JAX with integers, and on PyTorch with scalars.
+@pytest.mark.filterwarnings("ignore:Explicitly requested dtype int64")
+@pytest.mark.filterwarnings("ignore:.*Tensor.T is deprecated on 0-D tensors")
+@pytest.mark.parametrize(("name", "option"), PAIRS)
+def test_as_in_plain_keras(name: str, option: str) -> None:
+    reason = reason_for(name, option)
+    check = reason.check if reason else conforms
+    check(NETWORKS[name], option)

@@ -307,7 +307,9 @@ class BatchObjective:
                 normalize=self.options.normalize,
                 penalty=clean.penalty,
             )
-        return Outcome(terms, y_pred, masks, clean.state, clean.updates)
+        return Outcome(
+            terms, y_pred, masks, clean.state, clean.updates, clean.layer_losses
+        )
 
     def clean_pass(
         self, weights: list[Tensor], inputs: StepInputs, microbatch: Microbatch
@@ -350,7 +352,7 @@ class BatchObjective:
         penalty = ops.convert_to_tensor(penalty, loss.dtype)
         known = set(map(id, base.non_trainable_variables))
         updates = [update for key, update in scope.updates.items() if key not in known]
-        return CleanPass(loss, penalty, y_pred, masks, state, updates)
+        return CleanPass(loss, penalty, y_pred, masks, state, updates, layer_losses)
 
     def _passes_outcome(
         self,

@@ -72,6 +72,7 @@ class CleanPass(NamedTuple):
         state: New values of the base model's non-trainable variables. A variable that
             did not change keeps the given tensor itself.
         updates: The assignments to other variables: pairs of a variable and a value.
+        layer_losses: The losses of layers, penalties too.
     """
 
     loss: Tensor
@@ -80,6 +81,7 @@ class CleanPass(NamedTuple):
     masks: Any
     state: list[Tensor]
     updates: list[tuple[keras.Variable, Tensor]]
+    layer_losses: list[Tensor]
 
 
 class PerturbedPass(NamedTuple):
@@ -108,6 +110,7 @@ class Outcome(NamedTuple):
     masks: Any
     state: list[Tensor]
     updates: list[tuple[keras.Variable, Tensor]]
+    layer_losses: list[Tensor]
 
 
 def mean_over_groups(
@@ -124,7 +127,9 @@ def mean_over_groups(
     shares = [group.share for group in groups]
     perturbed_shares = [group.perturbed_share for group in groups]
     cleans, divergences, perturbed_losses = zip(*outcomes, strict=True)
-    losses, penalties, y_preds, masks, states, updates = zip(*cleans, strict=True)
+    losses, penalties, y_preds, masks, states, updates, layer_losses = zip(
+        *cleans, strict=True
+    )
 
     def joined(*tensors: Tensor) -> Tensor:
         if tensors[0] is None:
@@ -140,6 +145,7 @@ def mean_over_groups(
             tree.map_structure(joined, *masks),
             [_weighted_sum(values, shares) for values in zip(*states, strict=True)],
             updates[-1],
+            [_weighted_sum(one, shares) for one in zip(*layer_losses, strict=True)],
         ),
         _weighted_sum(divergences, perturbed_shares),
         _weighted_sum(perturbed_losses, perturbed_shares),

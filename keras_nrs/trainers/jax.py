@@ -12,6 +12,7 @@ import keras
 from jax.sharding import PartitionSpec as P
 
 from keras_nrs import keras_internals
+from keras_nrs import stateless
 from keras_nrs.backend.jax.devices import replicas
 from keras_nrs.step.groups import num_samples
 from keras_nrs.step.objective import Terms
@@ -159,16 +160,17 @@ class BackendTrainer(Trainer):
         y_pred = with_masks(outcome.y_pred, outcome.masks)
         metrics = state.metrics
         if self.objective.loss_updates_metrics:
-            _, (_, _, metrics) = base.stateless_compute_loss(
-                state.trainable,
-                state.non_trainable,
-                metrics,
-                x=x,
-                y=y,
-                y_pred=y_pred,
-                sample_weight=sample_weight,
-                training=True,
-            )
+            with stateless.layer_losses(base, outcome.layer_losses):
+                _, (_, _, metrics) = base.stateless_compute_loss(
+                    state.trainable,
+                    state.non_trainable,
+                    metrics,
+                    x=x,
+                    y=y,
+                    y_pred=y_pred,
+                    sample_weight=sample_weight,
+                    training=True,
+                )
         logs, metrics = keras_internals.update_jax_metrics(
             base,
             metrics,
@@ -258,6 +260,7 @@ class BackendTrainer(Trainer):
                 jax.tree.map(functools.partial(_mean_sum_over, axis), *gradients),
                 outcome._replace(
                     terms=jax.tree.map(mean, outcome.terms),
+                    layer_losses=list(map(mean, outcome.layer_losses)),
                     state=[
                         new if new is old else mean(new)
                         for old, new in zip(
@@ -278,7 +281,10 @@ class BackendTrainer(Trainer):
                 PerturbedStep(batch, everywhere, everywhere),
                 everywhere,
             ),
-            out_specs=(everywhere, Outcome(everywhere, split, split, everywhere, [])),
+            out_specs=(
+                everywhere,
+                Outcome(everywhere, split, split, everywhere, [], everywhere),
+            ),
             check_vma=False,
         )(state, data, key)
         if num_shares < num_replicas:

@@ -9,6 +9,7 @@ from typing import Protocol
 import keras
 
 from keras_nrs import keras_internals
+from keras_nrs import stateless
 from keras_nrs.step.batch_objective import BatchObjective
 from keras_nrs.step.groups import num_samples
 from keras_nrs.step.objective import Terms
@@ -114,9 +115,10 @@ class Trainer(abc.ABC):
         terms = Terms(*map(unscaled, outcome.terms))
         y_pred = with_masks(outcome.y_pred, outcome.masks)
         if self.objective.loss_updates_metrics:
-            keras_internals.compute_loss(
-                base, x, y, y_pred, copied_weights(sample_weight), training=True
-            )
+            with stateless.layer_losses(base, outcome.layer_losses):
+                keras_internals.compute_loss(
+                    base, x, y, y_pred, copied_weights(sample_weight), training=True
+                )
         keras_internals.loss_tracker(base).update_state(
             terms.total, sample_weight=num_samples(x)
         )

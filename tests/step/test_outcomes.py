@@ -17,7 +17,7 @@ from keras_nrs.step.outcomes import with_masks
 def outcome(number: float, size: int, state: list[Any]) -> PassesOutcome:
     scalar = ops.convert_to_tensor(number, "float32")
     y_pred = ops.full((size, 2), number, "float32")
-    clean = CleanPass(scalar, 0.5 * scalar, y_pred, None, state, [])
+    clean = CleanPass(scalar, 0.5 * scalar, y_pred, None, state, [], [4 * scalar])
     return PassesOutcome(clean, 2 * scalar, 3 * scalar)
 
 
@@ -41,6 +41,8 @@ def test_means_weight_groups_by_their_samples() -> None:
     np.testing.assert_allclose(
         ops.convert_to_numpy(mean.clean.state[0]), 3.0, rtol=1e-6
     )
+    (layer_loss,) = mean.clean.layer_losses
+    np.testing.assert_allclose(ops.convert_to_numpy(layer_loss), 12.0, rtol=1e-6)
     assert mean.clean.state[1] is counter
     assert ops.convert_to_numpy(mean.clean.y_pred)[:, 0].tolist() == [1.0, 4.0, 4.0]
 

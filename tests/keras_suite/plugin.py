@@ -21,7 +21,7 @@ import pytest
 import keras_nrs
 from keras_nrs.divergences import GaussianKL
 from keras_nrs.step import output_divergences
-from keras_nrs.step.output_divergences import for_loss
+from keras_nrs.step.output_divergences import for_model
 
 # The class of the backend that has the methods of `keras.Model`.
 Trainer: Any = next(c for c in keras.Model.__mro__ if "fit" in vars(c))
@@ -61,11 +61,7 @@ def wrap(model: Any) -> keras_nrs.NRSModel:
     """The wrapped model of a model, one for each test."""
     if id(model) not in record.wrapped:
         record.wrapped[id(model)] = keras_nrs.wrap(
-            model,
-            eps=0.0,
-            normalize=True,
-            divergence="auto" if getattr(model, "loss", None) else GaussianKL(),
-            seed=0,
+            model, eps=0.0, normalize=True, seed=0
         )
     return record.wrapped[id(model)]
 
@@ -103,14 +99,12 @@ def on_wrapped(name: str) -> Callable[..., Any]:
     return run
 
 
-def for_any_loss(
-    loss: Any, output: Any, target: Any = None, for_loss: Any = for_loss
-) -> Any:
+def for_any_model(model: Any, divergence: Any, *tensors: Any) -> Any:
     """`divergence="auto"`, with a divergence for losses that it does not know."""
     try:
-        return for_loss(loss, output, target)
+        return for_model(model, divergence, *tensors)
     except ValueError:
-        return GaussianKL()
+        return for_model(model, GaussianKL(), *tensors)
 
 
 class _LayerBeforeModel(type(keras.Model)):  # type: ignore[misc]
@@ -142,7 +136,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for name in (*TRAINING, *OTHERS):
         setattr(Trainer, name, on_wrapped(name))
     setattr(sys.modules[Trainer.__module__], Trainer.__name__, TrainerOfModels)
-    output_divergences.for_loss = for_any_loss
+    output_divergences.for_model = for_any_model
 
 
 def pytest_runtest_logstart() -> None:

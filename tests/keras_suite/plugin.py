@@ -13,6 +13,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -129,7 +130,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--record", help="file for a line of JSON for each test")
 
 
+def skip_if_backend(backend: str, reason: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(keras.config.backend() == backend, reason=reason)
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    # Of Keras's own conftest.py, which its wheel lacks.
+    sys.modules["conftest"] = SimpleNamespace(skip_if_backend=skip_if_backend)
     config.addinivalue_line("markers", "requires_trainable_backend: one of Keras's")
     if not config.getoption("--wrap"):
         return
@@ -149,12 +156,20 @@ def pytest_runtest_logstart() -> None:
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
     report = yield
     if call.when == "call" or report.outcome != "passed":
-        line = {
-            "test": item.nodeid,
-            "outcome": report.outcome,
-            "trainings": record.trainings,
-            "error": str(call.excinfo.value)[:2000] if call.excinfo else None,
-        }
-        with open(item.config.getoption("--record"), "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        error = str(call.excinfo.value)[:2000] if call.excinfo else None
+        write_line(item.config, test=item.nodeid, outcome=report.outcome, error=error)
     return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Any:
+    report = yield
+    if report.failed:
+        write_line(collector.config, test=collector.nodeid, outcome="not imported")
+    return report
+
+
+def write_line(config: pytest.Config, **line: Any) -> None:
+    line = {"error": None, "trainings": record.trainings} | line
+    with open(config.getoption("--record"), "a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")

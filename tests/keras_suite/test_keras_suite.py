@@ -71,12 +71,14 @@ def summary(plain: dict[str, Any], wrapped: dict[str, Any]) -> str:
     trainings: Counter[str] = Counter()
     for line in wrapped.values():
         trainings.update(line["trainings"])
-    training_tests = {test for test, r in wrapped.items() if r["trainings"]}
+    training_tests = {test for test, line in wrapped.items() if line["trainings"]}
+    outcomes = Counter(line["outcome"] for line in plain.values())
     return (
-        f"{len(plain)} tests, {len(passed(plain))} passed plain, "
-        f"{len(passed(wrapped))} passed wrapped; {len(training_tests)} train, "
-        f"{len(training_tests & passed(wrapped))} of them passed wrapped; "
-        f"trainings: {dict(trainings)}"
+        f"plain {dict(outcomes)}, {len(passed(wrapped))} passed wrapped; "
+        f"{len(training_tests)} tests train, of which "
+        f"{len(training_tests & passed(plain))} passed plain and "
+        f"{len(training_tests & passed(wrapped))} wrapped; "
+        f"trainings {dict(trainings)}"
     )
 
 

@@ -5,6 +5,7 @@ DIFFERENCES: dict[str, dict[str, tuple[str, ...]]] = {
     "callbacks get the wrapped model's own logs as well": {
         "all": (
             "callbacks/csv_logger_test.py::*::test_CSVLogger",
+            "callbacks/remote_monitor_test.py::*::test_RemoteMonitorWithJsonPayload",
             "callbacks/tensorboard_test.py::*::test_TensorBoard_across_invocations",
             "callbacks/tensorboard_test.py::*::test_TensorBoard_basic",
             "callbacks/tensorboard_test.py::*::test_TensorBoard_batch_metrics",

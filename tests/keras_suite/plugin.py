@@ -121,6 +121,8 @@ class _LayerBeforeModel(type(keras.Model)):  # type: ignore[misc]
 class TrainerOfModels(keras.Model, metaclass=_LayerBeforeModel):  # type: ignore[misc]
     """Stands in for `Trainer`, of which Keras's tests make models without `Model`."""
 
+    layers = None  # A name that they use for their own.
+
     def __init__(self) -> None:
         Trainer.__init__(self)
 

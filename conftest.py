@@ -44,7 +44,8 @@ collect_ignore_glob = [
     for pattern in (f"keras_nrs/backend/{other}/*", f"keras_nrs/trainers/{other}.py")
 ]
 collect_ignore_glob += [
-    f"tests/{folder}/[!t]*.py" for folder in ("benchmarks", "compatibility", "support")
+    f"tests/{folder}/[!t]*.py"
+    for folder in ("benchmarks", "compatibility", "keras_suite", "support")
 ]
 
 

@@ -228,7 +228,9 @@ def _check_not_endless(x: Any, steps: int | None) -> None:
 def check_not_empty(x: Any) -> None:
     """Raise an error if data is known to be empty, which `fit()` may not notice."""
     leaves = keras.tree.flatten(x)
-    if all(_length_if_known(leaf) == 0 for leaf in leaves):
+    # `None` for one of several inputs is Keras's to judge.
+    lengths = {_length_if_known(leaf) for leaf in leaves if leaf is not None}
+    if x is None or not leaves or lengths == {0}:
         raise ValueError(
             "`x` must hold at least one sample. Received: x of type "
             f"{type(x).__name__} without any."
@@ -237,8 +239,6 @@ def check_not_empty(x: Any) -> None:
 
 def _length_if_known(data: Any) -> int | None:
     """Number of samples or batches, `None` if it is unknown or infinite."""
-    if data is None:
-        return 0
     try:
         return None if isinstance(data, str | bytes) else len(data)
     except TypeError:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from keras_nrs.batches import Batches
+from keras_nrs.batches import check_not_empty
 from keras_nrs.flatness import hessian_density
 from keras_nrs.flatness import hessian_eigenvalues
 from keras_nrs.flatness import hessian_operator
@@ -67,6 +68,18 @@ def test_data_that_change_between_passes(measure: Any, options: dict[str, Any]) 
 
 def _is_small(variable: Any) -> bool:
     return len(variable.shape) == 1 and variable.shape[0] < 12
+
+
+@pytest.mark.parametrize("x", [None, [], {}, np.ones((0, 2)), [np.ones((0, 2)), None]])
+def test_no_samples(x: Any) -> None:
+    with pytest.raises(ValueError, match="at least one sample"):
+        check_not_empty(x)
+
+
+@pytest.mark.parametrize("x", [[None], [np.ones((3, 2)), None], {"a": None}, iter([])])
+def test_samples_that_may_be(x: Any) -> None:
+    """Keras knows which inputs are optional, and how many samples an iterator has."""
+    check_not_empty(x)
 
 
 def test_another_order_and_steps_are_no_change() -> None:

@@ -209,6 +209,43 @@ def test_base_model_with_its_own_loss_metrics_and_test_step() -> None:
     assert history["loss"] == pytest.approx([2 * history["val_loss"][0]], rel=1e-5)
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_metrics_of_the_base_models_own_loss(groups: int) -> None:
+    """They are told the loss of the clean pass, with the losses of layers."""
+
+    class Own(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dense = keras.layers.Dense(2, activity_regularizer="l2")
+            self.whole = keras.metrics.Mean(name="whole")
+            self.of_layers = keras.metrics.Mean(name="of_layers")
+
+        def call(self, x: Any) -> Any:
+            return self.dense(x)
+
+        def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+            loss = super().compute_loss(*args, **kwargs)
+            self.whole.update_state(loss)
+            self.of_layers.update_state(sum(self.losses))
+            return loss
+
+    x, y = np.ones((8, 3), "float32"), np.ones((8, 2), "float32")
+    logs = []
+    for wrapped in (False, True):
+        keras.utils.set_random_seed(0)
+        model = Own()
+        model.compile("sgd", "mse")
+        if wrapped:
+            model = keras_nrs.wrap(
+                model, eps=0.0, normalize=True, perturbations_per_replica=groups
+            )
+        logs.append(model.train_on_batch(x, y, return_dict=True))
+    plain, nrs = logs
+    assert plain["of_layers"] > 0
+    for name in plain:
+        assert float(nrs[name]) == pytest.approx(float(plain[name]), rel=1e-6)
+
+
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
 @pytest.mark.parametrize("part", ["wrapped", "base"])
 def test_quantizing_after_predict_reaches_both(part: str) -> None:

@@ -129,6 +129,7 @@ class Outcome(NamedTuple):
         masks: As in `CleanPass`.
         state: As in `CleanPass`.
         updates: As in `CleanPass`.
+        layer_losses: The losses of layers at theta, weight penalties too.
     """
 
     terms: Terms
@@ -137,6 +138,7 @@ class Outcome(NamedTuple):
     masks: Any
     state: list[Tensor]
     updates: list[Update]
+    layer_losses: list[Tensor]
 
 
 def joined_passes(

@@ -184,31 +184,33 @@ def for_model(
     paths = [path for path, _ in keras.tree.flatten_with_path(outputs)]
     names = getattr(model, "output_names", None) or [None] * len(paths)
     losses = flat_losses(model, outputs)
+    if not all(_positions(loss.path, outputs, names) for loss in losses or []):
+        losses = None  # They are of what compute_loss() makes of the outputs.
     chosen: list[Divergence | None] = []
     if not _is_auto(divergence):
         chosen = _per_output(divergence, outputs, names)
     elif losses is None:
         raise ValueError(
-            "divergence='auto' needs a model that is compiled with a loss. Received: "
-            "a model without one. Call compile(loss=...), or pass divergence="
-            "keras_nrs.divergences.CategoricalKL(from_logits=...)."
+            "divergence='auto' needs a model that is compiled with a loss of its "
+            "outputs. Received: a model without one. Call compile(loss=...), or pass "
+            "divergence=keras_nrs.divergences.CategoricalKL(from_logits=...)."
         )
     result: dict[Any, OutputDivergence] = {}
     for loss_path, loss, weight, _ in losses or [(path, *[None] * 3) for path in paths]:
-        path = _output_path(loss_path, outputs, names)
-        position = paths.index(path)
-        # Labels may be in the structure of the outputs, of the losses, or by name.
-        alternatives = (path, loss_path, (names[position],))
-        if chosen:
-            member = chosen[position]
-        else:
-            output = _symbolic(model, outputs, position)
-            member = for_loss(loss, output, _member_at(targets, alternatives))
-        # Of several losses of one output Keras minimizes the first.
-        if member is not None and path not in result:
-            result[path] = OutputDivergence(
-                alternatives, member, weight, ignored_class(loss)
-            )
+        for position in _positions(loss_path, outputs, names):
+            path = paths[position]
+            # Labels may be in the structure of the outputs, of the losses, or by name.
+            alternatives = (path, loss_path, (names[position],))
+            if chosen:
+                member = chosen[position]
+            else:
+                output = _symbolic(model, outputs, position)
+                member = for_loss(loss, output, _member_at(targets, alternatives))
+            # Of several losses of one output Keras minimizes the first.
+            if member is not None and path not in result:
+                result[path] = OutputDivergence(
+                    alternatives, member, weight, ignored_class(loss)
+                )
     return list(result.values())
 
 
@@ -219,13 +221,16 @@ def _symbolic(model: Any, outputs: Any, position: int) -> Any:
     return (symbolic if len(symbolic) == len(flat_outputs) else flat_outputs)[position]
 
 
-def _output_path(
-    loss_path: tuple[Any, ...], outputs: Any, names: list[Any]
-) -> tuple[Any, ...]:
-    """The way to an output. Compiled losses may name outputs that come as a list."""
-    if loss_path and isinstance(loss_path[0], str) and not isinstance(outputs, dict):
-        return (names.index(loss_path[0]),) if keras.tree.is_nested(outputs) else ()
-    return loss_path
+def _positions(loss_path: tuple[Any, ...], outputs: Any, names: list[Any]) -> list[int]:
+    """Positions of the outputs that a loss is of: one, or all of a structure.
+
+    Compiled losses may name outputs that come as a list.
+    """
+    path = loss_path
+    if path and path[0] in names and not isinstance(outputs, dict):
+        path = (names.index(path[0]),) if keras.tree.is_nested(outputs) else ()
+    paths = [path for path, _ in keras.tree.flatten_with_path(outputs)]
+    return [i for i, other in enumerate(paths) if other[: len(path)] == path]
 
 
 def ignored_class(loss: Any) -> int | None:

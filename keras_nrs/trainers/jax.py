@@ -9,6 +9,7 @@ import jax
 import keras
 
 from keras_nrs import keras_internals
+from keras_nrs import stateless
 from keras_nrs.backend.jax.devices import replicas
 from keras_nrs.step.outcomes import Outcome
 from keras_nrs.step.outcomes import StepInputs
@@ -160,16 +161,17 @@ class BackendTrainer(Trainer):
         y_pred = with_masks(outcome.y_pred, outcome.masks)
         metrics = state.metrics
         if self.objective.loss_updates_metrics:
-            _, (_, _, metrics) = base.stateless_compute_loss(
-                state.trainable,
-                state.non_trainable,
-                metrics,
-                x=x,
-                y=y,
-                y_pred=y_pred,
-                sample_weight=sample_weight,
-                training=True,
-            )
+            with stateless.layer_losses(base, outcome.layer_losses):
+                _, (_, _, metrics) = base.stateless_compute_loss(
+                    state.trainable,
+                    state.non_trainable,
+                    metrics,
+                    x=x,
+                    y=y,
+                    y_pred=y_pred,
+                    sample_weight=sample_weight,
+                    training=True,
+                )
         logs, metrics = keras_internals.update_jax_metrics(
             base,
             metrics,

@@ -12,9 +12,9 @@ import jax
 from jax.sharding import PartitionSpec as P
 
 from keras_nrs.step.batch_objective import BatchObjective
-from keras_nrs.step.batch_objective import SplitBatch
 from keras_nrs.step.groups import num_samples
 from keras_nrs.step.host_random import host_random_state
+from keras_nrs.step.model_passes import SplitBatch
 from keras_nrs.step.outcomes import CleanPass
 from keras_nrs.step.outcomes import Passes
 from keras_nrs.step.outcomes import StepInputs

@@ -10,9 +10,9 @@ import torch.utils.checkpoint
 from keras_nrs import keras_internals
 from keras_nrs.backend import not_in_graphs
 from keras_nrs.backend import restored_random_state
-from keras_nrs.step.batch_objective import Pass
 from keras_nrs.step.host_random import drawing_from
 from keras_nrs.step.host_random import host_random_state
+from keras_nrs.step.model_passes import Pass
 from keras_nrs.step.outcomes import StepInputs
 from keras_nrs.trainers.trainer import Logs
 from keras_nrs.trainers.trainer import Trainer

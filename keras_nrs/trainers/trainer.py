@@ -9,6 +9,7 @@ from typing import Protocol
 import keras
 
 from keras_nrs import keras_internals
+from keras_nrs import stateless
 from keras_nrs.backend import not_in_graphs
 from keras_nrs.coefficients import Coefficient
 from keras_nrs.step.batch_objective import BatchObjective
@@ -131,9 +132,10 @@ class Trainer(abc.ABC):
         mean_divergence = unscaled(outcome.mean_divergence)
         y_pred = with_masks(outcome.y_pred, outcome.masks)
         if self.objective.loss_updates_metrics:
-            keras_internals.compute_loss(
-                base, x, y, y_pred, copied_weights(sample_weight), training=True
-            )
+            with stateless.layer_losses(base, outcome.layer_losses):
+                keras_internals.compute_loss(
+                    base, x, y, y_pred, copied_weights(sample_weight), training=True
+                )
         keras_internals.loss_tracker(base).update_state(
             terms.total, sample_weight=num_samples(x)
         )

@@ -361,6 +361,48 @@ def test_a_model_without_a_loss() -> None:
         output_divergences.for_model(model, "auto", model(X))
 
 
+def test_a_loss_of_a_structure_of_outputs() -> None:
+    """It weighs each output in it, of which activations tell the kind."""
+    inputs = keras.Input((5,))
+    a = keras.layers.Dense(3, activation="softmax")(inputs)
+    b = keras.layers.Dense(2, activation="sigmoid")(inputs)
+    model = keras.Model(inputs, {"both": (a, b), "alone": b})
+
+    def of_both(y: Any, y_pred: Any) -> Any:
+        return sum(ops.mean(ops.square(t - p)) for t, p in zip(y, y_pred, strict=True))
+
+    model.compile(loss={"both": of_both, "alone": "mse"}, loss_weights=[0.5, 2.0])
+    outputs = model(X)
+    chosen = output_divergences.for_model(model, "auto", outputs)
+    assert summary(chosen) == {
+        ("both", 0): (CategoricalKL, 2.0),
+        ("both", 1): (BernoulliKL, 2.0),
+        ("alone",): (GaussianKL, 0.5),
+    }
+    # Losses of all outputs may stand beside each other.
+    model.compile(loss=[of_both, {"both": of_both, "alone": None}])
+    assert len(output_divergences.for_model(model, GaussianKL(), outputs)) == 3
+
+
+class SplitsItsOutput(keras.Model):
+    """Its losses are of what it makes of its output, not of its output."""
+
+    def compute_loss(self, x: Any, y: Any, y_pred: Any, *args: Any, **kw: Any) -> Any:
+        return super().compute_loss(x, y, [y_pred[:, :1], y_pred[:, 1:]], *args, **kw)
+
+
+def test_losses_of_no_output() -> None:
+    inputs = keras.Input((5,))
+    model = SplitsItsOutput(inputs, keras.layers.Dense(3)(inputs))
+    model.compile(loss=["mse", "mae"])
+    model.evaluate(X, [X[:, :1], X[:, 1:3]], verbose=0)
+    with pytest.raises(ValueError, match="compiled with a loss of its outputs"):
+        output_divergences.for_model(model, "auto", model(X))
+    mine = GaussianKL()
+    (chosen,) = output_divergences.for_model(model, mine, model(X))
+    assert (chosen.paths[0], chosen.divergence) == ((), mine)
+
+
 def test_list_of_divergences() -> None:
     model = two_outputs()
     model.compile(loss=["mse", "mse"])

@@ -10,7 +10,7 @@ from keras import ops
 
 import keras_nrs
 from keras_nrs.backend import RandomStream
-from keras_nrs.step.batch_objective import SEED_STRIDE
+from keras_nrs.step.model_passes import SEED_STRIDE
 from tests.support.arrays import ROUNDING
 from tests.support.asserts import numpy_values
 from tests.support.gradients import value_and_gradients

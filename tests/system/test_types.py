@@ -19,7 +19,7 @@ MISSPELLED = {
     "trainers/jax_passes.py": ["perturbed_outputs"],
     "trainers/tensorflow.py": ["options.memory_efficient", "perturbed_outputs"],
     "trainers/torch.py": ["options.memory_efficient", "perturbed_outputs"],
-    "step/batch_objective.py": ["options.perturbed_fraction"],
+    "step/model_passes.py": ["options.perturbed_fraction"],
 }
 
 

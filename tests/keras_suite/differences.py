@@ -1,0 +1,39 @@
+"""The tests of Keras that pass with plain models and not with wrapped ones."""
+
+# For each reason the patterns of tests, on all backends or on one.
+DIFFERENCES: dict[str, dict[str, tuple[str, ...]]] = {
+    "callbacks get the wrapped model's own logs as well": {
+        "all": (
+            "callbacks/csv_logger_test.py::*::test_CSVLogger",
+            "callbacks/remote_monitor_test.py::*::test_RemoteMonitorWithJsonPayload",
+            "callbacks/tensorboard_test.py::*::test_TensorBoard_across_invocations",
+            "callbacks/tensorboard_test.py::*::test_TensorBoard_basic",
+            "callbacks/tensorboard_test.py::*::test_TensorBoard_batch_metrics",
+            "callbacks/tensorboard_test.py::*::test_TensorBoard_global_step",
+            "callbacks/tensorboard_test.py::*::test_TensorBoard_learning_rate_*",
+            "callbacks/tensorboard_test.py::*::test_TensorBoard_weight_*",
+            "callbacks/tensorboard_test.py::*::test_custom_summary",
+            "trainers/trainer_test.py::*::test_callback_methods_keys",
+        ),
+    },
+    "callbacks get the wrapped model, whose base_model has the user's attributes": {
+        "all": (
+            "callbacks/callback_test.py::*::test_model_state_is_current_on_epoch_end",
+            "trainers/trainer_test.py::*::test_callbacks_can_update_state_at_*",
+        ),
+    },
+    "callbacks get the wrapped model, whose base_model has the embedding": {
+        "all": ("callbacks/tensorboard_test.py::*::test_TensorBoard_projector_*",),
+    },
+    "a checkpoint of the wrapped model is loaded into the base model": {
+        "all": (
+            "callbacks/model_checkpoint_test.py::*::test_model_checkpoint_loading",
+        ),
+    },
+    "a private attribute is read of the backup that fit() replaces by an atomic one": {
+        "all": (
+            "callbacks/backup_and_restore_test.py::*::test_backup_corrupted",
+            "callbacks/backup_and_restore_test.py::*::test_best_case_*",
+        ),
+    },
+}

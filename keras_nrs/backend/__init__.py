@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from keras_nrs.backend.jax import process_index
     from keras_nrs.backend.jax import restored_random_state
     from keras_nrs.backend.jax import scope_of
+    from keras_nrs.backend.jax import sums_of_squares
     from keras_nrs.backend.jax import values_of_processes
 else:
     _backend = importlib.import_module(f"keras_nrs.backend.{keras.config.backend()}")
@@ -43,6 +44,7 @@ else:
     process_index = _backend.process_index
     restored_random_state = _backend.restored_random_state
     scope_of = _backend.scope_of
+    sums_of_squares = _backend.sums_of_squares
     values_of_processes = _backend.values_of_processes
 
 __all__ = [
@@ -57,5 +59,6 @@ __all__ = [
     "process_index",
     "restored_random_state",
     "scope_of",
+    "sums_of_squares",
     "values_of_processes",
 ]

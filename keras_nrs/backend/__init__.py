@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from keras_nrs.backend.jax import process_index
     from keras_nrs.backend.jax import restored_random_state
     from keras_nrs.backend.jax import scope_of
+    from keras_nrs.backend.jax import sums_of_squares
     from keras_nrs.backend.jax import unrepeatable_draws
     from keras_nrs.backend.jax import values_of_processes
 else:
@@ -45,6 +46,7 @@ else:
     restored_random_state = _backend.restored_random_state
     scope_of = _backend.scope_of
     unrepeatable_draws = _backend.unrepeatable_draws
+    sums_of_squares = _backend.sums_of_squares
     values_of_processes = _backend.values_of_processes
 
 __all__ = [
@@ -59,6 +61,7 @@ __all__ = [
     "process_index",
     "restored_random_state",
     "scope_of",
+    "sums_of_squares",
     "unrepeatable_draws",
     "values_of_processes",
 ]

@@ -7,6 +7,7 @@ import keras
 from keras import ops
 
 from keras_nrs.backend import RandomStream
+from keras_nrs.backend import sums_of_squares
 from keras_nrs.perturbations.random_noise import ROUNDING_MARGIN
 from keras_nrs.perturbations.random_noise import RandomRadius
 from keras_nrs.perturbations.random_noise import in_one_dtype
@@ -176,7 +177,8 @@ class FilterwiseBall(RandomRadius):
             units = [unowned_axes(weight) for weight in weights]
         _check_units(units, tensors)
         stream = random_stream(rng)
-        noise = shaped_like(tensors, self._noise(tensors, stream))
+        whole = stream.cuts_whole
+        noise = shaped_like(tensors, self._noise(tensors, stream, whole=whole))
         radius = eps * ROUNDING_MARGIN * self._relative_radius(tensors, stream)
         return [
             radius * _norms(weight, axes) * reciprocal(_norms(g, axes)) * g
@@ -203,4 +205,4 @@ def _norms(tensor: Tensor, unit_axes: Axes) -> Tensor:
     axes = [axis for axis in range(len(tensor.shape)) if axis not in unit_axes]
     if not axes:
         return ops.abs(tensor)
-    return ops.sqrt(ops.sum(ops.square(tensor), axis=axes, keepdims=True))
+    return ops.sqrt(sums_of_squares(tensor, axes))

@@ -59,9 +59,8 @@ class Perturbation:
 
     def __init__(self, *, where: Where = None) -> None:
         is_name = isinstance(where, str)
-        if where is not None and not (
-            where in _PREDICATES if is_name else callable(where)
-        ):
+        is_allowed = where in _PREDICATES if is_name else callable(where)
+        if where is not None and not is_allowed:
             raise (ValueError if is_name else TypeError)(
                 "`where` must be None, 'kernels' or a predicate of a variable. "
                 f"Received: where={where!r}. For example: "

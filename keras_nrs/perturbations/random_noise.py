@@ -119,16 +119,18 @@ class RandomNoise(Perturbation):
         """delta for weights of one dtype."""
         raise NotImplementedError
 
-    def _noise(self, weights: list[Tensor], rng: RandomStream) -> list[Tensor]:
+    def _noise(
+        self, weights: list[Tensor], rng: RandomStream, *, whole: bool = True
+    ) -> list[Tensor]:
         """Independent noise for every element.
 
         One flat tensor for all weights, which takes fewer operations, or a tensor for
-        each weight.
+        each weight, if they are sharded or `whole` is false.
         """
         draw = rng.normal if self.noise == "normal" else rng.rademacher
         dtype = keras.backend.standardize_dtype(weights[0].dtype)
         size = _num_elements(weights)
-        if rng.draws_whole and size < _MAX_DRAW:
+        if whole and rng.draws_whole and size < _MAX_DRAW:
             return [draw((size,), dtype)]
         return [draw(tuple(w.shape), dtype) for w in weights]
 

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 from typing import TypeVar
@@ -25,6 +26,11 @@ def gradient(
     """The gradient of a scalar function of tensors in each of them."""
     gradients: list[Tensor] = jax.grad(function)(tensors)
     return gradients
+
+
+def sums_of_squares(tensor: Tensor, axes: Sequence[int]) -> Tensor:
+    """The sums over some axes, which keep the length 1."""
+    return jax.numpy.sum(jax.numpy.square(tensor), axis=tuple(axes), keepdims=True)
 
 
 def hessian_at(

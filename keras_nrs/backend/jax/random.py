@@ -26,6 +26,10 @@ class RandomStream:
         )
         self._draws = 0
 
+    # Whether to draw at once what is used in parts, each more than once. XLA's CPU
+    # compiler would draw a part anew for each use.
+    cuts_whole = False
+
     def fold_in(self, index: Any) -> "RandomStream":
         """A stream independent of this one and of the streams of other indices."""
         return RandomStream(jax.random.key_data(jax.random.fold_in(self._key, index)))

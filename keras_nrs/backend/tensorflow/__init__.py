@@ -12,6 +12,7 @@ from keras_nrs.backend.tensorflow.functions import eager_scope as eager_scope
 from keras_nrs.backend.tensorflow.functions import gradient as gradient
 from keras_nrs.backend.tensorflow.functions import hessian_at as hessian_at
 from keras_nrs.backend.tensorflow.functions import not_in_graphs as not_in_graphs
+from keras_nrs.backend.tensorflow.functions import sums_of_squares as sums_of_squares
 from keras_nrs.backend.tensorflow.random import RandomStream as RandomStream
 from keras_nrs.backend.tensorflow.random import (
     restored_random_state as restored_random_state,

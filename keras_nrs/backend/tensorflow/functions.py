@@ -1,7 +1,9 @@
 """Compiling and differentiating functions on TensorFlow."""
 
 import functools
+import math
 from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 from typing import TypeVar
@@ -11,6 +13,8 @@ import tensorflow as tf
 Tensor = Any
 Function = TypeVar("Function", bound=Callable[..., Any])
 Product = Callable[[list[Tensor]], list[Tensor]]
+
+_STAGES = 32
 
 
 def compile_function(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -31,6 +35,18 @@ def gradient(
     gradients = tape.gradient(value, tensors, unconnected_gradients="zero")
     # Gradients of embeddings are sparse.
     return list(map(tf.convert_to_tensor, gradients))
+
+
+def sums_of_squares(tensor: Tensor, axes: Sequence[int]) -> Tensor:
+    """The sums over some axes, which keep the length 1."""
+    squares = tf.square(tensor)
+    *rows, columns = tensor.shape
+    if list(axes) == list(range(len(rows))) and math.prod(rows) % _STAGES == 0:
+        # On the CPU sums of columns take half as long in two stages.
+        stages = tf.reshape(squares, (_STAGES, math.prod(rows) // _STAGES, columns))
+        sums = tf.reduce_sum(tf.reduce_sum(stages, axis=0), axis=0)
+        return tf.reshape(sums, (*(1 for _ in rows), columns))
+    return tf.reduce_sum(squares, axis=axes, keepdims=True)
 
 
 def hessian_at(

@@ -44,6 +44,7 @@ class RandomStream:
 
     # The noise of all weights is drawn at once.
     draws_whole = True
+    cuts_whole = True
 
     def fold_in(self, index: Any) -> "RandomStream":
         """A stream independent of this one and of the streams of other indices."""

@@ -8,6 +8,7 @@ from keras_nrs.backend.torch.functions import eager_scope as eager_scope
 from keras_nrs.backend.torch.functions import gradient as gradient
 from keras_nrs.backend.torch.functions import hessian_at as hessian_at
 from keras_nrs.backend.torch.functions import not_in_graphs as not_in_graphs
+from keras_nrs.backend.torch.functions import sums_of_squares as sums_of_squares
 from keras_nrs.backend.torch.random import RandomStream as RandomStream
 from keras_nrs.backend.torch.random import (
     restored_random_state as restored_random_state,

@@ -43,6 +43,7 @@ class RandomStream:
 
     # The noise of all weights is drawn at once.
     draws_whole = True
+    cuts_whole = True
 
     def __init__(self, key: Tensor) -> None:
         self._key = key

@@ -68,10 +68,13 @@ def wrap(
             Assignable during training.
         beta: Weight of the perturbed loss L(theta + delta), >= 0.
         scheme: `"nrs"` minimizes Equation 3; `"rpr"` (random perturbation) minimizes
-            L(theta + delta); `"baseline"` minimizes L(theta).
+            L(theta + delta); `"baseline"` minimizes L(theta). `"sam"` and `"asam"`,
+            sharpness-aware minimization and its adaptive form, minimize L(theta +
+            delta) with delta along the gradient, `perturbation="ascent"` and
+            `"adaptive_ascent"`: common eps are 0.05 and 0.5.
         perturbation: `"ball"`, `"relative"`, `"layerwise"`, `"filterwise"`,
-            `"elementwise"`, `"released"`, or an instance of
-            `keras_nrs.perturbations.Perturbation`.
+            `"elementwise"`, `"released"`, `"ascent"`, `"adaptive_ascent"`, or an
+            instance of `keras_nrs.perturbations.Perturbation`.
         divergence: `"auto"` for the divergence that belongs to the compiled loss, or a
             `keras_nrs.divergences.Divergence`, or a list or dict of them, one (or
             `None`) for each output.
@@ -301,6 +304,11 @@ class NRSModel(keras.Model):  # type: ignore[misc]
         calibrated_for = getattr(eps, "perturbation", None)
         step_options = StepOptions.from_arguments(options)
         _check_calibration(calibrated_for, step_options.perturbation)
+        if step_options.scheme in ("sam", "asam") and alpha != 1.0:
+            raise ValueError(
+                f"`alpha` must not be given with scheme={step_options.scheme!r}, which "
+                f"has no divergence. Received: alpha={alpha!r}. Leave it out."
+            )
         if seed is not None:
             seed = check_seed("seed", seed)
         divergences = ChosenDivergences(check_divergence(divergence))
@@ -316,12 +324,10 @@ class NRSModel(keras.Model):  # type: ignore[misc]
             self._eps = Coefficient("eps", eps)
             self._alpha = Coefficient("alpha", alpha)
             self.seed_generator = keras.random.SeedGenerator(seed)
-            self._trackers: list[keras.metrics.Metric] = []
+            names = ["model_divergence"] if step_options.has_divergence else []
             if step_options.scheme != "baseline":
-                self._trackers = [
-                    keras.metrics.Mean(name="model_divergence"),
-                    keras.metrics.Mean(name="perturbed_loss"),
-                ]
+                names.append("perturbed_loss")
+            self._trackers = [keras.metrics.Mean(name=name) for name in names]
         self.base_model = base_model
         self.built = base_model.built
         self._origin = _Origin()

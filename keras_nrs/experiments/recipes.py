@@ -24,6 +24,7 @@ from keras_nrs._checks import check_nonnegative
 from keras_nrs._checks import check_positive
 from keras_nrs._checks import check_seed
 from keras_nrs.perturbations import NAMES
+from keras_nrs.step.objective import PAPER_SCHEMES
 from keras_nrs.step.objective import SCHEMES
 
 NETWORKS: dict[str, Callable[..., keras.Model]] = {
@@ -239,7 +240,7 @@ def recipes() -> dict[str, Recipe]:
     cifar = ("cifar10", "cifar100")
     # Table 1. Learning rates and decays are one point of the paper's grid.
     networks = ("vgg16", "resnet18", "wide_resnet_28_10", "pyramidnet_164_270")
-    for cell in product(cifar, networks, ("basic", "cutout"), SCHEMES):
+    for cell in product(cifar, networks, ("basic", "cutout"), PAPER_SCHEMES):
         dataset, network, _, _ = cell
         # Table 3 gives eigenvalues of one network, Figure 2 its eps.
         flatness = network == "wide_resnet_28_10"
@@ -250,7 +251,7 @@ def recipes() -> dict[str, Recipe]:
         "basic": {"learning_rate": 1e-3, "weight_decay": 0.3, "epochs": 300},
         "heavy": {"learning_rate": 2e-4, "weight_decay": 0.03, "epochs": 1200},
     }
-    for cell in product(cifar, ("vit_ti", "vit_s", "vit_b"), strategies, SCHEMES):
+    for cell in product(cifar, ("vit_ti", "vit_s", "vit_b"), strategies, PAPER_SCHEMES):
         _, _, augmentation, _ = cell
         add(vit, *cell, **strategies[augmentation])
     # Table 2.
@@ -275,6 +276,6 @@ def recipes() -> dict[str, Recipe]:
         eps=0.4,
         flatness=True,
     )
-    for scheme in SCHEMES:
+    for scheme in PAPER_SCHEMES:
         add(digits, "digits", "wide_resnet_10_1", "none", scheme)
     return named

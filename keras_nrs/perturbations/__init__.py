@@ -1,5 +1,7 @@
 """Distributions of the weight perturbation delta."""
 
+from keras_nrs.perturbations.ascent import AdaptiveAscent as AdaptiveAscent
+from keras_nrs.perturbations.ascent import Ascent as Ascent
 from keras_nrs.perturbations.balls import Ball as Ball
 from keras_nrs.perturbations.balls import FilterwiseBall as FilterwiseBall
 from keras_nrs.perturbations.balls import LayerwiseBall as LayerwiseBall
@@ -21,6 +23,8 @@ NAMES: dict[str, type[Perturbation]] = {
     "filterwise": FilterwiseBall,
     "elementwise": ElementwiseNoise,
     "released": ReleasedCode,
+    "ascent": Ascent,
+    "adaptive_ascent": AdaptiveAscent,
 }
 
 

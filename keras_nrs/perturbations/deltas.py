@@ -19,6 +19,7 @@ def sample_deltas(
     values: Sequence[Tensor],
     eps: Tensor,
     rng: Any,
+    gradients: Sequence[Tensor] | None = None,
 ) -> list[Tensor | None]:
     """One delta for each trainable variable, `None` for one that is not perturbed.
 
@@ -28,9 +29,11 @@ def sample_deltas(
         values: Values of its trainable variables.
         eps: Size of the neighborhood.
         rng: A source of random tensors.
+        gradients: The gradient of the loss in these values, if it is known.
 
     Raises:
-        ValueError: if no variable is selected, or the deltas do not fit the weights.
+        ValueError: if no variable is selected, or the deltas do not fit the weights, or
+            if the perturbation needs a gradient that is not known.
     """
     variables = model.trainable_variables
     selected = [
@@ -52,6 +55,14 @@ def sample_deltas(
     needed: dict[str, Sequence[Any]] = {}
     if perturbation.needs_units:
         needed["units"] = cached_on_model(model, unit_axes, lambda: unit_axes(model))
+    if perturbation.needs_gradients:
+        if gradients is None:
+            raise ValueError(
+                "`perturbation` must not need the gradient of a loss here. Received: "
+                f"perturbation={type(perturbation).__name__}. Use a random one, such "
+                "as perturbation='relative'."
+            )
+        needed["gradients"] = gradients
     sampled = perturbation.sample(
         [values[i] for i in selected],
         eps,

@@ -24,7 +24,8 @@ class Perturbation:
 
     To make your own, subclass this and implement `sample()`. To save the model, add
     `get_config()` and `@keras.saving.register_keras_serializable()`. A subclass with
-    `needs_units = True` gets one more argument: `sample(weights, eps, rng, units=...)`.
+    `needs_units = True` gets one more argument: `sample(weights, eps, rng, units=...)`;
+    so does one with `needs_gradients = True`.
 
     Args:
         where: Selects the perturbed variables. `None`: all. `"kernels"`: all but biases
@@ -36,6 +37,8 @@ class Perturbation:
     Attributes:
         needs_units: Whether `sample()` takes `units`, a tuple of axes for each weight,
             along which its output units lie: `keras_nrs.unit_axes.unit_axes`.
+        needs_gradients: Whether `sample()` takes `gradients`, for each weight the
+            gradient at theta of the loss of the samples that share this delta.
 
     Raises:
         ValueError, TypeError: if `where` is not as described.
@@ -54,6 +57,7 @@ class Perturbation:
     """
 
     needs_units = False
+    needs_gradients = False
     # A default for subclasses that do not call `super().__init__()`.
     where: Where = None
 

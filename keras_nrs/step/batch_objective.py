@@ -1,6 +1,7 @@
 """Equation 3 on a batch: the part of a training step that all backends share."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import keras
@@ -9,16 +10,26 @@ from keras import tree
 
 from keras_nrs import keras_internals
 from keras_nrs import stateless
+from keras_nrs.backend import gradient_with
 from keras_nrs.backend import not_in_graphs
+from keras_nrs.backend import restored_random_state
 from keras_nrs.labels import naming_labels
+from keras_nrs.stateless import Update
+from keras_nrs.step.groups import Coverage
+from keras_nrs.step.groups import samples
+from keras_nrs.step.host_random import drawing_from
 from keras_nrs.step.model_passes import ModelPasses
+from keras_nrs.step.model_passes import SplitBatch
 from keras_nrs.step.objective import Terms
 from keras_nrs.step.objective import combine
 from keras_nrs.step.options import StepOptions
+from keras_nrs.step.outcomes import CleanPass
+from keras_nrs.step.outcomes import Microbatch
 from keras_nrs.step.outcomes import Outcome
 from keras_nrs.step.outcomes import Passes
 from keras_nrs.step.outcomes import StepInputs
 from keras_nrs.step.outcomes import with_masks
+from keras_nrs.step.outcomes import with_mean_gradients
 from keras_nrs.step.output_divergences import ChosenDivergences
 from keras_nrs.step.output_divergences import OutputDivergence
 from keras_nrs.step.output_divergences import as_means
@@ -27,6 +38,8 @@ from keras_nrs.step.output_divergences import total_divergence
 from keras_nrs.step.sample_dependence import loss_compares_samples
 
 Tensor = Any
+# Plain Keras keeps what layers assign to variables that are not the model's weights.
+ASSIGNMENTS_ARE_KEPT = keras.config.backend() != "jax"
 
 
 class BatchObjective(ModelPasses):
@@ -35,7 +48,8 @@ class BatchObjective(ModelPasses):
     Losses and divergences see the outputs of all groups together, so that they are
     plain Keras's, however they are masked, weighted and reduced.
 
-    A step has three phases: the passes at theta + delta (`perturbed_outputs()`), the
+    A step has three phases, after `with_directions()` where a delta depends on the
+    gradient at theta: the passes at theta + delta (`perturbed_outputs()`), the
     passes at theta (`passes()`), and the terms (`outcome()`). Each is a function of the
     weights that a trainer may differentiate on its own. Passes are those of one
     replica; the terms may be those of all replicas' outputs together.
@@ -84,6 +98,68 @@ class BatchObjective(ModelPasses):
             keras_internals.build_for_batch(base, data)
         stateless.check_draws(base, x, training=True)
 
+    def with_directions(
+        self, weights: list[Tensor], inputs: StepInputs, batch: SplitBatch
+    ) -> SplitBatch:
+        """The batch with the gradients at theta on which its deltas depend, if any.
+
+        They are constants, of the loss of each group's own samples without weight
+        penalties. A scheme that does not differentiate the pass at theta any more keeps
+        it for `passes()`.
+        """
+        options = self.options
+        if not options.perturbation.needs_gradients:
+            return batch
+        weights = list(map(ops.stop_gradient, weights))
+        keeps_pass = options.scheme != "nrs"
+        microbatches = []
+        carried: list[Update] = []
+        with ExitStack() as states:
+            if not keeps_pass:  # It will be run once more, with the same draws.
+                states.enter_context(restored_random_state(inputs.key))
+                states.enter_context(drawing_from(batch.host_state))
+            for microbatch in batch.microbatches:
+                if microbatch.group.is_perturbed:
+                    gradients, clean, carried = self._direction(
+                        weights, inputs, microbatch, carried
+                    )
+                    microbatch = microbatch._replace(
+                        gradients=gradients, clean=clean if keeps_pass else None
+                    )
+                microbatches.append(microbatch)
+        if options.sync_perturbation:
+            microbatches = with_mean_gradients(microbatches)
+        return batch._replace(microbatches=microbatches)
+
+    def _direction(
+        self,
+        weights: list[Tensor],
+        inputs: StepInputs,
+        microbatch: Microbatch,
+        carried: list[Update],
+    ) -> tuple[list[Tensor], CleanPass, list[Update]]:
+        """The gradient at theta on a group, that pass, and the updates to carry on."""
+        data, group = microbatch.perturbed_data, microbatch.group
+
+        def loss(weights: list[Tensor]) -> tuple[Tensor, Any]:
+            clean, carried_on = self._clean_pass(weights, inputs, microbatch, carried)
+            y_pred = with_masks(clean.y_pred, clean.masks)
+            if group.coverage is Coverage.SOME:
+                y_pred = with_masks(
+                    *samples((clean.y_pred, clean.masks), 0, group.num_perturbed)
+                )
+            own_inputs = inputs._replace(batch=data)
+            value = self._loss(weights, own_inputs, y_pred, clean.layer_losses)
+            if not ASSIGNMENTS_ARE_KEPT:
+                clean, carried_on = clean._replace(updates=[]), []
+            return value * ops.cast(inputs.loss_scale, value.dtype), (clean, carried_on)
+
+        gradients, (clean, carried) = gradient_with(loss, weights)
+        y_pred, losses = tree.map_structure(
+            ops.stop_gradient, (clean.y_pred, clean.layer_losses)
+        )
+        return gradients, clean._replace(y_pred=y_pred, layer_losses=losses), carried
+
     def outcome(
         self, weights: list[Tensor], inputs: StepInputs, passes: Passes
     ) -> Outcome:
@@ -106,7 +182,9 @@ class BatchObjective(ModelPasses):
         terms = Terms(loss, loss, mean_divergence, mean_divergence)
         if passes.perturbed is not None:
             penalty = sum(keras_internals.additional_loss(base, p) for p in penalties)
-            divergence, mean_divergence = self._divergence_terms(inputs, passes)
+            divergence = mean_divergence
+            if options.has_divergence:
+                divergence, mean_divergence = self._divergence_terms(inputs, passes)
             terms = combine(
                 loss,
                 ops.cast(divergence, loss.dtype),
@@ -159,7 +237,8 @@ class BatchObjective(ModelPasses):
         y_pred, layer_losses = passes.perturbed, passes.perturbed_losses
         if self._has_own_loss:
             # It may have weights of its own. The same key draws the same delta.
-            deltas = self.draw(weights, inputs, self._stream(inputs, 0))
+            stream = self._stream(inputs, 0)
+            deltas = self.draw(weights, inputs, stream, passes.gradients)
             weights = self._perturbed_weights(weights, deltas)
         if share is None:
             return self._loss(weights, inputs, y_pred, layer_losses)

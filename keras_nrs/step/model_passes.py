@@ -14,7 +14,9 @@ from keras_nrs import perturbations
 from keras_nrs import stateless
 from keras_nrs.backend import RandomStream
 from keras_nrs.backend import not_in_graphs
+from keras_nrs.backend import random_state
 from keras_nrs.backend import restored_random_state
+from keras_nrs.backend import set_random_state
 from keras_nrs.stateless import Update
 from keras_nrs.step.groups import Coverage
 from keras_nrs.step.groups import num_samples
@@ -52,12 +54,14 @@ class SplitBatch(NamedTuple):
         order: The order in which the groups take the samples, `None` for their own.
         perturbed_share: The share of samples with a perturbed pass, `None` for all.
         host_state: The states of Python's and NumPy's generators for both passes.
+        random_state: That of the backend's global generators.
     """
 
     microbatches: list[Microbatch]
     order: Tensor | None
     perturbed_share: Any
     host_state: HostRandomState
+    random_state: Any
 
 
 class ModelPasses:
@@ -119,7 +123,8 @@ class ModelPasses:
         share = None
         if fraction < 1:
             share = perturbed_share(groups, num_samples(batch))
-        return SplitBatch(microbatches, order, share, host_random_state())
+        states = host_random_state(), random_state(inputs.key)
+        return SplitBatch(microbatches, order, share, *states)
 
     def _stream(self, inputs: StepInputs, number: int) -> Any:
         """The index of a group's delta among the deltas of all replicas."""
@@ -189,6 +194,7 @@ class ModelPasses:
         carried: list[Update] = []
         num_passes = sum(m.group.is_perturbed for m in batch.microbatches)
         with restored_random_state(inputs.key), drawing_from(batch.host_state):
+            set_random_state(inputs.key, batch.random_state)
             for microbatch in batch.microbatches:
                 if not microbatch.group.is_perturbed:
                     outputs.append(None)
@@ -199,7 +205,9 @@ class ModelPasses:
                     microbatch: Microbatch = microbatch,
                     carried: list[Update] = carried,
                 ) -> Any:
-                    deltas = self.draw(weights, inputs, microbatch.stream)
+                    deltas = self.draw(
+                        weights, inputs, microbatch.stream, microbatch.gradients
+                    )
                     values = self._perturbed_weights(
                         self.averaging_overwrites(weights, num_passes), deltas
                     )
@@ -212,7 +220,11 @@ class ModelPasses:
 
     @not_in_graphs
     def draw(
-        self, weights: list[Tensor], inputs: StepInputs, stream: Any
+        self,
+        weights: list[Tensor],
+        inputs: StepInputs,
+        stream: Any,
+        gradients: list[Tensor] | None = None,
     ) -> list[Tensor | None]:
         """The delta of a stream: a constant, `None` for variables without one."""
         return perturbations.sample_deltas(
@@ -221,6 +233,7 @@ class ModelPasses:
             [ops.stop_gradient(w) for w in weights],
             inputs.eps,
             RandomStream(inputs.key).fold_in(stream),
+            gradients,
         )
 
     def averaging_overwrites(
@@ -320,15 +333,18 @@ class ModelPasses:
         cleans: dict[int, CleanPass] = {}
         carried: list[Update] = []
         for i in indices:
-            cleans[i], carried = self._clean_pass(
-                weights, inputs, microbatches[i], carried
-            )
+            clean = microbatches[i].clean
+            if clean is None:
+                clean, carried = self._clean_pass(
+                    weights, inputs, microbatches[i], carried
+                )
+            cleans[i] = clean
         is_split = len(microbatches) > 1 or share is not None or inputs.num_replicas > 1
         are_sums: list[bool] = []
         if cleans[0].layer_losses and is_split:
             x, _, _ = keras.utils.unpack_x_y_sample_weight(inputs.batch)
             are_sums = layer_losses_are_sums(self.base_model, x)
-        return joined_passes(
+        joined = joined_passes(
             [cleans[i] for i in range(len(microbatches))],
             perturbed_outputs,
             [microbatch.group for microbatch in microbatches],
@@ -337,6 +353,7 @@ class ModelPasses:
             num_replicas=inputs.num_replicas,
             are_sums=are_sums,
         )
+        return joined._replace(gradients=microbatches[0].gradients)
 
     def _clean_pass(
         self,

@@ -18,7 +18,8 @@ from keras_nrs.step.output_divergences import total_divergence
 
 Tensor = Any
 
-SCHEMES = ("nrs", "rpr", "baseline")
+PAPER_SCHEMES = ("nrs", "rpr", "baseline")
+SCHEMES = (*PAPER_SCHEMES, "sam", "asam")
 
 
 class Terms(NamedTuple):
@@ -56,7 +57,7 @@ def combine(  # noqa: PLR0913
     """
     if scheme == "baseline":
         total = loss
-    elif scheme == "rpr":
+    elif scheme != "nrs":
         total = perturbed_loss + penalty
     else:
         total = loss + alpha * divergence + beta * perturbed_loss

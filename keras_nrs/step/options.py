@@ -17,11 +17,15 @@ from keras_nrs._checks import check_choice
 from keras_nrs._checks import check_fraction
 from keras_nrs._checks import check_int
 from keras_nrs._checks import check_nonnegative
+from keras_nrs.perturbations import AdaptiveAscent
+from keras_nrs.perturbations import Ascent
 from keras_nrs.perturbations import Perturbation
 from keras_nrs.perturbations import get_perturbation
 from keras_nrs.step.objective import SCHEMES
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+# The perturbations of schemes that have their own.
+_ASCENTS: dict[str, type[Ascent]] = {"sam": Ascent, "asam": AdaptiveAscent}
 
 
 class StepArguments(TypedDict, total=False):
@@ -58,10 +62,13 @@ class StepOptions:
     memory_efficient: bool = False
 
     def __post_init__(self) -> None:
+        perturbation: Any = self.perturbation
+        if perturbation == "ball" and self.scheme in _ASCENTS:
+            perturbation = _ASCENTS[self.scheme]()
         checked = {
             "beta": check_nonnegative("beta", self.beta),
             "scheme": check_choice("scheme", self.scheme, SCHEMES),
-            "perturbation": get_perturbation(self.perturbation),
+            "perturbation": get_perturbation(perturbation),
             "interval": check_int("interval", self.interval, minimum=1),
             "normalize": check_bool("normalize", self.normalize),
             "perturbations_per_replica": check_int(
@@ -77,6 +84,18 @@ class StepOptions:
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
+        ascent = _ASCENTS.get(self.scheme)
+        if ascent is not None and type(self.perturbation) is not ascent:
+            raise ValueError(
+                f"`perturbation` must not be given with scheme={self.scheme!r}, whose "
+                f"own is {ascent.__name__}(). Received: perturbation="
+                f"{self.perturbation!r}. Leave it out, or pass scheme='rpr'."
+            )
+
+    @property
+    def has_divergence(self) -> bool:
+        """Whether steps compute the divergence, as a term or for logs."""
+        return self.scheme in ("nrs", "rpr")
 
     @classmethod
     def from_arguments(cls, arguments: Mapping[str, Any]) -> "StepOptions":

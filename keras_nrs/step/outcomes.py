@@ -33,6 +33,7 @@ class StepInputs(NamedTuple):
         replica: Index of the replica.
         num_replicas: Number of replicas that share the batch of the step, if this is
             the batch of one of them.
+        loss_scale: The factor by which the optimizer scales the loss.
     """
 
     state: list[Tensor]
@@ -43,6 +44,7 @@ class StepInputs(NamedTuple):
     key: Tensor
     replica: Any = 0
     num_replicas: int = 1
+    loss_scale: Any = 1.0
 
 
 class Microbatch(NamedTuple):
@@ -56,6 +58,9 @@ class Microbatch(NamedTuple):
         state: The state of the base model, with random seeds of its own.
         offsets: The addition to each seed that makes it the group's own, `None` for
             other variables.
+        gradients: The gradient at theta of the loss of `perturbed_data`, `None` where
+            no delta depends on it.
+        clean: The pass at theta, if it has been run for `gradients`.
     """
 
     group: Group
@@ -64,6 +69,8 @@ class Microbatch(NamedTuple):
     stream: Any
     state: list[Tensor]
     offsets: list[Tensor | None]
+    gradients: list[Tensor] | None = None
+    clean: "CleanPass | None" = None
 
 
 class CleanPass(NamedTuple):
@@ -103,6 +110,7 @@ class Passes(NamedTuple):
             Samples without it have the outputs at theta here.
         perturbed_losses: The losses that layers added in that pass.
         perturbed_share: The share of samples with that pass, `None` for all.
+        gradients: Those on which the first group's delta depends, if any.
     """
 
     clean: CleanPass
@@ -110,6 +118,7 @@ class Passes(NamedTuple):
     perturbed: Any = None
     perturbed_losses: Sequence[Tensor] = ()
     perturbed_share: Any = None
+    gradients: list[Tensor] | None = None
 
     def set_masks(self) -> None:
         """Let all outputs carry the masks of those at theta."""
@@ -257,6 +266,17 @@ def _weighted_sum(tensors: Sequence[Tensor], shares: Sequence[Any]) -> Tensor:
         ops.cast(share, tensor.dtype) * tensor
         for share, tensor in zip(shares, tensors, strict=True)
     )
+
+
+def with_mean_gradients(microbatches: Sequence[Microbatch]) -> list[Microbatch]:
+    """The groups, all with the mean of their gradients over the perturbed samples."""
+    perturbed = [m for m in microbatches if m.gradients is not None]
+    shares = [m.group.perturbed_share for m in perturbed]
+    of_groups = [m.gradients or [] for m in perturbed]
+    mean = [_weighted_sum(of_each, shares) for of_each in zip(*of_groups, strict=True)]
+    return [
+        m if m.gradients is None else m._replace(gradients=mean) for m in microbatches
+    ]
 
 
 def with_masks(outputs: Any, masks: Any) -> Any:

@@ -189,8 +189,17 @@ class BackendTrainer(Trainer):
     ) -> tuple[list[Tensor], Outcome]:
         """The gradients times the optimizer's loss scale, and the outcome."""
         objective, optimizer = self.objective, self.base_model.optimizer
+        optimizer_values = list(zip(optimizer.variables, state.optimizer, strict=True))
+        with keras.StatelessScope(optimizer_values):
+            loss_scale = optimizer.scale_loss(1.0)
         inputs = StepInputs(
-            state.non_trainable, state.metrics, data.batch, data.eps, data.alpha, key
+            state.non_trainable,
+            state.metrics,
+            data.batch,
+            data.eps,
+            data.alpha,
+            key,
+            loss_scale=loss_scale,
         )
         axis, num_replicas, mesh = replicas()
         passes: PassesOnOneDevice | PassesOnReplicas
@@ -199,7 +208,7 @@ class BackendTrainer(Trainer):
         else:
             passes = PassesOnReplicas(objective, inputs, axis, mesh)
         copies = passes.copies(state.trainable)
-        optimizer_values = list(zip(optimizer.variables, state.optimizer, strict=True))
+        passes.find_directions(copies)
 
         def scaled_total(
             weights: list[Tensor], copies: list[Tensor], outputs: Any

@@ -34,6 +34,10 @@ class PassesOnOneDevice:
         """The copies of these weights in which gradients are taken."""
         return weights
 
+    def find_directions(self, copies: list[Tensor]) -> None:
+        """Find the gradients at theta on which the deltas depend, if any."""
+        self._batch = self._objective.with_directions(copies, self._inputs, self._batch)
+
     def perturbed_outputs(
         self, copies: list[Tensor], after: list[Tensor] | None = None
     ) -> Any:
@@ -81,12 +85,30 @@ class PassesOnReplicas:
         self._size = num_samples(inputs.batch)
         self._num_shares = math.gcd(self._size, self._num_replicas)
         self._host_state = host_random_state()
+        # For each group: the gradients, and the pass at theta.
+        self._directions: list[tuple[Any, Any]] = []
 
     def copies(self, weights: list[Tensor]) -> list[Tensor]:
         """The copies of these weights in which gradients are taken."""
         return [
             jax.numpy.broadcast_to(w, (self._num_replicas, *w.shape)) for w in weights
         ]
+
+    def find_directions(self, copies: list[Tensor]) -> None:
+        """Find the gradients at theta on which the deltas depend, if any."""
+        if not self._objective.options.perturbation.needs_gradients:
+            return
+
+        def run(
+            weights: list[Tensor], inputs: StepInputs, batch: SplitBatch, _: Any
+        ) -> Any:
+            batch = self._objective.with_directions(weights, inputs, batch)
+            directions = [(m.gradients, m.clean) for m in batch.microbatches]
+            if self._objective.options.sync_perturbation:
+                directions = [(jax.tree.map(self._mean, g), c) for g, c in directions]
+            return _stacked(directions)
+
+        self._directions = self._on_replicas(run, P(self._axis), copies, [])
 
     def perturbed_outputs(
         self, copies: list[Tensor], after: list[Tensor] | None = None
@@ -126,14 +148,18 @@ class PassesOnReplicas:
                 # As in plain Keras on JAX, no other assignment is kept.
                 updates=[],
             )
-            losses = list(map(self._mean, passes.perturbed_losses))
-            return passes._replace(clean=clean, perturbed_losses=losses)
+            return passes._replace(
+                clean=clean,
+                perturbed_losses=list(map(self._mean, passes.perturbed_losses)),
+                gradients=jax.tree.map(self._mean, passes.gradients),
+            )
 
         everywhere, split = P(), P(self._axis)
         specs = Passes(
             CleanPass(split, split, everywhere, everywhere, everywhere),
             split,
             split,
+            everywhere,
             everywhere,
             everywhere,
         )
@@ -192,6 +218,7 @@ class PassesOnReplicas:
         def of_one_replica(
             copies: list[Tensor], inputs: StepInputs, stacked: Any
         ) -> Any:
+            directions, argument = jax.tree.map(lambda t: t[0], stacked)
             index = jax.lax.axis_index(self._axis) % self._num_shares
             batch = inputs.batch
             if self._num_shares < self._num_replicas:
@@ -200,12 +227,20 @@ class PassesOnReplicas:
                 batch=batch, replica=index, num_replicas=self._num_shares
             )
             weights = [copy[0] for copy in copies]
-            return run(
-                self._objective.averaging_overwrites(weights, self._num_replicas),
-                inputs,
-                self._objective.split(inputs)._replace(host_state=self._host_state),
-                jax.tree.map(lambda t: t[0], stacked),
+            weights = self._objective.averaging_overwrites(weights, self._num_replicas)
+            batch = self._objective.split(inputs)
+            microbatches = batch.microbatches
+            if directions:
+                microbatches = [
+                    microbatch._replace(gradients=gradients, clean=clean)
+                    for microbatch, (gradients, clean) in zip(
+                        microbatches, directions, strict=True
+                    )
+                ]
+            batch = batch._replace(
+                host_state=self._host_state, microbatches=microbatches
             )
+            return run(weights, inputs, batch, argument)
 
         divides = self._num_shares == self._num_replicas
         specs = StepInputs(
@@ -217,6 +252,7 @@ class PassesOnReplicas:
             key=everywhere,
             replica=everywhere,
             num_replicas=everywhere,
+            loss_scale=everywhere,
         )
         return jax.shard_map(
             of_one_replica,
@@ -225,7 +261,7 @@ class PassesOnReplicas:
             in_specs=(split, specs, split),
             out_specs=out_specs,
             check_vma=False,
-        )(copies, self._inputs, stacked)
+        )(copies, self._inputs, (self._directions, stacked))
 
     def _mean(self, tensor: Tensor) -> Tensor:
         """The mean over replicas; of counters and seeds, which are equal, the value."""

@@ -7,6 +7,7 @@ import keras
 import tensorflow as tf
 
 from keras_nrs import keras_internals
+from keras_nrs.step.model_passes import SplitBatch
 from keras_nrs.step.outcomes import Outcome
 from keras_nrs.step.outcomes import StepInputs
 from keras_nrs.trainers.trainer import Trainer
@@ -91,6 +92,7 @@ class BackendTrainer(Trainer):
             alpha,
             key,
             context.replica_id_in_sync_group if _num_replicas() > 1 else 0,
+            loss_scale=base.optimizer.scale_loss(1.0),
         )
         weights = [v.value for v in base.trainable_variables]
         perturbs: Any = True
@@ -141,6 +143,8 @@ class BackendTrainer(Trainer):
         """The gradients on one replica, times the optimizer's loss scale."""
         objective, scale = self.objective, self.base_model.optimizer.scale_loss
         batch = objective.split(inputs, perturbs=perturbs)
+        if perturbs:
+            batch = self._with_directions(weights, inputs, batch)
         if perturbs and self.options.memory_efficient:
             # The values of now: the optimizer may assign before they are read again.
             weights = [tf.convert_to_tensor(weight) for weight in weights]
@@ -180,6 +184,24 @@ class BackendTrainer(Trainer):
             tf.convert_to_tensor(first) + tf.convert_to_tensor(second)
             for first, second in zip(gradients, of_perturbed, strict=True)
         ], outcome
+
+    def _with_directions(
+        self, weights: list[Tensor], inputs: StepInputs, batch: SplitBatch
+    ) -> SplitBatch:
+        """The batch with gradients of one replica, or their mean over all."""
+        batch = self.objective.with_directions(weights, inputs, batch)
+        if not self.options.sync_perturbation or _num_replicas() == 1:
+            return batch
+        context = tf.distribute.get_replica_context()
+        microbatches = [
+            microbatch
+            if microbatch.gradients is None
+            else microbatch._replace(
+                gradients=context.all_reduce("MEAN", microbatch.gradients)
+            )
+            for microbatch in batch.microbatches
+        ]
+        return batch._replace(microbatches=microbatches)
 
     def _gradients_if(
         self, perturbs: Tensor, weights: list[Tensor], inputs: StepInputs

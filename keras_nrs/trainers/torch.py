@@ -58,9 +58,10 @@ class BackendTrainer(Trainer):
             eps,
             alpha,
             key,
+            loss_scale=base.optimizer.scale_loss(1.0),
         )
         weights = [v.value for v in base.trainable_variables]
-        batch = objective.split(inputs)
+        batch = objective.with_directions(weights, inputs, objective.split(inputs))
         outputs = objective.perturbed_outputs(
             weights,
             inputs,

@@ -43,8 +43,8 @@ class Trainer(abc.ABC):
     Args:
         model: The `NRSModel`.
         objective: Equation 3 for its base model.
-        trackers: The epoch's means of divergence and perturbed loss, in this order;
-            empty for the scheme `"baseline"`.
+        trackers: The epoch's means of `model_divergence` and `perturbed_loss`, which
+            are their names, of a scheme that has them.
     """
 
     def __init__(
@@ -148,10 +148,9 @@ class Trainer(abc.ABC):
     ) -> None:
         """Count the divergence and the loss of a batch into the means of the epoch."""
         samples = num_samples(data) * weight
-        for tracker, term in zip(
-            self.trackers, (divergence, perturbed_loss), strict=True
-        ):
-            tracker.update_state(term, sample_weight=samples)
+        terms = {"model_divergence": divergence, "perturbed_loss": perturbed_loss}
+        for tracker in self.trackers:
+            tracker.update_state(terms[tracker.name], sample_weight=samples)
 
     def tracker_logs(self) -> Logs:
         """The means of the epoch so far."""

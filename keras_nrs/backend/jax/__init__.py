@@ -6,9 +6,12 @@ from keras_nrs.backend.jax.devices import values_of_processes as values_of_proce
 from keras_nrs.backend.jax.functions import compile_function as compile_function
 from keras_nrs.backend.jax.functions import eager_scope as eager_scope
 from keras_nrs.backend.jax.functions import gradient as gradient
+from keras_nrs.backend.jax.functions import gradient_with as gradient_with
 from keras_nrs.backend.jax.functions import hessian_at as hessian_at
 from keras_nrs.backend.jax.functions import not_in_graphs as not_in_graphs
 from keras_nrs.backend.jax.functions import sums_of_squares as sums_of_squares
 from keras_nrs.backend.jax.random import RandomStream as RandomStream
+from keras_nrs.backend.jax.random import random_state as random_state
 from keras_nrs.backend.jax.random import restored_random_state as restored_random_state
+from keras_nrs.backend.jax.random import set_random_state as set_random_state
 from keras_nrs.backend.jax.random import unrepeatable_draws as unrepeatable_draws

@@ -33,6 +33,14 @@ def sums_of_squares(tensor: Tensor, axes: Sequence[int]) -> Tensor:
     return jax.numpy.sum(jax.numpy.square(tensor), axis=tuple(axes), keepdims=True)
 
 
+def gradient_with(
+    function: Callable[[list[Tensor]], tuple[Tensor, Any]], tensors: list[Tensor]
+) -> tuple[list[Tensor], Any]:
+    """The gradient of a scalar function of tensors, and its other, constant result."""
+    gradients, other = jax.grad(function, has_aux=True)(tensors)
+    return gradients, other
+
+
 def hessian_at(
     function: Callable[[list[Tensor], Any], Tensor],
 ) -> Callable[[list[Tensor], Any], Product]:

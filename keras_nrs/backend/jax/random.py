@@ -73,6 +73,15 @@ def restored_random_state(like: Tensor) -> AbstractContextManager[None]:
     return nullcontext()
 
 
+def random_state(like: Tensor) -> Any:
+    """`None`: JAX has no global generator."""
+    return None
+
+
+def set_random_state(like: Tensor, state: Any) -> None:
+    """Nothing to do: see `random_state()`."""
+
+
 def unrepeatable_draws(function: Callable[[Any], Any], inputs: Any) -> list[str]:
     """None: functions have no other source of random numbers."""
     return []

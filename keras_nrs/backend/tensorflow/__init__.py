@@ -10,11 +10,14 @@ from keras_nrs.backend.tensorflow.devices import (
 from keras_nrs.backend.tensorflow.functions import compile_function as compile_function
 from keras_nrs.backend.tensorflow.functions import eager_scope as eager_scope
 from keras_nrs.backend.tensorflow.functions import gradient as gradient
+from keras_nrs.backend.tensorflow.functions import gradient_with as gradient_with
 from keras_nrs.backend.tensorflow.functions import hessian_at as hessian_at
 from keras_nrs.backend.tensorflow.functions import not_in_graphs as not_in_graphs
 from keras_nrs.backend.tensorflow.functions import sums_of_squares as sums_of_squares
 from keras_nrs.backend.tensorflow.random import RandomStream as RandomStream
+from keras_nrs.backend.tensorflow.random import random_state as random_state
 from keras_nrs.backend.tensorflow.random import (
     restored_random_state as restored_random_state,
 )
+from keras_nrs.backend.tensorflow.random import set_random_state as set_random_state
 from keras_nrs.backend.tensorflow.random import unrepeatable_draws as unrepeatable_draws

@@ -29,12 +29,20 @@ def gradient(
     function: Callable[[list[Tensor]], Tensor], tensors: list[Tensor]
 ) -> list[Tensor]:
     """The gradient of a scalar function of tensors in each of them."""
+    gradients, _ = gradient_with(lambda tensors: (function(tensors), None), tensors)
+    return gradients
+
+
+def gradient_with(
+    function: Callable[[list[Tensor]], tuple[Tensor, Any]], tensors: list[Tensor]
+) -> tuple[list[Tensor], Any]:
+    """The gradient of a scalar function of tensors, and its other, constant result."""
     with tf.GradientTape() as tape:
         tape.watch(tensors)
-        value = function(tensors)
+        value, other = function(tensors)
     gradients = tape.gradient(value, tensors, unconnected_gradients="zero")
     # Gradients of embeddings are sparse.
-    return list(map(tf.convert_to_tensor, gradients))
+    return list(map(tf.convert_to_tensor, gradients)), other
 
 
 def sums_of_squares(tensor: Tensor, axes: Sequence[int]) -> Tensor:

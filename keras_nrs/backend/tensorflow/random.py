@@ -80,6 +80,15 @@ def restored_random_state(like: Tensor) -> AbstractContextManager[None]:
     return nullcontext()
 
 
+def random_state(like: Tensor) -> Any:
+    """`None`: layers of Keras use no global generator here."""
+    return None
+
+
+def set_random_state(like: Tensor, state: Any) -> None:
+    """Nothing to do: see `random_state()`."""
+
+
 # Operations that draw other numbers at each call, whatever their arguments.
 _DRAWS = (
     *("RandomUniform", "RandomUniformInt", "RandomStandardNormal", "RandomShuffle"),

@@ -49,6 +49,19 @@ def _gradient(
     return list(gradients)
 
 
+def gradient_with(
+    function: Callable[[list[Tensor]], tuple[Tensor, Any]], tensors: list[Tensor]
+) -> tuple[list[Tensor], Any]:
+    """The gradient of a scalar function of tensors, and its other, constant result."""
+    tensors = [t.detach().requires_grad_() for t in tensors]
+    with torch.enable_grad():
+        value, other = function(tensors)
+    gradients = torch.autograd.grad(
+        value, tensors, allow_unused=True, materialize_grads=True
+    )
+    return list(gradients), other
+
+
 def sums_of_squares(tensor: Tensor, axes: Sequence[int]) -> Tensor:
     """The sums over some axes, which keep the length 1."""
     is_large = tensor.device.type == "cpu" and tensor.numel() > _BLOCK

@@ -106,6 +106,22 @@ def restored_random_state(like: Tensor) -> AbstractContextManager[None]:
     return scope
 
 
+def random_state(like: Tensor) -> Any:
+    """The states of the global random generators that layers draw from."""
+    on_device = None
+    if like.device.type == "cuda":
+        on_device = torch.cuda.get_rng_state(like.device)
+    return torch.get_rng_state(), on_device
+
+
+def set_random_state(like: Tensor, state: Any) -> None:
+    """Give the global random generators a state again."""
+    on_cpu, on_device = state
+    torch.set_rng_state(on_cpu)
+    if on_device is not None:
+        torch.cuda.set_rng_state(on_device, like.device)
+
+
 def unrepeatable_draws(function: Callable[[Any], Any], inputs: Any) -> list[str]:
     """None: a restored state repeats all draws."""
     return []

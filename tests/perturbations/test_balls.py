@@ -114,7 +114,7 @@ def test_each_unit_moves_by_a_share_of_its_norm(noise: str) -> None:
     weights = weights_like(shapes)
     deltas = FilterwiseBall(noise=noise).sample(weights, 0.2, 0, units=axes)
     for w, d, a in zip(to_numpy(weights), to_numpy(deltas), axes, strict=True):
-        assert d.shape == w.shape and np.all(np.isfinite(d)) and np.all(d != 0)
+        assert d.shape == w.shape
         np.testing.assert_allclose(
             unit_norms(d, a), 0.2 * unit_norms(w, a), rtol=2 * NORM_RTOL
         )

@@ -5,11 +5,13 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import keras
+import numpy as np
 import pytest
 
 from tests.support.conformance import OPTIONS
 from tests.support.conformance import SHARES
 from tests.support.conformance import Network
+from tests.support.conformance import Outcome
 from tests.support.conformance import Setting
 from tests.support.conformance import assert_equal_but_rounded
 from tests.support.conformance import assert_no_divergence
@@ -32,17 +34,20 @@ def conforms(network: Network, option: str) -> None:
     assert_no_divergence(found)
 
 
-def differs(network: Network, option: str, *, passes_are_equal: bool = True) -> None:
-    """As the named reason says."""
-    setting = Setting.of(network, option)
-    found = outcome(network, setting, OPTIONS[option])
-    assert_only_counters_are_equal(found, in_keras(network, setting))
-    if passes_are_equal:
-        assert_no_divergence(found)
+def differs(network: Network, option: str) -> None:
+    """As the named reason says; but both passes are equal."""
+    assert_no_divergence(differing(network, option))
 
 
 def passes_differ(network: Network, option: str) -> None:
-    differs(network, option, passes_are_equal=False)
+    assert np.min(differing(network, option)["model_divergence"]) > 1e-4
+
+
+def differing(network: Network, option: str) -> Outcome:
+    setting = Setting.of(network, option)
+    found = outcome(network, setting, OPTIONS[option])
+    assert_only_counters_are_equal(found, in_keras(network, setting))
+    return found
 
 
 def fails(match: str, network: Network, option: str) -> None:
@@ -83,6 +88,40 @@ DRAWING = {name for name, network in NETWORKS.items() if network.draws}
 ALL = frozenset(OPTIONS)
 # The first that holds counts.
 REASONS = [
+    Reason(
+        "temporary: raw draws of TensorFlow differ between the passes",
+        {"RawNoise", "variational autoencoder of raw draws"},
+        ALL,
+        passes_differ,
+        ("tensorflow",),
+    ),
+    Reason(
+        "temporary: all groups have the same draws of the global generator",
+        {"UnseededNoise"},
+        frozenset({"groups"}),
+        differs,
+        ("tensorflow", "torch"),
+    ),
+    Reason(
+        "temporary: means over shares, see colleague",
+        {"tagger"},
+        frozenset({"groups"}),
+        differs,
+    ),
+    Reason(
+        "plain Keras gives a stateful layer the batch of one replica",
+        {"stateful LSTM"},
+        frozenset({"devices"}),
+        functools.partial(fails_in_keras, ValueError, "If an RNN is stateful"),
+        ("tensorflow",),
+    ),
+    Reason(
+        "plain Keras makes its global generator on one replica",
+        {"UnseededNoise"},
+        frozenset({"devices"}),
+        functools.partial(fails_in_keras, ValueError, "only supports singleton"),
+        ("tensorflow",),
+    ),
     Reason(
         "a stateful layer holds a whole batch",
         {"stateful LSTM"},
@@ -127,7 +166,7 @@ def reason_for(name: str, option: str) -> Reason | None:
 # What the gate tests where steps are compiled.
 GATE = {
     "plain": {"BatchNormalization", "LSTM", "RunningMean", "variational autoencoder"},
-    "memory_efficient": {"Dropout"},
+    "memory_efficient": {"Dropout", "probabilities"},
     "interval": {"two outputs"},
     "groups": {"Counting", "MultiHeadAttention"},
     "fraction": {"sample weights"},

@@ -143,6 +143,13 @@ REASONS = [
         ("jax",),
     ),
     Reason(
+        "plain Keras looks up with TensorFlow, which a compiled program cannot",
+        {"IntegerLookup"},
+        ALL,
+        functools.partial(fails_in_keras, RuntimeError, "Unable to automatically"),
+        ("jax",),
+    ),
+    Reason(
         "shares have draws of their own",
         # Draws of PyTorch's own generator are the same, however a batch is split.
         DRAWING - ({"unseeded Dropout"} if BACKEND == "torch" else set()),
@@ -192,8 +199,7 @@ PAIRS = [
 ]
 
 
-# As Keras does on JAX with integers, and on PyTorch with scalars.
-@pytest.mark.filterwarnings("ignore:Explicitly requested dtype int64")
+# As Keras does on PyTorch.
 @pytest.mark.filterwarnings("ignore:.*Tensor.T is deprecated on 0-D tensors")
 @pytest.mark.parametrize(("name", "option"), PAIRS)
 def test_as_in_plain_keras(name: str, option: str) -> None:

@@ -192,6 +192,15 @@ def reduces_logs_of_tensorflow_workers(strategy: Any) -> bool:
     return bool(trainer._collective_all_reduce_multi_worker(strategy))
 
 
+def tensorflow_logits(output: Tensor) -> Tensor | None:
+    """The logits that losses take for an output, `None` if they take the output."""
+    logits = getattr(output, "_keras_logits", None)
+    operation: Any = getattr(output, "op", None)
+    if logits is None and getattr(operation, "type", None) in ("Sigmoid", "Softmax"):
+        logits = operation.inputs[0]
+    return logits
+
+
 def update_jax_metrics(
     model: Any,
     metrics: list[Tensor],

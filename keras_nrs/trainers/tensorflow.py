@@ -25,6 +25,13 @@ def _unscaled(loss: Tensor) -> Tensor:
     return loss * float(_num_replicas())
 
 
+def _differentiated(outputs: Any) -> list[Tensor]:
+    """The outputs of passes, and the logits that losses take for some of them."""
+    tensors = [t for t in tf.nest.flatten(outputs) if t is not None]
+    logits = map(keras_internals.tensorflow_logits, tensors)
+    return tensors + [t for t in logits if t is not None]
+
+
 class BackendTrainer(Trainer):
     """The steps of an `NRSModel`, as `keras.Model` calls them on TensorFlow."""
 
@@ -161,7 +168,7 @@ class BackendTrainer(Trainer):
         # First the outputs of the perturbed pass alone, then all of the clean pass,
         # then the perturbed pass once more: activations of one pass at a time.
         outputs = objective.perturbed_outputs(weights, inputs, batch)
-        tensors = [t for t in tf.nest.flatten(outputs) if t is not None]
+        tensors = _differentiated(outputs)
         with tf.GradientTape() as tape:
             tape.watch([weights, tensors])
             passes = objective.passes(weights, inputs, batch, outputs)
@@ -176,7 +183,7 @@ class BackendTrainer(Trainer):
         with tf.GradientTape() as tape:
             tape.watch(weights)
             outputs = objective.perturbed_outputs(weights, inputs, batch)
-            tensors = [t for t in tf.nest.flatten(outputs) if t is not None]
+            tensors = _differentiated(outputs)
         of_perturbed = tape.gradient(
             tensors, weights, cotangents, unconnected_gradients=zero
         )

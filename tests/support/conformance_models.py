@@ -15,6 +15,7 @@ from tests.support.conformance import integers
 from tests.support.conformance import normal
 from tests.support.conformance_layers import DropPath
 
+BACKEND = keras.config.backend()
 WORDS = 9
 
 
@@ -239,6 +240,18 @@ class Subclassed(keras.Model):
         return self.head(ops.mean(x, axis=1))
 
 
+def probabilities() -> keras.Model:
+    """Two outputs whose losses Keras may compute from the logits behind them."""
+    inputs = keras.Input((4,))
+    softmax = layers.Dense(CLASSES, activation="softmax", name="softmax")
+    sigmoid = layers.Dense(2, activation="sigmoid", name="sigmoid")
+    return compiled(
+        keras.Model(inputs, [softmax(inputs), sigmoid(inputs)]),
+        loss=["sparse_categorical_crossentropy", "binary_crossentropy"],
+        metrics=[["accuracy"], ["accuracy"]],
+    )
+
+
 def weighted() -> keras.Model:
     stack = [layers.Dense(4, activation="relu"), layers.Dense(CLASSES)]
     return compiled(
@@ -291,6 +304,9 @@ MODELS: dict[str, Network] = {
     "subclassed": Network(
         lambda: compiled(Subclassed()), (normal(5, 4), classes()), mixes=True
     ),
+    "probabilities": Network(
+        probabilities, (normal(4), (classes(), integers(2, high=2)))
+    ),
     "sample weights": Network(weighted, (normal(4), classes(), abs(normal()) + 0.1)),
     "mixed_bfloat16": Network(
         lambda: of_policy("mixed_bfloat16"),
@@ -305,3 +321,7 @@ MODELS: dict[str, Network] = {
         atol=12 * RATE * 2.0**-11,
     ),
 }
+if BACKEND == "tensorflow":
+    MODELS["variational autoencoder of raw draws"] = Network(
+        lambda: variational(RawSampling), (normal(6), normal(6)), draws=True
+    )

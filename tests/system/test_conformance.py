@@ -5,13 +5,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import keras
-import numpy as np
 import pytest
 
 from tests.support.conformance import OPTIONS
 from tests.support.conformance import SHARES
 from tests.support.conformance import Network
-from tests.support.conformance import Outcome
 from tests.support.conformance import Setting
 from tests.support.conformance import assert_equal_but_rounded
 from tests.support.conformance import assert_no_divergence

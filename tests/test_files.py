@@ -54,7 +54,7 @@ def test_what_the_dead_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
         left_by("9" * 30, path),
     ]
     folder = path.with_name(f".unfinished-{_files._machine_id()}-{dead}9-{path.name}")
-    if not _files._is_running(int(f"{dead}9")):
+    if not _files.is_running(int(f"{dead}9")):
         folder.mkdir()
     write_text(path, "new")
     assert not left.exists()

@@ -19,7 +19,10 @@ from rich.table import Table
 from keras_nrs._checks import check_choice
 from keras_nrs._checks import check_int
 from keras_nrs._checks import check_seed
+from keras_nrs._files import expect_object
+from keras_nrs._files import read_json
 from keras_nrs._files import write_text
+from keras_nrs._locks import locked
 from keras_nrs.experiments.recipes import VALUES_OF_OLD_FILES
 from keras_nrs.experiments.recipes import Recipe
 from keras_nrs.experiments.recipes import recipes
@@ -137,7 +140,10 @@ class Sweep:
     def is_finished(self) -> bool:
         """Whether the best of this number of trials is written."""
         path = self.folder / "best.json"
-        return path.exists() and json.loads(path.read_text())["trials"] == self.trials
+        if not path.exists():
+            return False
+        best = read_json(path, _check_best, remedy="Delete it, and run the sweep again.")
+        return bool(best["trials"] == self.trials)
 
     @property
     def train_command(self) -> str:
@@ -160,7 +166,17 @@ class Sweep:
 
         Raises:
             RecipeError: if the network cannot have the data's images.
+            InUseError: if another process runs the sweep. Workers may be several.
         """
+        if self._role == "worker":
+            self._run(report)
+            return
+        with locked(self.folder):
+            self._check_folder()
+            self._run(report)
+            self._write()
+
+    def _run(self, report: Callable[[str], None]) -> None:
         report(
             f"{self.recipe_name}: trials are compared on "
             f"{self.recipe.validation_percent} % of the training images, which are "
@@ -178,8 +194,6 @@ class Sweep:
             seed=self.seed + 1,
             **{name: limit},
         ).search()
-        if self._role != "worker":
-            self._write()
 
     def _train(self, trial: Trial, report: Callable[[str], None]) -> dict[str, float]:
         result = self._result(trial)
@@ -252,6 +266,10 @@ class Sweep:
             "trials": self.trials,
         }
         write_text(self.folder / "best.json", json.dumps(content, indent=1) + "\n")
+
+
+def _check_best(content: Any) -> None:
+    expect_object(content, trials=(int, type(None)), values=dict)
 
 
 def check_search(search: str, trials: int | None, seed: int) -> int | None:

@@ -142,7 +142,8 @@ class Sweep:
         path = self.folder / "best.json"
         if not path.exists():
             return False
-        best = read_json(path, _check_best, remedy="Delete it, and run the sweep again.")
+        remedy = "Delete it, and run the sweep again."
+        best = read_json(path, _check_best, remedy=remedy)
         return bool(best["trials"] == self.trials)
 
     @property

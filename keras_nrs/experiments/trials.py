@@ -14,9 +14,8 @@ from rich.table import Table
 from keras_nrs._files import write_text
 from keras_nrs.experiments.space import Values
 
-
-# In bytes; Linux has 255.
-_LONGEST_NAME = 200
+# In bytes.
+_LONGEST_NAME = 255
 
 
 @dataclass(frozen=True)

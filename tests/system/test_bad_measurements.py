@@ -163,7 +163,7 @@ FLATNESS = [
         r"shape \(8,\).*shape \(3,\)",
         lambda: flatness.hessian_operator(linear(), X, Y).split(np.ones(3)),
     ),
-    row("damaged", ValueError, "or damaged", measure_from_truncated_checkpoint),
+    row("damaged", ValueError, "is damaged", measure_from_truncated_checkpoint),
     row(
         "landscapes",
         TypeError,

@@ -6,7 +6,9 @@ import hashlib
 import json
 import os
 import platform
+import warnings
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextlib import suppress
@@ -30,9 +32,14 @@ class DamagedFileError(ValueError):
             problem = f"it lacks {problem}"
         text = " ".join((str(problem) or type(problem).__name__).split())
         end = "" if text.endswith(".") else "."
-        super().__init__(
-            f"The file {os.fspath(path)!r} is damaged: {text[:400]}{end} {remedy}"
-        )
+        self.finding = f"The file {os.fspath(path)!r} is damaged: {text[:400]}{end}"
+        super().__init__(f"{self.finding} {remedy}")
+
+
+def warn_of_damage(errors: Iterable[DamagedFileError], used: Path) -> None:
+    """Warn of damaged files, in whose place an older one is used."""
+    for error in errors:
+        warnings.warn(f"{error.finding} Going on from {used.name}.", stacklevel=3)
 
 
 def read_json(path: Path, check: Callable[[Any], object], *, remedy: str) -> Any:

@@ -174,7 +174,8 @@ def locked(folder: str | os.PathLike[str], name: str = ".lock") -> Iterator[Lock
     """
     path = Path(folder) / name
     is_new = not path.parent.exists()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    # A link may point to a folder that is gone.
+    Path(os.path.realpath(folder)).mkdir(parents=True, exist_ok=True)
     lock = Lock(path)
     try:
         yield lock

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 
 from keras_nrs import perturbations
+from keras_nrs._checks import check_nonnegative
 from keras_nrs.backend import values_of_processes
 from keras_nrs.keras_internals import initial_epoch
 
@@ -66,8 +67,9 @@ class EpsWarnings(keras.callbacks.Callback):  # type: ignore[misc]
     began. When training begins it warns of a relative eps above 1, with which delta may
     be longer than the weights.
 
-    After each epoch it warns once of terms in the logs that are not finite. The logs
-    are at hand without waiting for a step.
+    Before each epoch it raises an error if eps or alpha has a value that `wrap()` would
+    refuse. After each epoch it warns once of terms in the logs that are not finite. The
+    logs are at hand without waiting for a step.
     """
 
     def __init__(self) -> None:
@@ -77,6 +79,10 @@ class EpsWarnings(keras.callbacks.Callback):  # type: ignore[misc]
         self._divergence = 0.0
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        # `model.eps.assign()` of Keras's variable checks nothing.
+        eps, alpha = eps_and_alpha(self.model)
+        check_nonnegative("eps", eps)
+        check_nonnegative("alpha", alpha)
         self._is_in_epoch = True
         self._divergence = 0.0
 

@@ -22,6 +22,7 @@ FLOORS = [
     "perturbations",
     "divergences batches backend models data",
     "labels stateless noise preprocessing saving backups unit_axes",
+    "_locks",
     "_checks _digits _files keras_internals",
 ]
 FLOOR_OF = {name: i for i, names in enumerate(FLOORS) for name in names.split()}

@@ -3,7 +3,6 @@
 import io
 import json
 import re
-import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ import pandas as pd
 from keras_nrs._files import DamagedFileError
 from keras_nrs._files import atomic_write
 from keras_nrs._files import expect_object
+from keras_nrs._files import warn_of_damage
 from keras_nrs._files import write_text
 
 Row = dict[str, Any]
@@ -78,8 +78,7 @@ class Checkpoints:
             except DamagedFileError as error:
                 errors.append(error)
                 continue
-            for damage in errors:
-                warnings.warn(f"{damage} Going on after epoch {epoch}.", stacklevel=2)
+            warn_of_damage(errors, paths[epoch])
             if history is None:
                 return paths[epoch], self.read_history(epoch)
             self._check_history(history)

@@ -170,7 +170,7 @@ def test_a_stopped_landscape_goes_on(
     with pytest.raises(ValueError, match="`checkpoint` must be of the same model"):
         loss_landscape(model, x, y, checkpoint=path, num_points=5)
     path.write_text("no archive")
-    with pytest.raises(ValueError, match="not as Landscape.save"):
+    with pytest.raises(ValueError, match=r"not as Landscape\.save"):
         loss_landscape(model, x, y, checkpoint=path, **options)
 
 

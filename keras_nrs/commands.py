@@ -265,10 +265,18 @@ def report(
     from keras_nrs.experiments import report
     from keras_nrs.experiments import results
 
-    with _bad_parameters(OSError, ValueError):
-        found = results.read_runs(runs)
-    for table in report.write_report(found, output):
+    left_out: list[str] = []
+    with _bad_parameters(FileNotFoundError, ValueError):
+        found = results.read_runs(runs, left_out)
+    if str(output / "runs.csv") in set(found["folder"]):
+        raise typer.BadParameter(
+            f"The report would replace {output / 'runs.csv'}, which it reads. Choose "
+            "another --output."
+        )
+    for table in report.write_report(found, output, left_out):
         typer.echo(report.to_markdown(table))
+    if left_out:
+        typer.echo("\n  ".join(["Left out, and why:", *left_out]) + "\n")
     typer.echo(f"Written: {output / 'report.md'} and {output / 'report.html'}")
 
 

@@ -107,8 +107,9 @@ class Checkpoints:
         Raises:
             DamagedFileError: if any of its bytes is not as it was written.
         """
+        data = path.open("rb")
         try:
-            with zipfile.ZipFile(path) as file:
+            with data, zipfile.ZipFile(data) as file:
                 damaged = file.testzip()
                 if damaged is not None:
                     raise ValueError(f"{damaged!r} in it has another checksum")
@@ -121,8 +122,6 @@ class Checkpoints:
             history: list[Row] = member["history"]
             if [row["epoch"] for row in history] != list(range(epoch)):
                 raise ValueError(f"it is of epoch {len(history)}")
-        except OSError:
-            raise
         except Exception as error:
             remedy = "Delete it: the training goes on from an older one, or begins."
             raise DamagedFileError(path, error, remedy) from error

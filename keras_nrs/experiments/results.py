@@ -118,8 +118,11 @@ def _is_report(folder: Path) -> bool:
 
 
 def _header(path: Path) -> list[str]:
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        return next(csv.reader(file), [])
+    try:
+        with path.open(newline="", encoding="utf-8", errors="replace") as file:
+            return next(csv.reader(file), [])
+    except (OSError, csv.Error):
+        return []
 
 
 def _run_of_folder(folder: Path) -> list[Row]:

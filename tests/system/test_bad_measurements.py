@@ -105,6 +105,18 @@ CALLBACKS = [
         for name in ("divergence_options", "eigenvalue_options")
         for given in (3, {"foo": 1}, {"k": 2})
     ),
+    *(
+        row(
+            "monitor with a checkpoint",
+            ValueError,
+            f"`{name}` must be a dict with keys among",
+            FlatnessMonitor,
+            X,
+            Y,
+            **{name: {"checkpoint": "products"}},
+        )
+        for name in ("divergence_options", "eigenvalue_options")
+    ),
     row(
         "monitor of many eigenvalues",
         ValueError,

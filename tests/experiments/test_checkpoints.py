@@ -1,8 +1,10 @@
 """A training goes on from facts: what it does with damaged and strange files."""
 
 import csv
+import itertools
 import json
 import shutil
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -265,6 +267,17 @@ def test_a_summary_without_its_recipe(whole: Path, data_dir: str) -> None:
     (whole / "recipe.json").unlink()
     with pytest.raises(DamagedFileError, match=r"recipe.json'.*missing"):
         run(whole, data_dir)
+
+
+def test_clocks_that_jump(
+    stopped: Path, whole: Path, data_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Back by years and forth, as those of machines that wake up."""
+    jumps = itertools.cycle([0.0, -1e9, 1e9, 3.0])
+    monkeypatch.setattr(time, "time", lambda: 1.7e9 + next(jumps))
+    summary = run(stopped, data_dir)
+    check_same(stopped, whole)
+    assert 0 < summary["training_seconds"] < 1e4
 
 
 def test_a_training_has_one_writer(stopped: Path, data_dir: str) -> None:

@@ -77,7 +77,8 @@ class Lock:
         self._ended.set()
         self._thread.join()
         _held.discard(self)
-        if not self._is_lost:
+        # The folder may have been deleted, and made again by the next holder.
+        if not self._is_lost and self._is_at_path(self._file):
             with suppress(OSError):
                 self.path.unlink()
         os.close(self._file)
@@ -109,7 +110,7 @@ class Lock:
     def _is_at_path(self, file: int) -> bool:
         try:
             return os.path.samestat(os.fstat(file), os.stat(self.path))
-        except FileNotFoundError:
+        except OSError:
             return False
 
     def _is_free(self, file: int) -> bool:

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -65,6 +66,18 @@ def test_the_holder_is_named_and_the_lock_freed(tmp_path: Path) -> None:
         assert [path.name for path in folder.iterdir()] == [".lock"]
     assert not folder.exists()
     assert folder.parent.exists()
+
+
+def test_the_lock_of_the_next_holder_stays(tmp_path: Path) -> None:
+    """In a folder that the last one deleted, as the end of a backup does."""
+    folder = tmp_path / "backup"
+    with locked(folder):
+        shutil.rmtree(folder)
+        process, let_end = holder(folder)
+    with pytest.raises(InUseError, match=str(process.pid)), locked(folder):
+        pass
+    let_end()
+    process.join()
 
 
 @pytest.mark.usefixtures("soon")

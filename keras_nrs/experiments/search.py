@@ -28,7 +28,7 @@ from keras_nrs._files import read_json
 from keras_nrs._files import write_text
 
 OBJECTIVE = "validation_accuracy"
-_REMEDY = "Restore it, or choose another output folder."
+REMEDY = "Restore it, or choose another output folder."
 _POLLING_SECONDS = 0.2
 
 State = dict[str, Any]
@@ -90,7 +90,7 @@ class _AtomicOracle(keras_tuner.Oracle):  # type: ignore[misc]
         try:
             self.set_state(state)
         except Exception as error:
-            raise DamagedFileError(self.path, error, _REMEDY) from error
+            raise DamagedFileError(self.path, error, REMEDY) from error
 
     def save(self) -> None:
         """Does nothing: KerasTuner calls it in the middle of a change."""
@@ -154,7 +154,7 @@ def read_state(path: Path) -> State:
     """
     if not path.exists():
         return {"request": {}, "oracle": {"trials": []}}
-    return read_json(path, _check_state, remedy=_REMEDY)
+    return read_json(path, _check_state, remedy=REMEDY)
 
 
 def _check_state(content: Any) -> None:

@@ -19,6 +19,7 @@ from rich.table import Table
 from keras_nrs._checks import check_choice
 from keras_nrs._checks import check_int
 from keras_nrs._checks import check_seed
+from keras_nrs._files import DamagedFileError
 from keras_nrs._files import expect_object
 from keras_nrs._files import read_json
 from keras_nrs._files import write_text
@@ -28,6 +29,7 @@ from keras_nrs.experiments.recipes import Recipe
 from keras_nrs.experiments.recipes import recipes
 from keras_nrs.experiments.recipes import with_values
 from keras_nrs.experiments.search import OBJECTIVE
+from keras_nrs.experiments.search import REMEDY
 from keras_nrs.experiments.search import SEARCHES
 from keras_nrs.experiments.search import Tuner
 from keras_nrs.experiments.search import read_state
@@ -119,7 +121,10 @@ class Sweep:
         """The results of the finished trials: best first, diverged trials last."""
         states = read_state(self._path)["oracle"]["trials"]
         ended = [Trial.from_state(s) for s in states if s["status"] != "RUNNING"]
-        return best_first(self._result(trial) for trial in ended)
+        try:
+            return best_first(map(self._result, ended))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise DamagedFileError(self._path, error, REMEDY) from error
 
     @property
     def best(self) -> Result:

@@ -193,6 +193,20 @@ def test_a_damaged_state_names_itself(
     assert trained == []
 
 
+def test_trials_without_their_results_name_the_file(
+    tmp_path: Path, trained: list[Any]
+) -> None:
+    make("grid", tmp_path).run(lambda line: None)
+    path = tmp_path / "search.json"
+    whole = json.loads(path.read_text())
+    for key, value in (("metrics", {"metrics": {}}), ("hyperparameters", {})):
+        state = json.loads(json.dumps(whole))
+        state["oracle"]["trials"][0][key] = value
+        path.write_text(json.dumps(state))
+        with pytest.raises(DamagedFileError, match=r"search\.json' is damaged"):
+            _ = make("grid", tmp_path).results
+
+
 def test_a_cut_state_names_itself(tmp_path: Path, trained: list[Any]) -> None:
     make("grid", tmp_path).run(lambda line: None)
     path = tmp_path / "search.json"

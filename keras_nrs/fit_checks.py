@@ -23,6 +23,8 @@ _RELATIVE = (perturbations.RelativeBall, perturbations.LayerwiseBall)
 _ENOUGH_EPS = 0.1
 # Growth of the divergence from epoch to epoch that is not by chance.
 _GROWTH = 1.1
+# Processes exchange integers of 32 bits.
+_LARGEST_SIZE = 2**31 - 1
 # The terms of the objective that are in the logs.
 _TERMS = ("loss", "perturbed_loss", "model_divergence")
 # The length of delta is random. One step alone may have drawn a short one.
@@ -226,10 +228,18 @@ class ProcessesAgree(keras.callbacks.Callback):  # type: ignore[misc]
 
     Every step needs all processes, so they must have the same number of batches and
     start at the same epoch.
+
+    Args:
+        data: What `fit()` got as `x`. Keras does not know how many batches it has once
+            it has divided a data set among processes.
     """
 
+    def __init__(self, data: Any = None) -> None:
+        super().__init__()
+        self._size = _size(data)
+
     def on_train_begin(self, logs: Any = None) -> None:
-        steps = (self.params or {}).get("steps") or 0
+        steps = (self.params or {}).get("steps") or self._size
         processes = values_of_processes([steps, initial_epoch(self.model)])
         if all(values == processes[0] for values in processes):
             return
@@ -240,6 +250,15 @@ class ProcessesAgree(keras.callbacks.Callback):  # type: ignore[misc]
             "dataset.batch(batch_size, drop_remainder=True), and keep the checkpoints "
             "of keras.callbacks.BackupAndRestore where all processes can read them."
         )
+
+
+def _size(data: Any) -> int:
+    """The number of batches, or of samples, of data that know it; 0 of others."""
+    try:
+        size = int(data.cardinality()) if hasattr(data, "cardinality") else len(data)
+    except (TypeError, ValueError, NotImplementedError):
+        return 0
+    return min(max(size, 0), _LARGEST_SIZE)
 
 
 def eps_and_alpha(model: Any) -> tuple[float, float]:

@@ -487,7 +487,7 @@ class NRSModel(keras.Model):  # type: ignore[misc]
         del arguments["self"]
         check_not_empty(arguments.get("x"))
         callbacks = arguments.get("callbacks")
-        own: list[Any] = [ProcessesAgree(), self._eps_warnings]
+        own: list[Any] = [ProcessesAgree(arguments.get("x")), self._eps_warnings]
         is_first = process_index(self) == 0
         in_list = getattr(callbacks, "callbacks", None)  # Of Keras's CallbackList.
         given = keras.tree.flatten(callbacks or []) if in_list is None else in_list

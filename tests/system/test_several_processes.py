@@ -237,12 +237,18 @@ def test_processes_with_other_numbers_of_batches_do_not_wait(tmp_path: Path) -> 
         start(JAX, 2, output, index=index, samples=64 - 16 * index, **common)
         for index, output in enumerate(outputs)
     ]
-    codes = [process.wait(timeout=120) for process in processes]
+    try:
+        codes = [process.wait(timeout=240) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
     assert 0 not in codes
     for output in outputs:
         text = output.read_text()
         assert "must have the same number of batches" in text, text[-2000:]
         assert "[(4.0, 0.0), (3.0, 0.0)]" in text or "[(4, 0), (3, 0)]" in text
+        assert "epoch 0" not in text
     assert not Path(file).exists()
 
 

@@ -42,6 +42,27 @@ def check_nonnegative(name: str, value: Any) -> float:
     return number
 
 
+def check_number(name: str, value: Any) -> float:
+    """`value` as a float, which may be NaN or infinite, or an error naming it."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(
+            f"`{name}` must be a number. Received: {name}={value!r} of type "
+            f"{type(value).__name__}."
+        )
+    return float(value)
+
+
+def check_share(name: str, value: Any) -> float:
+    """`value` as a float in [0, 1], or an error that names the argument."""
+    number = check_number(name, value)
+    if not 0 <= number <= 1:
+        raise ValueError(
+            f"`{name}` must be a share from 0 to 1, not a percentage. Received: "
+            f"{name}={value!r}."
+        )
+    return number
+
+
 def check_scalar(name: str, value: Any) -> Any:
     """A number >= 0 as a float, or a scalar tensor, which may have no value yet."""
     is_scalar = tuple(getattr(value, "shape", ("no tensor",))) == ()

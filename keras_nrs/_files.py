@@ -1,14 +1,76 @@
-"""Files that are never half-written."""
+"""Files that are never half-written, and errors that name those that are damaged."""
 
 import functools
 import glob
 import hashlib
+import json
 import os
 import platform
+import warnings
+from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
+
+
+class DamagedFileError(ValueError):
+    """The content of a file cannot be right.
+
+    Args:
+        path: Path of the file.
+        problem: What is wrong, or the error that reading it raised.
+        remedy: What to do.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], problem: str | Exception, remedy: str
+    ) -> None:
+        if isinstance(problem, KeyError):
+            problem = f"it lacks {problem}"
+        text = " ".join((str(problem) or type(problem).__name__).split())
+        end = "" if text.endswith(".") else "."
+        self.finding = f"The file {os.fspath(path)!r} is damaged: {text[:400]}{end}"
+        super().__init__(f"{self.finding} {remedy}")
+
+
+def warn_of_damage(errors: Iterable[DamagedFileError], used: Path) -> None:
+    """Warn of damaged files, in whose place an older one is used."""
+    for error in errors:
+        warnings.warn(f"{error.finding} Going on from {used.name}.", stacklevel=3)
+
+
+def read_json(path: Path, check: Callable[[Any], object], *, remedy: str) -> Any:
+    """The content of a JSON file.
+
+    Args:
+        path: Path of the file.
+        check: Takes the content, and raises an error that says what is wrong with it.
+        remedy: What to do about a damaged file.
+
+    Raises:
+        DamagedFileError: if it is no JSON, or `check` raises an error.
+    """
+    data = path.read_bytes()
+    try:
+        content = json.loads(data)
+        check(content)
+    except Exception as error:
+        raise DamagedFileError(path, error, remedy) from error
+    return content
+
+
+def expect_object(content: Any, **kinds: type | tuple[type, ...]) -> None:
+    """Raise an error unless the content is a dict that has values of these types."""
+    if not isinstance(content, dict):
+        raise ValueError(f"it holds a {type(content).__name__}, not an object")
+    for name, kind in kinds.items():
+        value = content[name]
+        is_other_bool = isinstance(value, bool) and kind is not bool
+        if is_other_bool or not isinstance(value, kind):
+            raise ValueError(f"its {name!r} is {value!r:.100}")
 
 
 @contextmanager
@@ -28,7 +90,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         unfinished.unlink(missing_ok=True)
     for leftover in path.parent.glob(f"{prefix}*-{glob.escape(path.name)}"):
         process, _, name = leftover.name.removeprefix(prefix).partition("-")
-        if name == path.name and process.isdecimal() and not _is_running(int(process)):
+        if name == path.name and process.isdecimal() and not is_running(int(process)):
             with suppress(OSError):  # The file may be another user's.
                 leftover.unlink()
 
@@ -49,7 +111,8 @@ def _machine_id() -> str:
     return hashlib.sha256(f"{platform.node()} {namespace}".encode()).hexdigest()[:8]
 
 
-def _is_running(process: int) -> bool:
+def is_running(process: int) -> bool:
+    """Whether there is a process with this number on this machine, or may be."""
     if os.name != "posix":  # os.kill(process, 0) would interrupt the process there.
         return True
     try:

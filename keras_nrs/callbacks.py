@@ -126,7 +126,8 @@ class FlatnessMonitor(keras.callbacks.Callback):  # type: ignore[misc]
         divergence_options: More arguments of `keras_nrs.flatness.model_divergence`:
             `perturbation`, `num_samples`, `seed` and others.
         eigenvalue_options: More arguments of `keras_nrs.flatness.hessian_eigenvalues`:
-            `variables` (defaults to `"last_layer"`), `tol`, `batch_size` and others.
+            `variables` (defaults to `"last_layer"`), `tol`, `batch_size` and others,
+            but no `checkpoint`: the weights change between measurements.
 
     Raises:
         TypeError, ValueError: if an argument is not as described.
@@ -227,7 +228,9 @@ class FlatnessMonitor(keras.callbacks.Callback):  # type: ignore[misc]
 
 def _check_options(name: str, value: Any, arguments: Iterable[str]) -> dict[str, Any]:
     """The options for a measurement, or an error if it has no such arguments."""
-    allowed = sorted(set(arguments) - {"model", "x", "y", "k", "options"})
+    # A checkpoint is of one measurement, and these are many.
+    own = {"model", "x", "y", "k", "options", "checkpoint"}
+    allowed = sorted(set(arguments) - own)
     options = {} if value is None else value
     if not isinstance(options, dict) or not set(options) <= set(allowed):
         raise ValueError(

@@ -4,6 +4,8 @@ A command imports the packages that only it needs when it runs, not before.
 """
 
 import difflib
+import errno
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +15,55 @@ from typing import Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
+
+from keras_nrs._files import DamagedFileError
+from keras_nrs._locks import InUseError
+
+# What some packages say in errors of their own about errors of the system.
+_SYSTEM_ERRORS = [
+    os.strerror(code)
+    for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
+]
+
+
+class _OneLineErrors(TyperGroup):
+    """Shows errors that are not of this program as one line, and exits with 1.
+
+    These are errors of the system, and files that are damaged or in use. The exit code
+    is 2 after bad arguments, and 130 after Ctrl-C.
+    """
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            typer.echo("Stopped. The same command goes on from here.", err=True)
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            raise
+        except Exception as error:
+            # Typer's own errors, which it shows, may have such an error as the cause.
+            text = None if hasattr(error, "exit_code") else _line(error)
+            if text is None:
+                raise
+            typer.echo(f"Error: {text}", err=True)
+            raise typer.Exit(1) from error
+
+
+def _line(error: BaseException) -> str | None:
+    """An error in a line, `None` for one that is this program's own."""
+    known = (OSError, FloatingPointError, DamagedFileError, InUseError)
+    text = str(error)
+    if isinstance(error, OSError) and error.errno and error.strerror:
+        text = f"{error.strerror}: {error.filename!r}" if error.filename else text
+    if isinstance(error, known) or any(name in text for name in _SYSTEM_ERRORS):
+        return " ".join(text.split())
+    return None if error.__cause__ is None else _line(error.__cause__)
+
 
 app = typer.Typer(
+    cls=_OneLineErrors,
     help="Neighborhood Region Smoothing for Keras models.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -115,8 +164,11 @@ def train(
         typer.echo("\n".join(recipes.recipes()))
         return
     changed = _recipe(recipe, settings)
+    from keras_nrs.data.download import check_connection
     from keras_nrs.experiments.training import RecipeError
     from keras_nrs.experiments.training import Training
+
+    check_connection(changed.dataset, data_dir, typer.echo)
 
     with _bad_parameters(TypeError, ValueError):
         trainings = [
@@ -126,12 +178,8 @@ def train(
     for training in trainings:
         state = "finished before" if training.is_finished else "training"
         typer.echo(f"{training.folder}: {state}")
-        try:
-            with _bad_parameters(RecipeError):
-                summary = training.run(verbose=1 if sys.stdout.isatty() else 2)
-        except FloatingPointError as error:
-            typer.echo(f"Error: {error}", err=True)
-            raise typer.Exit(1) from error
+        with _bad_parameters(RecipeError):
+            summary = training.run(verbose=1 if sys.stdout.isatty() else 2)
         metrics = [f"{k} {v:.4f}" for k, v in summary.items() if k.startswith("test_")]
         typer.echo(f"{training.folder}: {', '.join(metrics)}")
 
@@ -163,12 +211,14 @@ def sweep(  # noqa: PLR0913
     data_dir: DataFolder = None,
 ) -> None:
     """Search a recipe's hyperparameters on held-out training images."""
+    from keras_nrs.data.download import check_connection
     from keras_nrs.experiments.paper_sweeps import sweeps
     from keras_nrs.experiments.search import role
     from keras_nrs.experiments.space import parse_space
     from keras_nrs.experiments.training import RecipeError
 
     changed = _recipe(recipe, settings)
+    check_connection(changed.dataset, data_dir, typer.echo)
     with _bad_parameters(TypeError, ValueError):
         planned = sweeps(
             recipe,
@@ -215,10 +265,18 @@ def report(
     from keras_nrs.experiments import report
     from keras_nrs.experiments import results
 
-    with _bad_parameters(OSError, ValueError):
-        found = results.read_runs(runs)
-    for table in report.write_report(found, output):
+    left_out: list[str] = []
+    with _bad_parameters(FileNotFoundError, ValueError):
+        found = results.read_runs(runs, left_out)
+    if str(output / "runs.csv") in set(found["folder"]):
+        raise typer.BadParameter(
+            f"The report would replace {output / 'runs.csv'}, which it reads. Choose "
+            "another --output."
+        )
+    for table in report.write_report(found, output, left_out):
         typer.echo(report.to_markdown(table))
+    if left_out:
+        typer.echo("\n  ".join(["Left out, and why:", *left_out]) + "\n")
     typer.echo(f"Written: {output / 'report.md'} and {output / 'report.html'}")
 
 
@@ -242,5 +300,7 @@ def _bad_parameters(*errors: type[Exception]) -> Iterator[None]:
     """Turn errors into errors of an argument, which are shown without a traceback."""
     try:
         yield
+    except DamagedFileError:
+        raise
     except errors as error:
         raise typer.BadParameter(str(error)) from error

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 
 from keras_nrs import perturbations
+from keras_nrs._checks import check_nonnegative
 from keras_nrs.backend import values_of_processes
 from keras_nrs.keras_internals import initial_epoch
 
@@ -27,6 +28,8 @@ _RELATIVE = (
 _ENOUGH_EPS = 0.1
 # Growth of the divergence from epoch to epoch that is not by chance.
 _GROWTH = 1.1
+# Processes exchange integers of 32 bits.
+_LARGEST_SIZE = 2**31 - 1
 # The terms of the objective that are in the logs.
 _TERMS = ("loss", "perturbed_loss", "model_divergence")
 # The length of delta is random. One step alone may have drawn a short one.
@@ -77,8 +80,9 @@ class EpsWarnings(keras.callbacks.Callback):  # type: ignore[misc]
     began. With schedules it compares the largest values, at the end of training. It
     warns of a relative eps above 1, with which delta may be longer than the weights.
 
-    After each epoch it warns once of terms in the logs that are not finite. The logs
-    are at hand without waiting for a step.
+    Before each epoch it raises an error if eps or alpha has a value that `wrap()` would
+    refuse. After each epoch it warns once of terms in the logs that are not finite. The
+    logs are at hand without waiting for a step.
     """
 
     def __init__(self) -> None:
@@ -88,6 +92,10 @@ class EpsWarnings(keras.callbacks.Callback):  # type: ignore[misc]
         self._divergence = 0.0
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        # `model.eps.assign()` of Keras's variable checks nothing.
+        eps, alpha = eps_and_alpha(self.model)
+        check_nonnegative("eps", eps)
+        check_nonnegative("alpha", alpha)
         self._is_in_epoch = True
         self._divergence = 0.0
 
@@ -247,10 +255,18 @@ class ProcessesAgree(keras.callbacks.Callback):  # type: ignore[misc]
 
     Every step needs all processes, so they must have the same number of batches and
     start at the same epoch.
+
+    Args:
+        data: What `fit()` got as `x`. Keras does not know how many batches it has once
+            it has divided a data set among processes.
     """
 
+    def __init__(self, data: Any = None) -> None:
+        super().__init__()
+        self._size = _size(data)
+
     def on_train_begin(self, logs: Any = None) -> None:
-        steps = (self.params or {}).get("steps") or 0
+        steps = (self.params or {}).get("steps") or self._size
         processes = values_of_processes([steps, initial_epoch(self.model)])
         if all(values == processes[0] for values in processes):
             return
@@ -272,6 +288,15 @@ def _given(model: Any) -> tuple[Any, Any]:
         )
     )
     return eps, alpha
+
+
+def _size(data: Any) -> int:
+    """The number of batches, or of samples, of data that know it; 0 of others."""
+    try:
+        size = int(data.cardinality()) if hasattr(data, "cardinality") else len(data)
+    except (TypeError, ValueError, NotImplementedError):
+        return 0
+    return min(max(size, 0), _LARGEST_SIZE)
 
 
 def eps_and_alpha(model: Any) -> tuple[float, float]:

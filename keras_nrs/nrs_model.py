@@ -17,6 +17,7 @@ from keras_nrs._checks import check_seed
 from keras_nrs.backend import loop_over_batches
 from keras_nrs.backend import process_index
 from keras_nrs.backend import scope_of
+from keras_nrs.backups import locked_backups
 from keras_nrs.backups import with_atomic_backups
 from keras_nrs.batches import check_not_empty
 from keras_nrs.coefficients import Coefficient
@@ -478,19 +479,19 @@ class NRSModel(keras.Model):  # type: ignore[misc]
         del arguments["self"]
         check_not_empty(arguments.get("x"))
         callbacks = arguments.get("callbacks")
-        own: list[Any] = [ProcessesAgree(), self._eps_warnings]
+        own: list[Any] = [ProcessesAgree(arguments.get("x")), self._eps_warnings]
         is_first = process_index(self) == 0
-        if isinstance(callbacks, keras.callbacks.CallbackList):
+        in_list = getattr(callbacks, "callbacks", None)  # Of Keras's CallbackList.
+        given = keras.tree.flatten(callbacks or []) if in_list is None else in_list
+        used = [*with_atomic_backups(given, is_first_process=is_first), *own]
+        if in_list is None:
+            callbacks = used
+        else:
             for callback in own:
                 callback.set_model(self)
-            callbacks.callbacks[:] = [
-                *with_atomic_backups(callbacks.callbacks, is_first_process=is_first),
-                *own,
-            ]
-        else:
-            given = keras.tree.flatten(callbacks or [])
-            callbacks = [*with_atomic_backups(given, is_first_process=is_first), *own]
-        return self._fit(**(arguments | {"callbacks": callbacks}))
+            in_list[:] = used
+        with locked_backups(used, is_first_process=is_first):
+            return self._fit(**(arguments | {"callbacks": callbacks}))
 
     fit.__doc__ = keras.Model.fit.__doc__
     fit.__signature__ = inspect.signature(keras.Model.fit)  # type: ignore[attr-defined]

@@ -56,14 +56,15 @@ def run_task(task: Task, folder: Path, rules: dict[str, Settings]) -> str:
     # The study includes an eps that is too small.
     warnings.filterwarnings("ignore", message=".* has no effect with perturbation")
     runs = TaskRuns(task, folder)
-    for name in ARMS:
-        settings = runs.choose(name)
-        for seed in TEST_SEEDS:
-            runs.test(name, name, settings, seed)
-    shared = runs.choose(demo.BASELINE)
-    for rule, settings in rules.items():
-        for seed in TEST_SEEDS:
-            runs.test(rule, RULES[rule], shared | settings, seed)
+    with runs.store.locked():
+        for name in ARMS:
+            settings = runs.choose(name)
+            for seed in TEST_SEEDS:
+                runs.test(name, name, settings, seed)
+        shared = runs.choose(demo.BASELINE)
+        for rule, settings in rules.items():
+            for seed in TEST_SEEDS:
+                runs.test(rule, RULES[rule], shared | settings, seed)
     return task.name
 
 

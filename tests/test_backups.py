@@ -3,16 +3,20 @@
 `test_interrupts.py` kills processes at random moments. Here a stop is an error.
 """
 
+import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+import h5py
 import keras
 import numpy as np
 import pytest
 
 import keras_nrs
 from keras_nrs import backups
+from keras_nrs._locks import InUseError
 from tests.support.asserts import assert_equal
 from tests.support.asserts import numpy_values
 from tests.support.data import image_data
@@ -106,7 +110,9 @@ def test_one_backup_at_a_time_and_nothing_else_is_touched(tmp_path: Path) -> Non
     fit(wrapped(), tmp_path, delete_checkpoint=False)
     weights = f"epoch-{EPOCHS}-batch-0.weights.h5"
     assert names(tmp_path) == [weights, "keras_nrs.json", "mine.weights.h5"]
-    assert state(tmp_path) == [{"epoch": EPOCHS, "batch": 0, "weights": weights}]
+    checksum = hashlib.sha256((tmp_path / weights).read_bytes()).hexdigest()
+    found = {"epoch": EPOCHS, "batch": 0, "weights": weights, "sha256": checksum}
+    assert state(tmp_path) == [found]
 
 
 def test_a_damaged_backup_has_one_before_it(tmp_path: Path) -> None:
@@ -115,8 +121,9 @@ def test_a_damaged_backup_has_one_before_it(tmp_path: Path) -> None:
     fit(wrapped(), tmp_path, **options)
     assert [s["epoch"] for s in state(tmp_path)] == [EPOCHS - 1, EPOCHS]
     (tmp_path / f"epoch-{EPOCHS}-batch-0.weights.h5").write_bytes(b"damaged")
-    resumed = wrapped()
-    assert_equal(fit(resumed, tmp_path, **options), fit(wrapped(), None))
+    with pytest.warns(UserWarning, match="is damaged.*Going on from epoch-2"):
+        found = fit(wrapped(), tmp_path, **options)
+    assert_equal(found, fit(wrapped(), None))
 
 
 def test_the_callback_stays_the_users(tmp_path: Path) -> None:
@@ -208,3 +215,107 @@ def test_stopped_after_its_epoch_in_a_later_callback(tmp_path: Path) -> None:
         wrapped().fit(x, y, epochs=EPOCHS, verbose=0, callbacks=callbacks())
     wrapped().fit(x, y, epochs=EPOCHS, verbose=0, callbacks=callbacks())
     assert seen == [*range(EPOCHS), EPOCHS - 1]
+
+
+def damage(folder: Path, epoch: int = EPOCHS) -> Path:
+    """Flip a bit of the weights of an epoch."""
+    path = folder / f"epoch-{epoch}-batch-0.weights.h5"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    return path
+
+
+KEPT = {"double_checkpoint": True, "delete_checkpoint": False}
+
+
+@pytest.mark.only_torch
+def test_a_flipped_bit_costs_an_epoch(tmp_path: Path) -> None:
+    fit(wrapped(), tmp_path, **KEPT)
+    path = damage(tmp_path)
+    with pytest.warns(UserWarning, match=rf"{path.name}' is damaged.*checksum"):
+        again = fit(wrapped(), tmp_path, **KEPT)
+    assert_equal(again, fit(wrapped(), None))
+    for epoch in (EPOCHS - 1, EPOCHS):
+        path = damage(tmp_path, epoch)
+    with pytest.raises(ValueError, match=rf"{path.name}' is damaged.*Delete"):
+        fit(wrapped(), tmp_path, **KEPT)
+
+
+@pytest.mark.only_torch
+def test_weights_without_a_layer_cost_an_epoch(tmp_path: Path) -> None:
+    fit(wrapped(), tmp_path, **KEPT)
+    path = tmp_path / f"epoch-{EPOCHS}-batch-0.weights.h5"
+    with h5py.File(path, "r+") as file:
+        layers = file.get("base_model", file)
+        del layers[next(name for name in layers if name != "vars")]
+    # As a version without checksums wrote them.
+    states = [{k: s[k] for k in ("epoch", "batch", "weights")} for s in state(tmp_path)]
+    (tmp_path / "keras_nrs.json").write_text(json.dumps(states))
+    with pytest.warns(UserWarning, match="Going on from epoch-2"):
+        again = fit(wrapped(), tmp_path, **KEPT)
+    assert_equal(again, fit(wrapped(), None))
+
+
+@pytest.mark.only_torch
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "Expecting value"),
+        ("{}", "holds a dict"),
+        ('[{"epoch": 1}]', "lacks 'batch'"),
+        ('[{"epoch": 99, "batch": 0, "weights": NAME}]', "for epoch 99"),
+        ('[{"epoch": -1, "batch": 0, "weights": NAME}]', "for epoch -1"),
+        ('[{"epoch": true, "batch": 0, "weights": NAME}]', "'epoch' is True"),
+        ("[" * 100_000, "recursion"),
+    ],
+)
+def test_a_damaged_file_of_states_names_itself(
+    tmp_path: Path, text: str, problem: str
+) -> None:
+    fit(wrapped(), tmp_path, **KEPT)
+    name = json.dumps(state(tmp_path)[-1]["weights"])
+    (tmp_path / "keras_nrs.json").write_text(text.replace("NAME", name))
+    with pytest.raises(ValueError, match=rf"keras_nrs.json' is damaged.*{problem}"):
+        fit(wrapped(), tmp_path)
+
+
+@pytest.mark.only_torch
+@pytest.mark.parametrize("is_dangling", [False, True])
+def test_a_folder_behind_a_link(tmp_path: Path, is_dangling: bool) -> None:
+    """Usual on clusters. The link and its folder stay."""
+    target, link = tmp_path / "target", tmp_path / "link"
+    if not is_dangling:
+        target.mkdir()
+    link.symlink_to(target)
+    interrupted(link, epoch=1, batch=0)
+    assert state(link)[-1]["epoch"] == 1
+    found = fit(wrapped(), link, delete_checkpoint=False)
+    assert len(state(target)) == 1
+    assert state(target)[0]["epoch"] == EPOCHS
+    fit(wrapped(), link)
+    assert link.is_symlink()
+    assert names(target) == []
+    assert len(found) == len(fit(wrapped(), link))
+
+
+@pytest.mark.only_torch
+def test_a_folder_has_one_fit(tmp_path: Path) -> None:
+    refused = []
+
+    def fit_again(epoch: int, logs: Any) -> None:
+        with pytest.raises(InUseError, match=rf"process {os.getpid()} on host"):
+            fit(wrapped(), tmp_path)
+        refused.append(epoch)
+
+    x, y = image_data(32)
+    callbacks = [
+        keras.callbacks.LambdaCallback(on_epoch_end=fit_again),
+        keras.callbacks.BackupAndRestore(tmp_path, delete_checkpoint=False),
+    ]
+    wrapped().fit(x, y, epochs=2, verbose=0, callbacks=callbacks)
+    assert refused == [0, 1]
+    # Also after an error.
+    with pytest.raises(ValueError, match=r"labels|shape|cardinality"):
+        wrapped().fit(x, y[:3], verbose=0, callbacks=callbacks[1:])
+    fit(wrapped(), tmp_path)

@@ -3,6 +3,7 @@
 Most of it does not depend on the backend, and is tested where it starts soonest.
 """
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -16,10 +17,14 @@ from typer.testing import CliRunner
 import keras_nrs.experiments
 from keras_nrs import cli
 from keras_nrs._digits import load_digits
+from keras_nrs._files import DamagedFileError
+from keras_nrs._locks import InUseError
 from keras_nrs.experiments import demo
 from tests.support.data import image_data
 from tests.support.networks import cnn
 from tests.support.networks import compile_classifier
+
+DIGITS = "digits-wide_resnet_10_1-none-baseline"
 
 
 @pytest.fixture
@@ -264,3 +269,121 @@ def test_train_lists_the_recipes() -> None:
     listed = _train("list").output.split()
     assert "cifar10-wide_resnet_28_10-cutout-nrs" in listed
     assert len(listed) == 93
+
+
+TOO_LONG = "x" * 300
+
+
+@pytest.mark.only_torch
+@pytest.mark.parametrize(
+    ("command", "output", "message"),
+    [
+        (["demo"], "a file/runs", "Not a directory"),
+        (["demo"], TOO_LONG, "File name too long"),
+        (["train", DIGITS], "a file", "Not a directory"),
+        (["train", DIGITS], "a file/runs", "Not a directory"),
+        (["train", DIGITS], TOO_LONG, "File name too long"),
+        (["sweep", DIGITS, "--vary", "eps=0.1"], "a file", "Not a directory"),
+        (["sweep", DIGITS, "--vary", "eps=0.1"], TOO_LONG, "File name too long"),
+        (["report", "runs.csv"], "a file", "File exists"),
+        (["report", "runs.csv"], "a file/report", "Not a directory"),
+        (["report", "runs.csv"], TOO_LONG, "File name too long"),
+        (["flatness", "model.keras", "--data", "digits"], "a file", "File exists"),
+        (["flatness", "model.keras", "--data", "digits"], TOO_LONG, "too long"),
+    ],
+)
+def test_errors_of_the_system_are_a_line_before_anything_is_trained(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: list[str],
+    output: str,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a file").touch()
+    Path("runs.csv").write_text(
+        "dataset,network,augmentation,arm,seed,test_accuracy\nd,n,a,m,0,0.9\n"
+    )
+    if command[0] == "flatness":
+        model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(10)])
+        compile_classifier(model)
+        model.optimizer.build(model.trainable_variables)
+        model.save("model.keras")
+
+    def fail(*args: Any, **options: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(keras.Model, "fit", fail)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    result = CliRunner().invoke(cli.build_app(), [*command, "--output", output])
+    assert result.exit_code == 1, (result.output, result.exception)
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("Error: ")
+    assert message in line
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+@pytest.mark.only_torch
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "a/b"), 1, "device: 'a/b'"),
+        (OSError(errno.EROFS, "Read-only file system"), 1, "Read-only file system"),
+        (RuntimeError("Can't write (No space left on device)"), 1, "No space left"),
+        (InUseError("The folder is in use."), 1, "The folder is in use."),
+        (DamagedFileError("a.json", "cut", "Delete it."), 1, "'a.json' is damaged: c"),
+        (FloatingPointError("The loss is nan."), 1, "The loss is nan."),
+        (KeyboardInterrupt(), 130, "Stopped. The same command goes on from here."),
+    ],
+)
+def test_exit_codes(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    code: int,
+    line: str,
+) -> None:
+    def fail(*args: Any, **options: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(demo.Experiment, "run", fail)
+    result = _demo("--output", str(tmp_path))
+    assert result.exit_code == code
+    assert line in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.only_torch
+def test_errors_of_this_program_have_a_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any, **options: Any) -> None:
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr(demo.Experiment, "run", fail)
+    result = _demo("--output", str(tmp_path))
+    assert isinstance(result.exception, RuntimeError)
+
+
+@pytest.mark.only_torch
+def test_damaged_measurements_name_themselves(tmp_path: Path) -> None:
+    path = _save(tmp_path / "model.keras")
+    x, y = image_data(16)
+    np.savez(tmp_path / "data.npz", x=x, y=y)
+    output = tmp_path / "out"
+    arguments = [path, "--data", tmp_path / "data.npz", "--output", output]
+    arguments += ["--points", 2]
+    assert _flatness(*arguments).exit_code == 0
+    (measured,) = output.glob("measured-*")
+    for name, content in (
+        ("measurements.json", b"{}"),
+        ("measurements.json", b'{"loss": 1'),
+        ("landscape.npz", (measured / "landscape.npz").read_bytes()[:-9]),
+    ):
+        whole = (measured / name).read_bytes()
+        (measured / name).write_bytes(content)
+        result = _flatness(*arguments)
+        assert result.exit_code == 1, result.output
+        assert f"{name}' is damaged" in result.stderr.splitlines()[-1]
+        (measured / name).write_bytes(whole)
+    assert _flatness(*arguments).exit_code == 0

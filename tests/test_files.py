@@ -2,12 +2,16 @@
 
 import multiprocessing
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from keras_nrs import _files
+from keras_nrs._files import DamagedFileError
 from keras_nrs._files import atomic_write
+from keras_nrs._files import expect_object
+from keras_nrs._files import read_json
 from keras_nrs._files import write_text
 
 pytestmark = pytest.mark.only_torch  # Nothing here depends on the backend.
@@ -54,7 +58,7 @@ def test_what_the_dead_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
         left_by("9" * 30, path),
     ]
     folder = path.with_name(f".unfinished-{_files._machine_id()}-{dead}9-{path.name}")
-    if not _files._is_running(int(f"{dead}9")):
+    if not _files.is_running(int(f"{dead}9")):
         folder.mkdir()
     write_text(path, "new")
     assert not left.exists()
@@ -66,3 +70,37 @@ def test_a_long_name(tmp_path: Path) -> None:
     path = tmp_path / ("x" * 220)
     write_text(path, "new")
     assert names(tmp_path) == [path.name]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "Expecting value"),
+        ("[1]", "it holds a list, not an object"),
+        ("{}", "it lacks 'seed'"),
+        ('{"seed": true}', "its 'seed' is True"),
+        ('{"seed": "1"}', "its 'seed' is '1'"),
+        ("[" * 100_000, "recursion"),
+        ('{"seed": 1', "Expecting ',' delimiter"),
+        ("\udcff", "decode"),
+    ],
+)
+def test_a_damaged_file_names_itself(tmp_path: Path, text: str, problem: str) -> None:
+    path = tmp_path / "state.json"
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(DamagedFileError) as info:
+        read_json(path, partial(expect_object, seed=int), remedy="Delete it.")
+    assert str(info.value).startswith(f"The file {str(path)!r} is damaged: ")
+    assert problem in str(info.value)
+    assert str(info.value).endswith(". Delete it.")
+    assert "\n" not in str(info.value)
+
+
+def test_a_whole_file_is_read(tmp_path: Path) -> None:
+    write_text(tmp_path / "state.json", '{"seed": 3}')
+    content = read_json(
+        tmp_path / "state.json", partial(expect_object, seed=int), remedy="Delete it."
+    )
+    assert content == {"seed": 3}
+    with pytest.raises(FileNotFoundError):
+        read_json(tmp_path / "none.json", expect_object, remedy="Delete it.")

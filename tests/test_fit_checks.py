@@ -1,5 +1,6 @@
 """What fit() checks by itself: eps, and that processes agree."""
 
+import math
 import warnings
 from typing import Any
 
@@ -218,6 +219,31 @@ def test_processes_that_would_wait_for_each_other_are_told(
     callback._model = Model()
     with pytest.raises(ValueError, match=r"\(4, 0\), \(3, 0\).*drop_remainder=True"):
         callback.on_train_begin()
+
+
+@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
+@pytest.mark.parametrize("name", ["eps", "alpha"])
+def test_a_value_assigned_to_the_variable_is_checked_at_the_next_epoch(
+    name: str, value: float
+) -> None:
+    nrs = keras_nrs.wrap(linear_classifier(), eps=0.3)
+    x, y = normal_data(8)
+    seen = []
+
+    def assign(epoch: int, logs: Any) -> None:
+        seen.append(epoch)
+        getattr(nrs, name).assign(value)
+
+    callbacks = [keras.callbacks.LambdaCallback(on_epoch_end=assign)]
+    with pytest.raises(ValueError, match=f"`{name}` must be finite and >= 0"):
+        nrs.fit(x, y, epochs=3, verbose=0, callbacks=callbacks)
+    assert seen == [0]
+
+
+@pytest.mark.parametrize("name", ["eps", "alpha", "beta"])
+def test_float32_is_the_range(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"`{name}` must be at most 3.4e\+38.*1e\+39"):
+        keras_nrs.wrap(linear_classifier(), **{name: 1e39})
 
 
 # Terms that are not finite.

@@ -27,7 +27,10 @@ import keras_nrs
 from keras_nrs._checks import check_choice
 from keras_nrs._checks import check_int
 from keras_nrs._checks import check_nonnegative
+from keras_nrs._checks import check_number
 from keras_nrs._checks import check_positive
+from keras_nrs._checks import check_seed
+from keras_nrs._checks import check_share
 from keras_nrs.experiments.run_store import Row
 from keras_nrs.experiments.run_store import RunStore
 
@@ -132,6 +135,13 @@ class Run:
     test_loss: float
     model_divergence: float
     eigenvalue: float
+
+    def __post_init__(self) -> None:
+        check_choice("arm", self.arm, ARMS)
+        check_seed("seed", self.seed)
+        check_share("test_accuracy", self.test_accuracy)
+        for name in ("test_loss", "model_divergence", "eigenvalue"):
+            check_number(name, getattr(self, name))
 
 
 def split_indices(
@@ -348,6 +358,8 @@ class Experiment:
 
     Raises:
         TypeError, ValueError: if an argument is not as described.
+        DamagedFileError: if `runs.json` cannot be right.
+        InUseError: by `run()`, if another process writes to the folder.
 
     Example:
 
@@ -376,14 +388,9 @@ class Experiment:
             "keras_nrs": keras_nrs.__version__,
         }
         path, shared = output / "runs.json", asdict(settings) | versions
-        try:
-            self._store = RunStore(path, ("arm", "seed"), shared)
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(
-                f"`output` must be a folder for the demo's own files. Received: "
-                f"output={str(output)!r}, where another program wrote {path.name}. "
-                "Choose another folder."
-            ) from error
+        self._store = RunStore(
+            path, ("arm", "seed"), shared, check_row=lambda row: Run(**row)
+        )
 
     @property
     def finished(self) -> list[Run]:
@@ -393,6 +400,10 @@ class Experiment:
 
     def run(self, console: Console | None = None) -> list[Run]:
         """Do the missing runs, showing progress, and return all runs."""
+        with self._store.locked():
+            return self._run_missing(console)
+
+    def _run_missing(self, console: Console | None) -> list[Run]:
         finished = {(run.arm, run.seed) for run in self.finished}
         missing = [pair for pair in self._wanted if pair not in finished]
         columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()

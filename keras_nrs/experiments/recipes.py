@@ -23,6 +23,7 @@ from keras_nrs._checks import check_int
 from keras_nrs._checks import check_nonnegative
 from keras_nrs._checks import check_positive
 from keras_nrs._checks import check_seed
+from keras_nrs._files import expect_object
 from keras_nrs.perturbations import NAMES
 from keras_nrs.step.objective import PAPER_SCHEMES
 from keras_nrs.step.objective import SCHEMES
@@ -164,6 +165,18 @@ class Recipe:
         others = ("validation_percent", "batch_size")
         shared = {name: getattr(self, name) for name in (*names, *others)}
         return {"name": self.dataset} | shared
+
+
+def recipe_of(content: Any) -> Recipe:
+    """The recipe in the content of a file.
+
+    Raises:
+        TypeError, ValueError, KeyError: if there is none.
+    """
+    expect_object(content, seeds=(list, type(None)))
+    values = VALUES_OF_OLD_FILES | content
+    fields = {field.name: values[field.name] for field in dataclasses.fields(Recipe)}
+    return Recipe(**fields | {"seeds": tuple(values["seeds"] or (0,))})
 
 
 def with_settings(recipe: Recipe, settings: Iterable[str]) -> Recipe:

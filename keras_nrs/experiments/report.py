@@ -1,6 +1,7 @@
 """The report of finished runs: tables and figures, as Markdown, HTML, CSV and PNG."""
 
 import html
+import re
 from collections.abc import Callable
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from matplotlib.figure import Figure
 
 from keras_nrs._files import atomic_write
 from keras_nrs._files import write_text
+from keras_nrs._locks import locked
 from keras_nrs.experiments.paired_tests import paired_differences
 from keras_nrs.experiments.report_tables import Table
 from keras_nrs.experiments.report_tables import tables
@@ -24,41 +26,83 @@ from keras_nrs.flatness.plots import LINES
 _COLUMNS, _FONT_SIZE = 2, 12
 
 
-def write_report(runs: pd.DataFrame, folder: Path) -> list[Table]:
+def write_report(
+    runs: pd.DataFrame, folder: Path, left_out: list[str] | None = None
+) -> list[Table]:
     """Write `report.md`, `report.html`, `runs.csv`, a CSV file for each table, figures.
 
     Args:
         runs: Runs, as from `read_runs()`.
         folder: Output folder. Files of an earlier report are replaced atomically.
+        left_out: What `read_runs()` left out, and why, for a section of its own. Gets
+            a line for each curve that cannot be read.
 
     Returns:
         The tables.
+
+    Raises:
+        InUseError: if another process writes to the folder.
     """
+    left_out = [] if left_out is None else left_out
     made = tables(runs)
-    figures = {"curves.png": _curves(runs), "differences.png": _differences(runs)}
+    figures = {
+        "curves.png": _curves(runs, left_out),
+        "differences.png": _differences(runs),
+    }
     drawn = {name: figure for name, figure in figures.items() if figure is not None}
-    for name, figure in drawn.items():
-        with atomic_write(folder / name) as unfinished:
-            figure.savefig(unfinished, format="png")
-    for table in made:
-        write_text(folder / f"{table.name}.csv", table.cells.to_csv(index=False))
-    write_text(folder / "runs.csv", runs.to_csv(index=False))
-    images = "".join(f"![{name}]({name})\n\n" for name in drawn)
-    text = "\n".join(map(to_markdown, made))
-    write_text(folder / "report.md", f"{text}\n{images}".rstrip() + "\n")
-    write_text(folder / "report.html", to_html(made, list(drawn)))
+    with locked(folder):
+        for name, figure in drawn.items():
+            with atomic_write(folder / name) as unfinished:
+                figure.savefig(unfinished, format="png")
+        for table in made:
+            write_text(folder / f"{table.name}.csv", to_csv(table.cells))
+        images = "".join(f"![{name}]({name})\n\n" for name in drawn)
+        text = "\n".join([*map(to_markdown, made), *_left_out_section(left_out)])
+        write_text(folder / "report.md", f"{text}\n{images}".rstrip() + "\n")
+        write_text(folder / "report.html", to_html(made, list(drawn), left_out))
+        # Last: beside the page it is known as a report's.
+        write_text(folder / "runs.csv", to_csv(runs))
     return made
+
+
+def to_csv(cells: pd.DataFrame) -> str:
+    """The table as CSV. Spreadsheets take texts that begin with `=` for formulas."""
+    return cells.rename(columns=_quoted).map(_quoted).to_csv(index=False)
+
+
+def _quoted(cell: Any) -> Any:
+    if not isinstance(cell, str) or not cell.startswith(("=", "+", "-", "@")):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell
 
 
 def to_markdown(table: Table) -> str:
     """The table as Markdown, below its title."""
     columns = list(table.cells)
     rows = [columns, ["---"] * len(columns), *table.cells.to_numpy().tolist()]
-    lines = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+    lines = ["| " + " | ".join(map(_in_markdown, row)) + " |" for row in rows]
     return "\n".join([f"**{table.title}**", "", *lines]) + "\n"
 
 
-def to_html(made: Sequence[Table], figures: Sequence[str]) -> str:
+def _in_markdown(cell: Any) -> str:
+    """A text in a line and between `|`."""
+    text = re.sub(r"[\x00-\x1f\x7f\u2028\u2029]+", " ", str(cell))
+    return re.sub(r"([\\|])", r"\\\1", text)
+
+
+def _left_out_section(left_out: Sequence[str]) -> list[str]:
+    if not left_out:
+        return []
+    return ["**Left out, and why**\n", *(f"- {_in_markdown(s)}" for s in left_out), ""]
+
+
+def to_html(
+    made: Sequence[Table], figures: Sequence[str], left_out: Sequence[str] = ()
+) -> str:
     """An HTML page of all tables and figures."""
     style = (
         "body{font-family:sans-serif;margin:2em}table{border-collapse:collapse}"
@@ -71,6 +115,9 @@ def to_html(made: Sequence[Table], figures: Sequence[str]) -> str:
     for table in made:
         parts.append(f"<h2>{html.escape(table.title)}</h2>")
         parts.append(table.cells.to_html(index=False, border=0))
+    if left_out:
+        items = "".join(f"<li>{html.escape(line)}</li>" for line in left_out)
+        parts.append(f"<h2>Left out, and why</h2><ul>{items}</ul>")
     parts += [f"<p><img src='{name}' style='max-width:100%'></p>" for name in figures]
     return "\n".join(parts) + "\n"
 
@@ -102,7 +149,7 @@ def _panels(
     return figure, panels
 
 
-def _curves(runs: pd.DataFrame) -> Figure | None:
+def _curves(runs: pd.DataFrame, left_out: list[str]) -> Figure | None:
     """Accuracy after each epoch, as in Figure 2: mean and deviation over seeds.
 
     A dashed line marks the baseline's last accuracy.
@@ -110,9 +157,14 @@ def _curves(runs: pd.DataFrame) -> Figure | None:
     histories = []
     for row in runs[[*CELL, "arm", "baseline", "folder"]].to_dict("records"):
         path = Path(row["folder"]) / "history.csv"
-        if path.exists():
-            history = pd.read_csv(path)[["epoch", "val_accuracy"]]
-            histories.append(history.assign(**row))
+        if not path.exists():
+            continue
+        try:
+            history = pd.read_csv(path)[["epoch", "val_accuracy"]].astype(float)
+        except (OSError, KeyError, ValueError) as error:
+            left_out.append(f"{path}, of the curves: {error}")
+            continue
+        histories.append(history.assign(**row))
     if not histories:
         return None
 

@@ -1,17 +1,26 @@
 """Finished runs, from folders and CSV files, as a table with a row for each run."""
 
 import csv
-import json
 import re
+from collections.abc import Callable
 from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from keras_nrs._checks import check_choice
+from keras_nrs._checks import check_int
+from keras_nrs._checks import check_number
+from keras_nrs._checks import check_share
+from keras_nrs._files import expect_object
+from keras_nrs._files import read_json
 from keras_nrs.experiments.recipes import VALUES_OF_OLD_FILES
 from keras_nrs.experiments.recipes import Recipe
+from keras_nrs.experiments.recipes import recipe_of
 
 # The columns that name a cell of a table. The cell compares arms.
 CELL = ["dataset", "network", "augmentation"]
@@ -25,16 +34,26 @@ _SHARED_SETTINGS = [f.name for f in fields(Recipe) if f.name not in _NOT_SHARED]
 SCHEME_LABELS = {"baseline": "baseline", "rpr": "RPR", "nrs": "NRS"}
 BASELINE = SCHEME_LABELS["baseline"]
 _REQUIRED = [*CELL, "arm", "seed", "test_accuracy"]
+_SHARES = {"test_accuracy", "test_top_5_accuracy", "test_calibration_error"}
+_NUMBERS = {
+    *("test_cross_entropy", "test_loss", "model_divergence"),
+    *("last_layer_eigenvalue", "last_layer_kfra_eigenvalue", "eigenvalue"),
+    *("seconds_per_step", "peak_memory_mib", "training_seconds"),
+}
+
+Row = dict[str, Any]
 
 
-def read_runs(paths: Iterable[Path]) -> pd.DataFrame:
+def read_runs(paths: Iterable[Path], left_out: list[str] | None = None) -> pd.DataFrame:
     """A row for each finished run.
 
     Args:
         paths: CSV files of runs, and folders. Folders are searched at any depth for
             runs of `keras-nrs train` and for CSV files of runs, which have at least
             the columns `CELL`, `arm`, `seed` and `test_accuracy`. Rows without a test
-            accuracy are left out.
+            accuracy, and the files of reports, are left out.
+        left_out: Gets a line for each run that cannot be read, and why. Without it,
+            such a run is an error.
 
     Returns:
         The columns `CELL`, `arm`, `seed`, the values of the recipe for runs that have
@@ -46,20 +65,31 @@ def read_runs(paths: Iterable[Path]) -> pd.DataFrame:
         ValueError: if a given file lacks a column, no finished run is found, or two
             runs have the same cell, arm and seed.
     """
-    rows: list[dict[str, Any]] = []
+    paths = list(paths)
     for path in paths:
         if not path.exists():
             raise FileNotFoundError(
                 f"`runs` must be folders or CSV files. Received: {str(path)!r}, which "
                 "does not exist."
             )
-        rows += _rows_of_folder(path) if path.is_dir() else _rows_of_file(path)
+    skipped: list[str] = []
+    rows: list[Row] = []
+    for place, read in _candidates(paths):
+        try:
+            rows += [_checked(row) for row in read()]
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            if left_out is None:
+                raise
+            problem = f"it lacks {error}" if isinstance(error, KeyError) else error
+            skipped.append(f"{place}: {problem}")
     if not rows:
         raise ValueError(
             "`runs` must hold finished runs: a folder of keras-nrs train, or a CSV "
             f"file with the columns {', '.join(_REQUIRED)}. Received: "
-            f"{', '.join(map(str, paths))}, without a tested run."
+            f"{', '.join(map(str, paths))}, without a tested run. {' '.join(skipped)}"
         )
+    if left_out is not None:
+        left_out += skipped
     # Only recipes have a scheme.
     runs = pd.DataFrame(
         (VALUES_OF_OLD_FILES if "scheme" in row else {}) | row for row in rows
@@ -69,36 +99,95 @@ def read_runs(paths: Iterable[Path]) -> pd.DataFrame:
     return _sorted(runs)
 
 
-def _rows_of_folder(folder: Path) -> list[dict[str, Any]]:
-    rows = []
-    for summary in sorted(folder.rglob("summary.json")):
-        values = json.loads(summary.read_text(encoding="utf-8"))
-        # Trials of a sweep are not tested.
-        if "test_accuracy" in values:
-            recipe = json.loads((summary.parent / "recipe.json").read_text("utf-8"))
-            rows.append(recipe | values | {"folder": str(summary.parent)})
-    for path in sorted(folder.rglob("*.csv")):
-        with path.open(newline="", encoding="utf-8") as file:
-            header = next(csv.reader(file), [])
-        if set(_REQUIRED) <= set(header):
-            rows += _rows_of_file(path)
-    return rows
+def _candidates(paths: Iterable[Path]) -> Iterator[tuple[str, Callable[[], list[Row]]]]:
+    """Names of runs, and functions that read them."""
+    for path in paths:
+        if not path.is_dir():
+            yield from _rows_of_file(path)
+            continue
+        for summary in sorted(path.rglob("summary.json")):
+            yield str(summary.parent), partial(_run_of_folder, summary.parent)
+        for file in sorted(path.rglob("*.csv")):
+            is_of_report = file.name == "runs.csv" and _is_report(file.parent)
+            if not is_of_report and set(_REQUIRED) <= set(_header(file)):
+                yield from _rows_of_file(file)
 
 
-def _rows_of_file(path: Path) -> list[dict[str, Any]]:
-    runs = pd.read_csv(path)
+def _is_report(folder: Path) -> bool:
+    return (folder / "report.html").exists()
+
+
+def _header(path: Path) -> list[str]:
+    try:
+        with path.open(newline="", encoding="utf-8", errors="replace") as file:
+            return next(csv.reader(file), [])
+    except (OSError, csv.Error):
+        return []
+
+
+def _run_of_folder(folder: Path) -> list[Row]:
+    remedy = "Restore it, or delete the folder to train again."
+    values = read_json(folder / "summary.json", expect_object, remedy=remedy)
+    # Trials of a sweep are not tested.
+    if "test_accuracy" not in values:
+        return []
+    recipe = read_json(folder / "recipe.json", recipe_of, remedy=remedy)
+    return [recipe | values | {"folder": str(folder)}]
+
+
+def _rows_of_file(path: Path) -> Iterator[tuple[str, Callable[[], list[Row]]]]:
+    """The rows of a CSV file one by one, or the file if it cannot be read."""
+    try:
+        runs = _read_csv(path)
+    except (OSError, ValueError) as error:
+        yield str(path), partial(_fail, error)
+        return
+    for number, row in enumerate(runs.to_dict("records"), start=2):
+        if pd.notna(row["test_accuracy"]):
+            found = {str(k): value for k, value in row.items() if pd.notna(value)}
+            found["folder"] = str(path)
+            yield f"{path}, line {number}", partial(list, [found])
+
+
+def _fail(error: Exception) -> list[Row]:
+    raise error
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    try:
+        runs = pd.read_csv(path)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{str(path)!r} must be in UTF-8. {error}") from error
     missing = [name for name in _REQUIRED if name not in runs]
     if missing:
         raise ValueError(
             f"A file of runs must have the columns {', '.join(_REQUIRED)}. Received: "
             f"{str(path)!r}, without {', '.join(missing)}."
         )
-    tested = runs[runs["test_accuracy"].notna()]
-    return [
-        {name: value for name, value in row.items() if pd.notna(value)}
-        | {"folder": str(path)}
-        for row in tested.to_dict("records")
-    ]
+    for name in runs.columns.intersection(["seed", *_SHARES, *_NUMBERS]):
+        # A text in one row makes texts of all numbers.
+        numbers = pd.to_numeric(runs[name], errors="coerce")
+        runs[name] = numbers.astype(object).where(numbers.notna(), runs[name])
+    return runs
+
+
+def _checked(row: Row) -> Row:
+    """The row of a run, in which tables can rely on types."""
+    texts = {name: str(row[name]).strip() for name in CELL}
+    if "scheme" not in row or "arm" in row:
+        texts["arm"] = str(row["arm"]).strip()
+    for name, text in texts.items():
+        if not text:
+            raise ValueError(f"`{name}` is empty")
+    if "scheme" in row:
+        check_choice("scheme", row["scheme"], SCHEME_LABELS)
+    is_whole = isinstance(row["seed"], float) and row["seed"].is_integer()
+    seed = check_int("seed", int(row["seed"]) if is_whole else row["seed"], 0)
+    for name in _SHARES & set(row):
+        check_share(name, row[name])
+    for name in _NUMBERS & set(row):
+        check_number(name, row[name])
+    return row | texts | {"seed": seed}
 
 
 def _arms(runs: pd.DataFrame) -> tuple[pd.Series, pd.Series]:

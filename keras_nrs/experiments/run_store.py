@@ -3,12 +3,17 @@
 import json
 import os
 from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Sequence
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+from keras_nrs._files import expect_object
+from keras_nrs._files import read_json
 from keras_nrs._files import write_text
+from keras_nrs._locks import locked
 
 Row = dict[str, Any]
 
@@ -23,21 +28,38 @@ class RunStore:
         path: Path of the file.
         key: Names of the values that identify a run.
         settings: Settings that all runs share.
+        check_row: Takes a finished run, and raises an error that says what is wrong
+            with it.
 
     Attributes:
         rows: The finished runs with these settings, in the order of the file.
 
     Raises:
-        TypeError, ValueError, KeyError: if the file has another format.
+        DamagedFileError: if the file has another format, or a run twice.
     """
 
     def __init__(
-        self, path: Path, key: Sequence[str], settings: Row | None = None
+        self,
+        path: Path,
+        key: Sequence[str],
+        settings: Row | None = None,
+        *,
+        check_row: Callable[[Row], object] = expect_object,
     ) -> None:
         self.path, self._key, self._settings = path, tuple(key), settings
-        self._has_other_settings = False
-        self.rows: list[Row] = self._read() if path.exists() else []
-        self._by_key = {self._key_of(row): row for row in self.rows}
+        self._check_row = check_row
+        self._load()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """A context in which this process alone adds runs, to those now in the file.
+
+        Raises:
+            InUseError: if another process is in it.
+        """
+        with locked(self.path.parent, f".{self.path.stem}.lock"):
+            self._load()
+            yield
 
     def get(self, wanted: Row, run: Callable[[], Row]) -> Row:
         """The run with the key of `wanted`, done now if it is not finished.
@@ -57,11 +79,30 @@ class RunStore:
     def _key_of(self, row: Row) -> tuple[Any, ...]:
         return tuple(row.get(name, "") for name in self._key)
 
+    def _load(self) -> None:
+        self._has_other_settings = False
+        self.rows: list[Row] = self._read() if self.path.exists() else []
+        self._by_key = {self._key_of(row): row for row in self.rows}
+
     def _read(self) -> list[Row]:
-        content = json.loads(self.path.read_text(encoding="utf-8"))
-        rows: list[Row] = content["runs"]
+        remedy = "Restore it, or choose another folder."
+        content = read_json(self.path, self._check, remedy=remedy)
         self._has_other_settings = content["settings"] != self._settings
-        return [] if self._has_other_settings else rows
+        return [] if self._has_other_settings else content["runs"]
+
+    def _check(self, content: Any) -> None:
+        expect_object(content, runs=list, settings=(dict, type(None)))
+        if content["settings"] != self._settings:
+            return
+        keys = set()
+        for row in content["runs"]:
+            self._check_row(row)
+            key = self._key_of(row)
+            if key in keys:
+                names = zip(self._key, key, strict=True)
+                text = ", ".join(f"{name}={value!r}" for name, value in names)
+                raise ValueError(f"it has the run {text} twice")
+            keys.add(key)
 
     def _write(self) -> None:
         if self._has_other_settings:

@@ -22,9 +22,13 @@ from keras_tuner.engine.trial import TrialStatus
 from keras_tuner.errors import FailedTrialError
 from keras_tuner.errors import FatalError
 
+from keras_nrs._files import DamagedFileError
+from keras_nrs._files import expect_object
+from keras_nrs._files import read_json
 from keras_nrs._files import write_text
 
 OBJECTIVE = "validation_accuracy"
+REMEDY = "Restore it, or choose another output folder."
 _POLLING_SECONDS = 0.2
 
 State = dict[str, Any]
@@ -82,7 +86,11 @@ class _AtomicOracle(keras_tuner.Oracle):  # type: ignore[misc]
         super().set_state(state)
 
     def reload(self) -> None:
-        self.set_state(read_state(self.path)["oracle"])
+        state = read_state(self.path)["oracle"]
+        try:
+            self.set_state(state)
+        except Exception as error:
+            raise DamagedFileError(self.path, error, REMEDY) from error
 
     def save(self) -> None:
         """Does nothing: KerasTuner calls it in the middle of a change."""
@@ -139,10 +147,22 @@ SEARCHES: dict[str, Callable[..., _AtomicOracle]] = {
 
 
 def read_state(path: Path) -> State:
-    """The request and the oracle's state in a file; empty ones before it is written."""
+    """The request and the oracle's state in a file; empty ones before it is written.
+
+    Raises:
+        DamagedFileError: if the file cannot be right.
+    """
     if not path.exists():
         return {"request": {}, "oracle": {"trials": []}}
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_json(path, _check_state, remedy=REMEDY)
+
+
+def _check_state(content: Any) -> None:
+    expect_object(content, request=dict, oracle=dict)
+    expect_object(content["oracle"], trials=list)
+    for trial in content["oracle"]["trials"]:
+        Trial.from_state(trial)
+        expect_object(trial, status=str)
 
 
 class Tuner(BaseTuner):  # type: ignore[misc]

@@ -19,12 +19,17 @@ from rich.table import Table
 from keras_nrs._checks import check_choice
 from keras_nrs._checks import check_int
 from keras_nrs._checks import check_seed
+from keras_nrs._files import DamagedFileError
+from keras_nrs._files import expect_object
+from keras_nrs._files import read_json
 from keras_nrs._files import write_text
+from keras_nrs._locks import locked
 from keras_nrs.experiments.recipes import VALUES_OF_OLD_FILES
 from keras_nrs.experiments.recipes import Recipe
 from keras_nrs.experiments.recipes import recipes
 from keras_nrs.experiments.recipes import with_values
 from keras_nrs.experiments.search import OBJECTIVE
+from keras_nrs.experiments.search import REMEDY
 from keras_nrs.experiments.search import SEARCHES
 from keras_nrs.experiments.search import Tuner
 from keras_nrs.experiments.search import read_state
@@ -116,7 +121,10 @@ class Sweep:
         """The results of the finished trials: best first, diverged trials last."""
         states = read_state(self._path)["oracle"]["trials"]
         ended = [Trial.from_state(s) for s in states if s["status"] != "RUNNING"]
-        return best_first(self._result(trial) for trial in ended)
+        try:
+            return best_first(map(self._result, ended))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise DamagedFileError(self._path, error, REMEDY) from error
 
     @property
     def best(self) -> Result:
@@ -137,7 +145,11 @@ class Sweep:
     def is_finished(self) -> bool:
         """Whether the best of this number of trials is written."""
         path = self.folder / "best.json"
-        return path.exists() and json.loads(path.read_text())["trials"] == self.trials
+        if not path.exists():
+            return False
+        remedy = "Delete it, and run the sweep again."
+        best = read_json(path, _check_best, remedy=remedy)
+        return bool(best["trials"] == self.trials)
 
     @property
     def train_command(self) -> str:
@@ -160,7 +172,17 @@ class Sweep:
 
         Raises:
             RecipeError: if the network cannot have the data's images.
+            InUseError: if another process runs the sweep. Workers may be several.
         """
+        if self._role == "worker":
+            self._run(report)
+            return
+        with locked(self.folder):
+            self._check_folder()
+            self._run(report)
+            self._write()
+
+    def _run(self, report: Callable[[str], None]) -> None:
         report(
             f"{self.recipe_name}: trials are compared on "
             f"{self.recipe.validation_percent} % of the training images, which are "
@@ -178,8 +200,6 @@ class Sweep:
             seed=self.seed + 1,
             **{name: limit},
         ).search()
-        if self._role != "worker":
-            self._write()
 
     def _train(self, trial: Trial, report: Callable[[str], None]) -> dict[str, float]:
         result = self._result(trial)
@@ -252,6 +272,10 @@ class Sweep:
             "trials": self.trials,
         }
         write_text(self.folder / "best.json", json.dumps(content, indent=1) + "\n")
+
+
+def _check_best(content: Any) -> None:
+    expect_object(content, trials=(int, type(None)), values=dict)
 
 
 def check_search(search: str, trials: int | None, seed: int) -> int | None:

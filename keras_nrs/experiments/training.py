@@ -3,31 +3,33 @@
 import dataclasses
 import json
 import math
-import platform
-import resource
-import sys
 import time
-from importlib import metadata
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
-import pandas as pd
 
 import keras_nrs
 from keras_nrs._checks import check_int
+from keras_nrs._files import DamagedFileError
 from keras_nrs._files import atomic_write
+from keras_nrs._files import expect_object
+from keras_nrs._files import read_json
 from keras_nrs._files import write_text
+from keras_nrs._locks import Lock
+from keras_nrs._locks import locked
 from keras_nrs.backend import data_parallel_scope
 from keras_nrs.data import ImageData
+from keras_nrs.experiments.checkpoints import Checkpoints
+from keras_nrs.experiments.checkpoints import Row
 from keras_nrs.experiments.recipe_model import build_model
 from keras_nrs.experiments.recipes import VALUES_OF_OLD_FILES
 from keras_nrs.experiments.recipes import Recipe
-
-Row = dict[str, Any]
-
-_PACKAGES = ("keras-nrs", "keras", "jax", "tensorflow", "torch", "tensorflow-datasets")
+from keras_nrs.experiments.recipes import recipe_of
+from keras_nrs.experiments.sessions import add_session
+from keras_nrs.experiments.sessions import peak_memory
 
 
 def differences(there: Row, here: Row) -> str:
@@ -49,8 +51,8 @@ class Training:
 
     The folder gets `recipe.json`, `environment.json` (an entry for each session),
     `history.csv` (a row for each epoch), `tensorboard/`, `checkpoint-EPOCHS.keras`
-    (the latest), and at the end `model.keras` (the network without the wrapper) and
-    `summary.json`. Each file is written atomically.
+    (the latest two), and at the end `model.keras` (the network without the wrapper) and
+    `summary.json`. Each file is written atomically, and by one process at a time.
 
     Args:
         recipe: What to train.
@@ -63,6 +65,8 @@ class Training:
     Raises:
         TypeError, ValueError: if another training wrote the folder, the data do not
             suit the recipe, or no images are held out though `test` is False.
+        DamagedFileError: also by `run()`, if a file in the folder cannot be right.
+        InUseError: by `run()`, if another process is training in the folder.
         RecipeError: by `run()`, if the network cannot have the data's images.
         FloatingPointError: by `run()`, if the loss is not finite after an epoch.
     """
@@ -79,6 +83,8 @@ class Training:
         self.recipe, self.seed, self.folder, self.test = recipe, seed, folder, test
         if not test:
             check_int("validation_percent", recipe.validation_percent, 1, 90)
+        self._summary_path = folder / "summary.json"
+        self._checkpoints = Checkpoints(folder, recipe.epochs, self._check_description)
         self._check_folder()
         self.data = ImageData(**recipe.data_settings(), seed=seed, data_dir=data_dir)
         self.steps_per_epoch = recipe.steps_per_epoch or self.data.steps_per_epoch
@@ -87,7 +93,7 @@ class Training:
     @property
     def is_finished(self) -> bool:
         """Whether the summary is written."""
-        return (self.folder / "summary.json").exists()
+        return self._summary_path.exists()
 
     def run(self, verbose: int = 2, until: int | None = None) -> Row:
         """Train the epochs that are missing.
@@ -103,55 +109,71 @@ class Training:
         """
         epochs = self.recipe.epochs
         until = epochs if until is None else check_int("until", until, 1, epochs)
-        checkpoints = _checkpoints(self.folder)
-        epoch = epochs if self.is_finished else max(checkpoints, default=0)
-        path, history = self.folder / "history.csv", []
-        if path.exists():
-            # It may have an epoch more, whose checkpoint was not written.
-            # Pandas rounds floats that it reads, but not texts that it converts.
-            rows = pd.read_csv(path, nrows=epoch, dtype=str).astype(float)
-            history = rows.astype({"epoch": int}).to_dict("records")
-        if until < epochs and until <= epoch:
+        if not self.is_finished:
+            with locked(self.folder) as lock:
+                self._check_folder()
+                # Another process may have ended it before the lock was free.
+                if not self.is_finished:
+                    return self._run(verbose, until, lock)
+        if until < epochs:
+            return self._summary_so_far(self._checkpoints.read_history(until))
+        remedy = "Delete its folder to train again."
+        return read_json(self._summary_path, self._check_summary, remedy=remedy)
+
+    def _check_summary(self, content: Any) -> None:
+        expect_object(content, epochs=int, training_seconds=float)
+        if content["epochs"] != self.recipe.epochs:
+            raise ValueError(f"its 'epochs' are {content['epochs']}")
+
+    def _run(self, verbose: int, until: int, lock: Lock) -> Row:
+        checkpoint, history = self._checkpoints.newest()
+        if until < self.recipe.epochs and until <= len(history):
             return self._summary_so_far(history[:until])
-        if self.is_finished:
-            return json.loads((self.folder / "summary.json").read_text())
         with data_parallel_scope():
             try:
                 model = build_model(self.recipe, self.data, self.seed)
             except (TypeError, ValueError) as error:
                 raise RecipeError(str(error)) from error
             write_text(self.folder / "recipe.json", _json(self._description))
-            self._add_environment()
-            if epoch:
-                # Weights alone: a file does not say which variables decay. It has the
-                # states of the optimizer and the random generators.
-                model.optimizer.build(model.trainable_variables)
-                model.load_weights(checkpoints[epoch])
-            if epoch < until:
-                self._fit(model, range(epoch, until), history, verbose)
-            if until < epochs:
+            add_session(self.folder)
+            if checkpoint is not None:
+                _load_weights(model, checkpoint)
+            if len(history) < until:
+                self._fit(model, until, history, verbose=verbose, lock=lock)
+            if until < self.recipe.epochs:
                 return self._summary_so_far(history)
             with atomic_write(self.folder / "model.keras") as unfinished:
                 keras_nrs.unwrap(model).save(unfinished)
         summary = self._summary(history)
-        write_text(self.folder / "summary.json", _json(summary))
-        _remove_checkpoints(self.folder, before=epochs + 1)
+        lock.check()
+        write_text(self._summary_path, _json(summary))
+        self._checkpoints.remove()
         return summary
 
     def _fit(
-        self, model: keras.Model, epochs: range, history: list[Row], verbose: int
+        self,
+        model: keras.Model,
+        until: int,
+        history: list[Row],
+        *,
+        verbose: int,
+        lock: Lock,
     ) -> None:
-        validation = self.data.validation()
+        def save(history: list[Row]) -> None:
+            lock.check()
+            self._checkpoints.write(model, history, self._description)
+
+        validation, first = self.data.validation(), len(history)
         model.fit(
-            self.data.train(epochs.start, self.steps_per_epoch),
-            initial_epoch=epochs.start,
-            epochs=epochs.stop,
+            self.data.train(first, self.steps_per_epoch),
+            initial_epoch=first,
+            epochs=until,
             steps_per_epoch=self.steps_per_epoch,
             shuffle=False,  # The data are shuffled.
             validation_data=self.data.test() if validation is None else validation,
             verbose=verbose,
             callbacks=[
-                _SaveEpoch(self.folder, history, self.seed),
+                _SaveEpoch(save, history, seed=self.seed, folder=self.folder),
                 keras.callbacks.TensorBoard(
                     str(self.folder / "tensorboard"), write_graph=False
                 ),
@@ -182,7 +204,7 @@ class Training:
             "training_seconds": sum(seconds),
             # The median leaves out the first epoch, which compiles.
             "seconds_per_step": float(np.median(seconds)) / self.steps_per_epoch,
-            "peak_memory_mib": _peak_memory() / 2**20,
+            "peak_memory_mib": peak_memory() / 2**20,
             "parameters": network.count_params(),
             "training_images": self.data.num_train,
         }
@@ -210,10 +232,15 @@ class Training:
 
     def _check_folder(self) -> None:
         path = self.folder / "recipe.json"
-        if not path.exists():
-            return
+        remedy = "Restore it, or choose another output folder."
+        if path.exists():
+            self._check_description(read_json(path, recipe_of, remedy=remedy))
+        elif self.is_finished:
+            raise DamagedFileError(path, "it is missing beside a summary.json", remedy)
+
+    def _check_description(self, found: Row) -> None:
+        """Raise an error if a file is of another training."""
         # The recipe's other seeds have folders of their own.
-        found = json.loads(path.read_text(encoding="utf-8"))
         found = VALUES_OF_OLD_FILES | found | {"seeds": None}
         different = differences(found, self._description | {"seeds": None})
         if different:
@@ -222,22 +249,38 @@ class Training:
                 f"{different}. Choose another output folder."
             )
 
-    def _add_environment(self) -> None:
-        path = self.folder / "environment.json"
-        sessions = json.loads(path.read_text()) if path.exists() else []
-        write_text(path, _json([*sessions, _environment()]))
+
+def _load_weights(model: keras.Model, path: Path) -> None:
+    """Load a checkpoint, whose checksums are right.
+
+    Weights alone: a file does not say which variables decay. It has the states of the
+    optimizer and the random generators.
+    """
+    model.optimizer.build(model.trainable_variables)
+    try:
+        model.load_weights(path)
+    except (ValueError, KeyError) as error:
+        remedy = "Delete it: the training goes on from an older one, or begins."
+        raise DamagedFileError(path, error, remedy) from error
 
 
 class _SaveEpoch(keras.callbacks.Callback):  # type: ignore[misc]
-    """Writes history and checkpoint after each epoch.
+    """Adds a row to the history after each epoch, and saves it with the model.
 
-    An epoch's seconds end before its validation. The history is written first: a
-    training that goes on drops rows of epochs later than its checkpoint.
+    An epoch's seconds end before its validation.
     """
 
-    def __init__(self, folder: Path, history: list[Row], seed: int) -> None:
+    def __init__(
+        self,
+        save: Callable[[list[Row]], None],
+        history: list[Row],
+        *,
+        seed: int,
+        folder: Path,
+    ) -> None:
         super().__init__()
-        self._folder, self._history, self._seed = folder, history, seed
+        self._save, self._history = save, history
+        self._seed, self._folder = seed, folder
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._start = time.perf_counter()
@@ -264,45 +307,7 @@ class _SaveEpoch(keras.callbacks.Callback):  # type: ignore[misc]
                 "another output folder."
             )
         self._history.append({"epoch": epoch, "seconds": seconds, **logged})
-        rows = pd.DataFrame(self._history).to_csv(index=False, na_rep="nan")
-        write_text(self._folder / "history.csv", rows)
-        self.model.save(self._folder / f"checkpoint-{epoch + 1}.keras")
-        _remove_checkpoints(self._folder, before=epoch + 1)
-
-
-def _checkpoints(folder: Path) -> dict[int, Path]:
-    """The checkpoints by their number of epochs. A stop can leave more than one."""
-    paths = folder.glob("checkpoint-*.keras")
-    return {int(path.stem.partition("-")[2]): path for path in paths}
-
-
-def _remove_checkpoints(folder: Path, before: int) -> None:
-    for epoch, path in _checkpoints(folder).items():
-        if epoch < before:
-            path.unlink(missing_ok=True)
-
-
-def _environment() -> Row:
-    versions = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return {
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": sys.argv,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "backend": keras.config.backend(),
-        "packages": versions,
-    }
-
-
-def _peak_memory() -> int:
-    """The largest resident memory of this process so far, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+        self._save(self._history)
 
 
 def _json(content: Any) -> str:

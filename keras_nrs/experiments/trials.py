@@ -1,5 +1,6 @@
 """Results of the trials of a sweep."""
 
+import hashlib
 import math
 import statistics
 from collections.abc import Iterable
@@ -12,6 +13,9 @@ from rich.table import Table
 
 from keras_nrs._files import write_text
 from keras_nrs.experiments.space import Values
+
+# In bytes.
+_LONGEST_NAME = 255
 
 
 @dataclass(frozen=True)
@@ -39,9 +43,17 @@ class Result:
 
     @property
     def name(self) -> str:
-        """The name of the trial's folder, made from its values."""
+        """The name of the trial's folder, made from its values.
+
+        A long one, which not every system allows, is cut off and ends in a checksum.
+        """
         values = ",".join(f"{key}={value}" for key, value in self.values.items())
-        return values.replace("/", "-")
+        name = values.replace("/", "-")
+        if len(name.encode()) <= _LONGEST_NAME:
+            return name
+        digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+        start = name.encode()[: _LONGEST_NAME - len(digest) - 1].decode(errors="ignore")
+        return f"{start},{digest}"
 
     def __str__(self) -> str:
         if not self.scores:

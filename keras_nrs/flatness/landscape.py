@@ -1,8 +1,8 @@
 """The loss along directions in weight space."""
 
+import io
 import os
 import time
-import zipfile
 from collections.abc import Callable
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from keras_nrs import stateless
 from keras_nrs._checks import check_bool
 from keras_nrs._checks import check_int
 from keras_nrs._checks import check_seed
+from keras_nrs._files import DamagedFileError
 from keras_nrs._files import atomic_write
 from keras_nrs.backend import compile_function
 from keras_nrs.backend import restored_random_state
@@ -64,17 +65,27 @@ class Landscape:
         """Read a file that `save()` wrote.
 
         Raises:
-            ValueError: if it is another file.
+            DamagedFileError: if it is another file, or is not as it was written.
         """
+        data = io.BytesIO(Path(path).read_bytes())
         try:
-            with Path(path).open("rb") as file, np.load(file) as arrays:
+            # An archive has a checksum of each array, which reading compares.
+            with np.load(data) as arrays:
                 names = sorted(n for n in arrays.files if n.startswith("coordinates_"))
                 losses = arrays["losses"]
                 coordinates = tuple(arrays[name] for name in names)
-        except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(
-                "`path` must be a file that Landscape.save() wrote. Received: path="
-                f"{os.fspath(path)!r}, which is another file, or damaged."
+            shape = tuple(len(array) for array in coordinates)
+            if (
+                losses.dtype != np.dtype("float64")
+                or losses.shape != shape
+                or not shape
+            ):
+                raise ValueError(f"losses of shape {losses.shape} for {shape} points")
+        except Exception as error:
+            raise DamagedFileError(
+                path,
+                f"it is not as Landscape.save() wrote it ({error})",
+                "Delete it, and compute it again, or choose another name.",
             ) from error
         return cls(coordinates=coordinates, losses=losses)
 

@@ -11,16 +11,17 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
-_MAGIC = b"keras_nrs products 1\n"
+_MAGIC = b"keras_nrs products 2\n"
+_CHECKSUM_SIZE = 16
 
 
 class ProductLog:
     """The products of an operator with the vectors of one deterministic measurement.
 
-    A record is the digest of a vector, and the product. A measurement that starts
-    again asks for the same vectors in the same order, and gets products from the file
-    until a vector differs. New records overwrite all after the last one that was used,
-    or that a kill cut off.
+    A record is the digest of a vector, the product, and a checksum of both. A
+    measurement that starts again asks for the same vectors in the same order, and gets
+    products from the file until a vector differs. New records overwrite all after the
+    last one that was used, or that a kill cut off. A damaged record is written again.
 
     Args:
         path: Path of the file.
@@ -35,7 +36,9 @@ class ProductLog:
         self.path = Path(path)
         self._dtype = np.dtype(dtype)
         self._header = _MAGIC + f"{size} {dtype}\n".encode()
-        self._record_size = hashlib.sha256().digest_size + size * self._dtype.itemsize
+        digest_size = hashlib.sha256().digest_size
+        content_size = digest_size + size * self._dtype.itemsize
+        self._record_size = content_size + _CHECKSUM_SIZE
         self._next = 0
         self._num_records = 0
         self._is_checked = False
@@ -49,7 +52,7 @@ class ProductLog:
             raise ValueError(
                 "`checkpoint` must be a new file, or one that the same measurement "
                 f"wrote. Received: checkpoint={os.fspath(path)!r}, which is another "
-                "file. Choose another name."
+                "file, damaged, or of version 0.1.0. Delete it, or choose another name."
             )
         total_size = self.path.stat().st_size - len(self._header)
         self._num_records = total_size // self._record_size
@@ -58,17 +61,20 @@ class ProductLog:
         """The product with a vector, from the file or computed and appended to it."""
         digest = hashlib.sha256(vector.tobytes()).digest()
         if self._next < self._num_records:
-            logged, product = self._read_record(self._next)
-            if logged == digest:
+            record = self._read_record(self._next)
+            if record is not None and record[0] == digest:
+                product = record[1]
                 if not self._is_checked:
                     self._check_product(product, compute(vector))
                 self._next += 1
                 return product
-            # The measurement asks for other vectors from here on.
-            self._num_records = self._next
+            if record is not None:
+                # The measurement asks for other vectors from here on.
+                self._num_records = self._next
         # Rounded as in the file, so that later vectors are the same to the last bit.
         product = compute(vector).astype(self._dtype)
-        self._append_record(digest + product.tobytes())
+        self._write_record(self._next, digest + product.tobytes())
+        self._next += 1
         return product.astype("float64")
 
     def _check_product(self, logged: Array, computed: Array) -> None:
@@ -82,19 +88,29 @@ class ProductLog:
             )
         self._is_checked = True
 
-    def _read_record(self, index: int) -> tuple[bytes, Array]:
+    def _read_record(self, index: int) -> tuple[bytes, Array] | None:
+        """The digest of a vector, and the product; `None` if the checksum is wrong."""
         with self.path.open("rb") as file:
             file.seek(len(self._header) + index * self._record_size)
             record = file.read(self._record_size)
+        content, checksum = record[:-_CHECKSUM_SIZE], record[-_CHECKSUM_SIZE:]
+        if _checksum(content) != checksum:
+            return None
         size = hashlib.sha256().digest_size
-        return record[:size], np.frombuffer(record[size:], self._dtype).astype(float)
+        return content[:size], np.frombuffer(content[size:], self._dtype).astype(float)
 
-    def _append_record(self, record: bytes) -> None:
+    def _write_record(self, index: int, content: bytes) -> None:
+        is_last = index >= self._num_records
         with self.path.open("r+b") as file:
-            file.seek(len(self._header) + self._num_records * self._record_size)
-            file.write(record)
-            file.truncate()
+            file.seek(len(self._header) + index * self._record_size)
+            file.write(content + _checksum(content))
+            if is_last:
+                file.truncate()
             file.flush()
             os.fsync(file.fileno())
-        self._num_records += 1
-        self._next = self._num_records
+        if is_last:
+            self._num_records = index + 1
+
+
+def _checksum(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=_CHECKSUM_SIZE).digest()

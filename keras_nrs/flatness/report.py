@@ -19,7 +19,10 @@ from rich.table import Table
 from keras_nrs._checks import check_choice
 from keras_nrs._checks import check_int
 from keras_nrs._checks import check_nonnegative
+from keras_nrs._files import expect_object
+from keras_nrs._files import read_json
 from keras_nrs._files import write_text
+from keras_nrs._locks import locked
 from keras_nrs.flatness.density import SpectralDensity
 from keras_nrs.flatness.density import hessian_density
 from keras_nrs.flatness.divergence import model_divergence
@@ -34,7 +37,7 @@ from keras_nrs.flatness.trace import hessian_trace
 Array = NDArray[Any]
 
 # Results of another format, in a folder of an earlier version, are measured again.
-_FORMAT = 2
+_FORMAT = 3
 # A loss is that of chance if right labels lower it by less than this share.
 _CHANCE = 0.1
 
@@ -168,7 +171,16 @@ class Report:
         self.densities: dict[str, SpectralDensity] = {}
 
     def run(self, console: Console) -> None:
-        """Measure all models, showing progress, and draw the figures."""
+        """Measure all models, showing progress, and draw the figures.
+
+        Raises:
+            DamagedFileError: if a file of results in the folder cannot be right.
+            InUseError: if another process writes to the folder.
+        """
+        with locked(self.output):
+            self._run(console)
+
+    def _run(self, console: Console) -> None:
         for name, model in self.models.items():
             console.print(f"{name}: {self.settings.variables}")
             self._measure_model(name, model)
@@ -197,7 +209,9 @@ class Report:
         self.densities[name] = hessian_density(model, *data, **products("density"))
         path = folder / "measurements.json"
         if path.exists():
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(
+                path, self._check_content, remedy="Delete it, and measure again."
+            )
             self.measurements[name] = Measurements(**content)
             return
         result = hessian_eigenvalues(
@@ -230,6 +244,17 @@ class Report:
         )
         write_text(path, json.dumps(asdict(measurements), indent=1))
         self.measurements[name] = measurements
+
+    def _check_content(self, content: Any) -> None:
+        """Raise an error if a file of measurements has another form."""
+        loss = dict.fromkeys(("loss", "data_loss", "chance_loss"), (int, float))
+        lengths = {"divergence": 2, "trace": 2, "eigenvalues": self.settings.k}
+        expect_object(content, **loss, **dict.fromkeys(lengths, list), converged=bool)
+        for name, length in lengths.items():
+            values = content[name]
+            if [type(value) for value in values] != [float] * length:
+                raise ValueError(f"its {name!r} are {values!r:.100}")
+        Measurements(**content)
 
     def _accuracy(self, model: keras.Model) -> float | None:
         """The share of right classes, `None` if the task is another."""

@@ -339,9 +339,34 @@ def test_both_nrs_arms_keep_their_alpha() -> None:
 @pytest.mark.parametrize("text", ["not JSON", "[]", '{"runs": [{"arm": "x"}]}'])
 def test_files_of_others_are_not_replaced(tmp_path: Path, text: str) -> None:
     (tmp_path / "runs.json").write_text(text)
-    with pytest.raises(ValueError, match=r"`output` must be .* Choose another folder"):
+    with pytest.raises(ValueError, match=r"runs.json.*choose another folder"):
         demo.Experiment(TINY, seeds=2, output=tmp_path)
     assert (tmp_path / "runs.json").read_text() == text
+
+
+@pytest.mark.only_torch
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"test_accuracy": 93.0}, "`test_accuracy` must be a share from 0 to 1"),
+        ({"test_accuracy": "0.9"}, "`test_accuracy` must be a number"),
+        ({"eigenvalue": None}, "`eigenvalue` must be a number"),
+        ({"arm": "SAM"}, "`arm` must be one of"),
+        ({"seed": -1}, "`seed` must be an integer"),
+        ({"more": 1}, "unexpected keyword"),
+        ({}, "the run arm='NRS', seed=0 twice"),
+    ],
+)
+def test_runs_that_cannot_be_right(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    names = ("test_accuracy", "test_loss", "model_divergence", "eigenvalue")
+    row = {"arm": "NRS", "seed": 0, **dict.fromkeys(names, 0.5)}
+    store = demo.Experiment(TINY, seeds=2, output=tmp_path)._store
+    content = {"settings": store._settings, "runs": [row, row | change]}
+    store.path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"runs\.json' is damaged: .*{message}"):
+        demo.Experiment(TINY, seeds=2, output=tmp_path)
 
 
 @pytest.mark.only_torch

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from keras_nrs._files import DamagedFileError
+from keras_nrs._locks import InUseError
 from keras_nrs.experiments.run_store import RunStore
 
 # Nothing here depends on the backend; this one starts soonest.
@@ -55,5 +57,27 @@ def test_files_with_other_settings_are_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["not JSON", "[]", '{"runs": [{"arm": "x"}]}'])
 def test_files_of_another_format_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "runs.json").write_text(text)
-    with pytest.raises((TypeError, ValueError, KeyError)):
+    with pytest.raises(DamagedFileError, match=r"runs\.json' is damaged"):
         store_of(tmp_path)
+
+
+def test_a_run_that_is_there_twice(tmp_path: Path) -> None:
+    rows = [{"arm": "NRS", "seed": seed} for seed in (0, 1, 0)]
+    content = {"settings": {"epochs": 3}, "runs": rows}
+    (tmp_path / "runs.json").write_text(json.dumps(content))
+    with pytest.raises(DamagedFileError, match=r"the run arm='NRS', seed=0 twice"):
+        store_of(tmp_path, epochs=3)
+
+
+def test_one_process_adds_runs(tmp_path: Path) -> None:
+    first, second = store_of(tmp_path), store_of(tmp_path)
+    with first.locked():
+        first.get({"arm": "NRS", "seed": 0}, dict)
+        with pytest.raises(InUseError, match="is in use by"), second.locked():
+            pass
+    # It has read the file before the first one wrote to it.
+    assert second.rows == []
+    with second.locked():
+        assert second.rows == first.rows
+        second.get({"arm": "NRS", "seed": 1}, dict)
+    assert len(store_of(tmp_path).rows) == 2

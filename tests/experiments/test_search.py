@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from keras_nrs._files import DamagedFileError
 from keras_nrs.experiments import search
 from tests.experiments.processes import Script
 from tests.experiments.runs import NRS
@@ -169,3 +170,48 @@ def test_two_workers_share_a_search(tmp_path: Path) -> None:
     assert sum(output.count("validation accuracy 0.") for output in workers) == 6
     best = json.loads((tmp_path / "out" / NRS / "best.json").read_text())
     assert best["validation_accuracy"] == 0.3
+
+
+DAMAGE = {
+    "empty": "",
+    "no object": "[]",
+    "no oracle": '{"request": {}}',
+    "no trials": '{"request": {}, "oracle": {}}',
+    "a trial of null": '{"request": {}, "oracle": {"trials": [null]}}',
+    "a trial of nothing": '{"request": {}, "oracle": {"trials": [{}]}}',
+    "trials alone": '{"request": {}, "oracle": {"trials": []}}',
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_state_names_itself(
+    tmp_path: Path, trained: list[Any], name: str
+) -> None:
+    (tmp_path / "search.json").write_text(DAMAGE[name])
+    with pytest.raises(DamagedFileError, match=r"search\.json' is damaged.*Restore it"):
+        make("grid", tmp_path).run(lambda line: None)
+    assert trained == []
+
+
+def test_trials_without_their_results_name_the_file(
+    tmp_path: Path, trained: list[Any]
+) -> None:
+    make("grid", tmp_path).run(lambda line: None)
+    path = tmp_path / "search.json"
+    whole = json.loads(path.read_text())
+    for key, value in (("metrics", {"metrics": {}}), ("hyperparameters", {})):
+        state = json.loads(json.dumps(whole))
+        state["oracle"]["trials"][0][key] = value
+        path.write_text(json.dumps(state))
+        with pytest.raises(DamagedFileError, match=r"search\.json' is damaged"):
+            _ = make("grid", tmp_path).results
+
+
+def test_a_cut_state_names_itself(tmp_path: Path, trained: list[Any]) -> None:
+    make("grid", tmp_path).run(lambda line: None)
+    path = tmp_path / "search.json"
+    whole = path.read_bytes()
+    for size in range(0, len(whole) - 1, len(whole) // 20):
+        path.write_bytes(whole[:size])
+        with pytest.raises(DamagedFileError, match=r"search\.json' is damaged"):
+            make("grid", tmp_path)

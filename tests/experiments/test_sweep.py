@@ -181,7 +181,8 @@ def test_other_errors_stop_the_search(
         assert result.exit_code == 2
         assert "too small" in result.output
     else:
-        assert result.exception is error
+        assert result.exit_code == 1
+        assert result.stderr == "Error: disk full\n"
     assert len(trained) == 1
     result = invoke(NRS, "--vary", "eps=0.1,0.2", "--output", str(tmp_path))
     assert result.exit_code == 0, result.output
@@ -339,6 +340,38 @@ def test_a_command_killed_three_times_has_the_undisturbed_result(
     summary = json.loads((trials / "eps=0.6/seed-0/summary.json").read_text())
     assert "validation_accuracy" in summary
     assert not [name for name in summary if "test" in name or "eigenvalue" in name]
+
+
+def test_seventeen_keys_make_no_name_too_long(
+    tmp_path: Path, trained: list[Any]
+) -> None:
+    values = {
+        "network": "wide_resnet_28_10",
+        "augmentation": "flip",
+        "dtype_policy": "mixed_bfloat16",
+        "perturbation": "layerwise",
+        "optimizer": "adam",
+        "scheme": "nrs",
+        "normalize": True,
+        **dict.fromkeys(
+            ("learning_rate", "weight_decay", "label_smoothing"), 0.0123456
+        ),
+        **dict.fromkeys(("eps", "alpha", "clip_norm"), 0.12345678),
+        **dict.fromkeys(("epochs", "steps_per_epoch", "interval"), 3),
+        "batch_size": 100,
+    }
+    assert len(values) == 17
+    vary = [part for k, v in values.items() for part in ("--vary", f"{k}={v}")]
+    arguments = [NRS, *vary, "--set", "seeds=0", "--output", str(tmp_path)]
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.output
+    ((name, *_),) = trained
+    assert len(name) == 255
+    assert (tmp_path / NRS / "trials" / name / "seed-0").is_dir()
+    assert (
+        invoke(NRS, *vary, "--set", "seeds=0", "--output", str(tmp_path)).exit_code == 0
+    )
+    assert len(trained) == 1
 
 
 def test_no_test_image_is_read(

@@ -27,6 +27,13 @@ def test_whole_trials_come_first_and_diverged_ones_last() -> None:
     assert results == [BEST, WORSE, PARTIAL, DIVERGED]
 
 
+def test_a_long_name_is_cut_off_and_stays_its_own() -> None:
+    values = {f"key_number_{i}": i / 7 for i in range(17)}
+    names = {Result(values | {"eps": eps}, 9).name for eps in (0.1, 0.2)}
+    assert [len(name) for name in names] == [255, 255]
+    assert len({name[:200] for name in names}) == 1
+
+
 def test_results_as_text() -> None:
     assert str(BEST) == "0.8500 ± 0.0707"
     assert str(Result({}, 9, (0.5,))) == "0.5000"

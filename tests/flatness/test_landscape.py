@@ -170,7 +170,7 @@ def test_a_stopped_landscape_goes_on(
     with pytest.raises(ValueError, match="`checkpoint` must be of the same model"):
         loss_landscape(model, x, y, checkpoint=path, num_points=5)
     path.write_text("no archive")
-    with pytest.raises(ValueError, match="must be a file that Landscape"):
+    with pytest.raises(ValueError, match=r"not as Landscape\.save"):
         loss_landscape(model, x, y, checkpoint=path, **options)
 
 
@@ -194,3 +194,29 @@ def test_bad_arguments(options: dict[str, Any], message: str) -> None:
     x, y = image_data(16)
     with pytest.raises(ValueError, match=re.escape(message)):
         loss_landscape(cnn(), x, y, **options)
+
+
+@pytest.mark.only_torch
+def test_a_flipped_bit_changes_nothing_or_is_found(tmp_path: Path) -> None:
+    """Whichever bit of the file it is."""
+    path, rng = tmp_path / "landscape.npz", np.random.default_rng(0)
+    whole = Landscape(coordinates=(np.arange(3.0),), losses=rng.normal(size=3))
+    whole.save(path)
+    data, found = path.read_bytes(), 0
+    for place in range(len(data)):
+        flipped = bytearray(data)
+        flipped[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(flipped)
+        try:
+            loaded = Landscape.load(path)
+        except ValueError as error:
+            assert f"{path}' is damaged" in str(error)
+            found += 1
+            continue
+        np.testing.assert_array_equal(loaded.losses, whole.losses)
+        np.testing.assert_array_equal(loaded.coordinates, whole.coordinates)
+    assert found > len(data) / 2
+    for size in range(0, len(data), 7):
+        path.write_bytes(data[:size])
+        with pytest.raises(ValueError, match="is damaged"):
+            Landscape.load(path)

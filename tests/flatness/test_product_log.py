@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from keras_nrs.flatness import hessian_operator
+from keras_nrs.flatness.product_log import ProductLog
 from tests.support import hessians
 
 
@@ -34,3 +35,41 @@ def test_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path.write_text("something else")
     with pytest.raises(ValueError, match="`checkpoint` must be a new file"):
         hessian_operator(model, x, y, checkpoint=path)
+
+
+@pytest.mark.only_torch
+def test_a_flipped_bit_is_computed_again(tmp_path: Path) -> None:
+    """Whichever bit of the records it is, no product changes."""
+    size, path, rng = 5, tmp_path / "products", np.random.default_rng(0)
+    matrix = rng.normal(size=(size, size))
+    vectors = np.eye(size)[:4]
+
+    def products() -> tuple[list[np.ndarray], int]:
+        calls = []
+
+        def compute(vector: np.ndarray) -> np.ndarray:
+            calls.append(vector)
+            return (matrix @ vector).astype("float32").astype(float)
+
+        log = ProductLog(path, size, "float32")
+        return [log.product(vector, compute) for vector in vectors], len(calls)
+
+    expected, calls = products()
+    assert calls == 4
+    whole = path.read_bytes()
+    header = len(ProductLog(path, size, "float32")._header)
+    for place in range(header, len(whole)):
+        data = bytearray(whole)
+        data[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(data)
+        found, calls = products()
+        np.testing.assert_array_equal(found, expected)
+        # The first product, to see that it is the right file, and the damaged one.
+        assert calls <= 2
+        assert path.read_bytes() == whole
+    for place in range(header):
+        data = bytearray(whole)
+        data[place] ^= 1
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=r"products'.*damaged.* Delete it"):
+            products()

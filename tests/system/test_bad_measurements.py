@@ -105,6 +105,18 @@ CALLBACKS = [
         for name in ("divergence_options", "eigenvalue_options")
         for given in (3, {"foo": 1}, {"k": 2})
     ),
+    *(
+        row(
+            "monitor with a checkpoint",
+            ValueError,
+            f"`{name}` must be a dict with keys among",
+            FlatnessMonitor,
+            X,
+            Y,
+            **{name: {"checkpoint": "products"}},
+        )
+        for name in ("divergence_options", "eigenvalue_options")
+    ),
     row(
         "monitor of many eigenvalues",
         ValueError,
@@ -163,7 +175,7 @@ FLATNESS = [
         r"shape \(8,\).*shape \(3,\)",
         lambda: flatness.hessian_operator(linear(), X, Y).split(np.ones(3)),
     ),
-    row("damaged", ValueError, "or damaged", measure_from_truncated_checkpoint),
+    row("damaged", ValueError, "is damaged", measure_from_truncated_checkpoint),
     row(
         "landscapes",
         TypeError,

@@ -24,6 +24,7 @@ import keras_nrs
 from keras_nrs import cli
 from keras_nrs.data import ImageData
 from keras_nrs.experiments import recipes
+from keras_nrs.flatness.landscape import Landscape
 from tests.support.asserts import assert_equal
 from tests.support.asserts import numpy_values
 from tests.support.data import image_data
@@ -69,6 +70,30 @@ def fit(folder: Path, begun: Callable[[], None]) -> None:
     nrs.save(folder / "end.keras")
 
 
+def monitored(folder: Path, begun: Callable[[], None]) -> None:
+    """The same with measurements in between."""
+    x, y = image_data(32)
+    nrs = new_model()
+    monitor = keras_nrs.callbacks.FlatnessMonitor(x, y, every=2)
+    begun()
+    nrs.fit(
+        x,
+        y,
+        batch_size=16,
+        epochs=8,
+        shuffle=False,
+        verbose=0,
+        callbacks=[
+            monitor,
+            keras.callbacks.ModelCheckpoint(folder / "last.keras"),
+            keras.callbacks.BackupAndRestore(
+                folder / "backup", double_checkpoint=True, delete_checkpoint=False
+            ),
+        ],
+    )
+    nrs.save(folder / "end.keras")
+
+
 def save(folder: Path, begun: Callable[[], None]) -> None:
     """A model and its weights, with one eps and with another, a hundred times."""
     nrs = new_model()
@@ -87,7 +112,11 @@ def run_command(*arguments: Any) -> None:
     recipes.NETWORKS["small"] = small
     settings = ["network=small", "steps_per_epoch=4", "flatness=False"]
     options = [part for setting in settings for part in ("--set", setting)]
-    cli.build_app()([*map(str, arguments), *options], standalone_mode=False)
+    invoke(*arguments, *options)
+
+
+def invoke(*arguments: Any) -> None:
+    assert not cli.build_app()([*map(str, arguments)], standalone_mode=False)
 
 
 def train(folder: Path, begun: Callable[[], None]) -> None:
@@ -110,8 +139,22 @@ def report(folder: Path, begun: Callable[[], None]) -> None:
     """`keras-nrs report`, again and again."""
     begun()
     for _ in range(3):
-        arguments = ["report", folder.parent / "runs", "--output", folder]
-        cli.build_app()([*map(str, arguments)], standalone_mode=False)
+        invoke("report", folder.parent / "runs", "--output", folder)
+
+
+def flatness(folder: Path, begun: Callable[[], None]) -> None:
+    """`keras-nrs flatness` of a small model."""
+    begun()
+    paths = [folder.parent / name for name in ("model.keras", "data.npz")]
+    more = ["--points", 4, "--k", 2, "--batch-size", 16]
+    invoke("flatness", paths[0], "--data", paths[1], "--output", folder, *more)
+
+
+def demo(folder: Path, begun: Callable[[], None]) -> None:
+    """`keras-nrs demo`: ten runs."""
+    begun()
+    more = ["--seeds", 2, "--epochs", 2, "--train-images", 50]
+    invoke("demo", "--output", folder, *more)
 
 
 # What must be true of a folder at any moment, and what is compared at the end.
@@ -154,6 +197,22 @@ def trials(folder: Path) -> Any:
     return [np.array(row) for row in rows]
 
 
+def measurements(folder: Path) -> Any:
+    (measured,) = folder.glob("measured-*")
+    content = json.loads((measured / "measurements.json").read_text())
+    products = sorted(measured.glob("*.products"))
+    return [
+        Landscape.load(measured / "landscape.npz").losses,
+        np.hstack([content[name] for name in ("eigenvalues", "trace", "divergence")]),
+        *(np.frombuffer(path.read_bytes(), np.uint8) for path in products),
+    ]
+
+
+def demo_runs(folder: Path) -> Any:
+    rows = json.loads((folder / "runs.json").read_text())["runs"]
+    return [np.array(list(row.values())) for row in rows]
+
+
 def pages(folder: Path) -> Any:
     return [
         np.frombuffer(path.read_bytes(), np.uint8)
@@ -164,10 +223,13 @@ def pages(folder: Path) -> Any:
 
 RESULTS: dict[Callable[..., None], Callable[[Path], Any]] = {
     fit: weights_at_the_end,
+    monitored: weights_at_the_end,
     save: weights_at_the_end,
     train: trained_weights,
     sweep: trials,
     report: pages,
+    flatness: measurements,
+    demo: demo_runs,
 }
 
 
@@ -196,6 +258,10 @@ def prepare(run: Callable[..., None], tmp_path: Path) -> None:
         # Where both processes look for it.
         data = ImageData(name="digits", data_dir=str(tmp_path / "data"))
         assert data.num_train
+    if run is flatness:
+        x, y = image_data(32)
+        np.savez(tmp_path / "data.npz", x=x, y=y)
+        new_model().save(tmp_path / "model.keras")
     if run is report:
         settings = recipes.recipes()
         for scheme in ("baseline", "nrs"):
@@ -247,12 +313,15 @@ def kill_many_times(run: Callable[..., None], tmp_path: Path, kills: int) -> int
 
 def check_result(run: Callable[..., None], folder: Path, expected: Any) -> None:
     check_files(folder)
-    assert not list(folder.rglob(".unfinished*"))
+    for pattern in (".unfinished*", ".*lock"):
+        assert not list(folder.rglob(pattern))
     assert_equal(RESULTS[run](folder), expected)
 
 
 @pytest.mark.only_torch  # Whose processes begin soonest.
-@pytest.mark.parametrize("run", [fit, save], ids=lambda run: run.__name__)
+@pytest.mark.parametrize(
+    "run", [fit, monitored, save, flatness], ids=lambda r: r.__name__
+)
 def test_kills(run: Callable[..., None], tmp_path: Path) -> None:
     kill_many_times(run, tmp_path, 3)
 

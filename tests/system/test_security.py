@@ -1,14 +1,19 @@
 """Across modules: files and arguments of others run nothing and write nothing."""
 
 import importlib
+import io
 import json
 import pickle
+import stat
 import tomllib
 import zipfile
+from collections.abc import Callable
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -97,7 +102,7 @@ def test_a_pickle_is_not_unpickled(tmp_path: Path, of: str) -> None:
     pwned, path = tmp_path / "pwned", tmp_path / "file.npz"
     losses = np.array([Payload(pwned)], dtype=object)
     np.savez(path, losses=losses, coordinates_0=np.zeros(1))
-    with pytest.raises(ValueError, match="or damaged"):
+    with pytest.raises(ValueError, match="is damaged"):
         if of == "landscape":
             flatness.Landscape.load(path)
         else:
@@ -107,6 +112,72 @@ def test_a_pickle_is_not_unpickled(tmp_path: Path, of: str) -> None:
     assert not pwned.exists()
     pickle.loads(pickle.dumps(Payload(pwned)))
     assert pwned.exists()
+
+
+def with_members(path: Path, members: dict[str, bytes], *, symlinks: Any = ()) -> Path:
+    """The same file with more members, compressed."""
+    with zipfile.ZipFile(path) as file:
+        kept = {n: file.read(n) for n in file.namelist() if n not in members}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, content in (kept | members).items():
+            file.writestr(name, content)
+        for name, target in symlinks:
+            info = zipfile.ZipInfo(name)
+            info.external_attr = (stat.S_IFLNK | 0o777) << 16
+            file.writestr(info, target)
+    return path
+
+
+def test_members_of_a_file_are_written_nowhere(tmp_path: Path) -> None:
+    """With names that lead elsewhere, and links."""
+    folder = tmp_path / "a" / "b"
+    folder.mkdir(parents=True)
+    path = with_members(
+        saved(folder / "model.keras"),
+        {
+            "../pwned": b"1",
+            f"{tmp_path}/pwned": b"2",
+            "assets/../../../pwned": b"3",
+            "assets/link/pwned": b"4",
+        },
+        symlinks=[("assets/link", str(tmp_path))],
+    )
+    with (
+        pytest.warns(UserWarning, match="Skipping invalid path"),
+        suppress(ValueError, OSError),
+    ):
+        keras.saving.load_model(path)
+    assert {p.name for p in tmp_path.rglob("*")} == {"a", "b", "model.keras"}
+
+
+def shape_bomb() -> bytes:
+    """Weights that declare terabytes, and hold nothing."""
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
+        group = file.create_group("base_model/layers/dense/vars")
+        group.create_dataset("0", (10**6, 10**6), "f4", chunks=(1000, 1000))
+    return content.getvalue()
+
+
+BOMBS: dict[str, Callable[[], dict[str, bytes]]] = {
+    "config": lambda: {"config.json": b" " * 2**27},
+    "weights": lambda: {"model.weights.h5": b"\0" * 2**27},
+    "shapes": lambda: {"model.weights.h5": shape_bomb()},
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_bomb_is_refused_in_a_line(tmp_path: Path, name: str) -> None:
+    """By the command, which loads files of others."""
+    path = with_members(saved(tmp_path / "model.keras"), BOMBS[name]())
+    assert path.stat().st_size < 2**20
+    arguments = ["flatness", str(path), "--data", "digits"]
+    result = CliRunner().invoke(
+        cli.build_app(), [*arguments, "--output", str(tmp_path / "out")]
+    )
+    assert result.exit_code == 2, (result.output, result.exception)
+    assert "`models` must be files" in result.output
+    assert not (tmp_path / "out").exists()
 
 
 TEXTS = [
@@ -198,7 +269,7 @@ def test_a_backup_names_no_file_elsewhere(tmp_path: Path) -> None:
     nrs.save_weights(tmp_path / "elsewhere.weights.h5")
     named = {"epoch": 1, "batch": 0, "weights": "../elsewhere.weights.h5"}
     (folder / "keras_nrs.json").write_text(json.dumps([named]))
-    with pytest.raises(OSError, match="elsewhere"):
+    with pytest.raises(ValueError, match="elsewhere"):
         nrs.fit(X, Y, verbose=0, callbacks=[keras.callbacks.BackupAndRestore(folder)])
 
 

@@ -57,7 +57,7 @@ import keras_nrs
 from tests.support.data import image_data
 from tests.support.networks import cnn
 keras.utils.set_random_seed(7)
-x, y = image_data(64)
+x, y = image_data(args.get("samples", 64))
 data = tf.data.Dataset.from_tensor_slices((x, y)).batch(16, drop_remainder=True)
 model = cnn(dropout=0.5)
 nrs = keras_nrs.wrap(model, eps=0.3, perturbation="relative")
@@ -225,6 +225,31 @@ def test_a_dead_process_ends_the_others_and_a_restart_goes_on(
     for a, b in zip(restarted[0]["weights"], alone["weights"], strict=True):
         bound = 256 * 1000 * ROUNDING  # 16 steps.
         np.testing.assert_allclose(a, b, rtol=bound, atol=bound)
+
+
+@pytest.mark.only_jax
+def test_processes_with_other_numbers_of_batches_do_not_wait(tmp_path: Path) -> None:
+    """Each would wait for a batch of the other one for ever."""
+    port, file = free_port(), str(tmp_path / "model.keras")
+    common = {"processes": 2, "port": port, "epochs": 2, "file": file}
+    outputs = [tmp_path / f"{index}.log" for index in range(2)]
+    processes = [
+        start(JAX, 2, output, index=index, samples=64 - 16 * index, **common)
+        for index, output in enumerate(outputs)
+    ]
+    try:
+        codes = [process.wait(timeout=240) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert 0 not in codes
+    for output in outputs:
+        text = output.read_text()
+        assert "must have the same number of batches" in text, text[-2000:]
+        assert "[(4.0, 0.0), (3.0, 0.0)]" in text or "[(4, 0), (3, 0)]" in text
+        assert "epoch 0" not in text
+    assert not Path(file).exists()
 
 
 @pytest.mark.only_tensorflow

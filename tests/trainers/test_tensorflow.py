@@ -10,6 +10,7 @@ from keras import layers
 import keras_nrs
 from tests.support.asserts import numpy_values
 from tests.support.networks import compile_classifier
+from tests.support.replicas import devices
 
 pytestmark = pytest.mark.only_tensorflow
 
@@ -60,6 +61,39 @@ def test_the_rows_of_both_passes_are_one_gradient(optimizer: dict[str, Any]) -> 
     nrs = keras_nrs.wrap(model, eps=0.0, normalize=True)
     # Adam turns the rounding of gradients into a part of its step.
     np.testing.assert_allclose(rows_after_a_step(model, nrs), expected, atol=1e-5)
+
+
+def test_an_error_on_one_replica_leaves_a_model_that_trains() -> None:
+    """All replicas keep the same finite weights."""
+    from tensorflow import debugging
+    from tensorflow import errors
+
+    class NoBadInput(layers.Layer):  # type: ignore[misc]
+        def call(self, x: Any) -> Any:
+            message = "a bad input"
+            debugging.assert_less(keras.ops.max(x), 100.0, message=message)
+            return x
+
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(32, 6)).astype("float32"), np.arange(32) % 3
+    bad = x.copy()
+    bad[25] = 1e6  # In the half of the second replica.
+    with devices(2):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((6,)), NoBadInput(), layers.Dense(3)])
+        compile_classifier(model)
+        nrs = keras_nrs.wrap(model, eps=0.3, perturbation="relative")
+        nrs.fit(x, y, batch_size=32, verbose=0)
+        with pytest.raises(errors.InvalidArgumentError, match="a bad input"):
+            nrs.fit(bad, y, batch_size=32, verbose=0, shuffle=False)
+        history = nrs.fit(x, y, batch_size=32, epochs=20, verbose=0).history
+        losses = history["loss"]
+        assert losses[-1] < losses[0]
+        for variable in model.trainable_variables:
+            copies = [value.numpy() for value in variable.value.values]
+            assert len(copies) == 2
+            assert np.isfinite(copies[0]).all()
+            np.testing.assert_array_equal(*copies)
 
 
 def test_a_recomputed_pass_reads_the_weights_of_before_the_update() -> None:

@@ -79,14 +79,16 @@ class BackendTrainer(Trainer):
 
     def train_step(self, data: Any) -> Any:
         base, model = self.base_model, self.model
-        if not self._perturbs:
+        if self._perturbs:
+            # Outside of the graph: if tracing fails, new variables have no values.
+            with tf.init_scope():
+                self.objective.build(data)
+            model.built = True
+        # Only now is it known whether a model that was not built has weights.
+        if not (self._perturbs and base.trainable_variables):
             if self.options.scheme != "baseline":
                 self.coefficients_in(model.seed_generator.next()[1])
             return self._reducible(base.train_step(data) | self.tracker_logs())
-        # Outside of the graph: if tracing fails, new variables in it have no values.
-        with tf.init_scope():
-            self.objective.build(data)
-        model.built = True
         key = model.seed_generator.next()
         eps, alpha = self.coefficients_in(key[1])
         state = [v.value for v in base.non_trainable_variables]

@@ -68,6 +68,27 @@ def test_execution_modes(compiled_with: dict[str, bool]) -> None:
     assert history["model_divergence"][0] > 0
 
 
+@pytest.mark.filterwarnings("ignore:The model does not have any trainable weights")
+def test_a_model_that_turns_out_to_have_no_weights() -> None:
+    """It is built in `fit()`, and its steps count batches."""
+
+    class Counter(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.batches = self.add_variable((), "zeros", trainable=False)
+
+        def call(self, x: Any) -> Any:
+            self.batches.assign(self.batches + 1)
+            return x
+
+    model = Counter()
+    model.compile("sgd", "mse")
+    x = np.ones((8, 1), "float32")
+    history = keras_nrs.wrap(model).fit(x, 2 * x, batch_size=2, verbose=0).history
+    assert history["loss"] == [1.0]
+    assert float(model.batches) == 4
+
+
 @pytest.mark.only_jax
 @pytest.mark.only_tensorflow  # Keras has no steps_per_execution on PyTorch.
 def test_steps_per_execution() -> None:

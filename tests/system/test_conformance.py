@@ -143,10 +143,17 @@ REASONS = [
         ("jax",),
     ),
     Reason(
-        "plain Keras looks up with TensorFlow, which a compiled program cannot",
-        {"IntegerLookup"},
+        "plain Keras calls TensorFlow in a compiled program",
+        {"IntegerLookup", "RandomElasticTransform"},
         ALL,
-        functools.partial(fails_in_keras, RuntimeError, "Unable to automatically"),
+        functools.partial(fails_in_keras, Exception, "automatically build|_error_repr"),
+        ("jax",),
+    ),
+    Reason(
+        "plain Keras updates no metric in call() in a compiled program",
+        {"Measuring"},
+        ALL,
+        functools.partial(fails_in_keras, TypeError, "'NoneType' object is not call"),
         ("jax",),
     ),
     Reason(

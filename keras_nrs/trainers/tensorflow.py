@@ -122,6 +122,7 @@ class BackendTrainer(Trainer):
             )
         for variable, value in outcome.updates:
             variable.assign(value)
+        self.update_metrics_of_loss(outcome, data)
         base.optimizer.apply_gradients(
             zip(map(self._summed, gradients), base.trainable_weights, strict=True)
         )

@@ -75,6 +75,7 @@ class BackendTrainer(Trainer):
         with torch.no_grad():
             for variable, value in outcome.updates:
                 variable.assign(value)
+            self.update_metrics_of_loss(outcome, data)
             base.optimizer.apply([v.value.grad for v in trainable], trainable)
             return self.assign_outcome(outcome, data)
 

@@ -103,6 +103,21 @@ class Trainer(abc.ABC):
                 coefficient.variable.assign(coefficient.at(step))
         return [coefficient.variable.value for coefficient in self.model.coefficients]
 
+    def update_metrics_of_loss(self, outcome: Outcome, data: Any) -> None:
+        """Update in place the metrics that `compute_loss()` updates, if it does.
+
+        It may read weights: call this before the optimizer moves them.
+        """
+        if not self.objective.loss_updates_metrics:
+            return
+        base = self.base_model
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        y_pred = with_masks(outcome.y_pred, outcome.masks)
+        with stateless.layer_losses(base, outcome.layer_losses):
+            keras_internals.compute_loss(
+                base, x, y, y_pred, copied_weights(sample_weight), training=True
+            )
+
     def assign_outcome(
         self,
         outcome: Outcome,
@@ -131,11 +146,6 @@ class Trainer(abc.ABC):
         terms = Terms(*map(unscaled, outcome.terms))
         mean_divergence = unscaled(outcome.mean_divergence)
         y_pred = with_masks(outcome.y_pred, outcome.masks)
-        if self.objective.loss_updates_metrics:
-            with stateless.layer_losses(base, outcome.layer_losses):
-                keras_internals.compute_loss(
-                    base, x, y, y_pred, copied_weights(sample_weight), training=True
-                )
         keras_internals.loss_tracker(base).update_state(
             terms.total, sample_weight=num_samples(x)
         )

@@ -81,14 +81,16 @@ class Router(layers.Layer):
         self.num_experts = experts
         self.gate = layers.Dense(experts)
         self.experts = [layers.Dense(units, activation="relu") for _ in range(experts)]
-        self.load = keras.metrics.Mean(name="load")
+        # Plain Keras on JAX updates no metrics in `call()`.
+        self.load = keras.metrics.Mean(name="load") if BACKEND != "jax" else None
 
     def call(self, x: Any) -> Any:
         probabilities = ops.softmax(self.gate(x), axis=-1)
         chosen = ops.one_hot(ops.argmax(probabilities, axis=-1), self.num_experts)
         tokens, shares = (ops.mean(t, axis=(0, 1)) for t in (chosen, probabilities))
         self.add_loss(0.1 * self.num_experts * ops.sum(tokens * shares))
-        self.load.update_state(ops.max(ops.stop_gradient(tokens)))
+        if self.load is not None:
+            self.load.update_state(ops.max(ops.stop_gradient(tokens)))
         outputs = ops.stack([expert(x) for expert in self.experts], axis=-2)
         return ops.sum(outputs * (chosen * probabilities)[..., None], axis=-2)
 

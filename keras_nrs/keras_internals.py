@@ -123,6 +123,11 @@ def sublayers(layer: Any, *, recursive: bool = False) -> list[keras.Layer]:
     return found
 
 
+def is_random_state(variable: keras.Variable) -> bool:
+    """Whether it is a `SeedGenerator`'s; no public name leads to the global one."""
+    return bool(variable.name == "seed_generator_state")
+
+
 def producer(tensor: Any) -> Any:
     """The layer or operation that made a symbolic tensor, `None` if not known."""
     return getattr(getattr(tensor, "_keras_history", None), "operation", None)

@@ -295,14 +295,20 @@ class ModelPasses:
     ) -> list[Update]:
         """The values with which the next group of a batch begins.
 
-        They are those of metrics and of variables that are not the base model's, as of
-        a global generator of random numbers: each group goes on with them.
+        They are those of metrics and of random generators that are not the base
+        model's, as Keras's global one: each group goes on with them.
         """
         base = self.base_model
         own = set(map(id, base.trainable_variables + base.non_trainable_variables))
+        metrics = set(map(id, base.metrics_variables))
         updates = {id(variable): (variable, value) for variable, value in carried}
         updates |= scope.updates
-        return [update for key, update in updates.items() if key not in own]
+        return [
+            (variable, value)
+            for key, (variable, value) in updates.items()
+            if key in metrics
+            or (key not in own and keras_internals.is_random_state(variable))
+        ]
 
     # The phase at theta.
 

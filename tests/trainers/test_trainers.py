@@ -381,3 +381,30 @@ def test_same_seed_same_run_and_other_seed_other_run() -> None:
     assert_equal(weights(None), weights(None))
     assert not np.array_equal(weights(7)[0], weights(8)[0])
     assert not np.array_equal(weights(None)[0], weights(None, global_seed=1)[0])
+
+
+def test_metrics_of_a_loss_see_the_weights_before_the_step() -> None:
+    class Measured(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = keras.layers.Dense(1)
+            self.size = keras.metrics.Mean(name="size")
+
+        def call(self, x: Any) -> Any:
+            return self.head(x)
+
+        def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+            self.size.update_state(keras.ops.sum(self.head.bias))
+            return super().compute_loss(*args, **kwargs)
+
+    def sizes(wraps: bool) -> list[float]:
+        keras.utils.set_random_seed(0)
+        model = Measured()
+        model.compile(keras.optimizers.SGD(0.1), "mse")
+        x = np.ones((8, 3), "float32")
+        trained = keras_nrs.wrap(model, eps=0.0, normalize=True) if wraps else model
+        history = trained.fit(x, 5 + x[:, :1], batch_size=2, epochs=2, verbose=0)
+        found: list[float] = history.history["size"]
+        return found
+
+    assert sizes(True) == pytest.approx(sizes(False), rel=1e-5)

@@ -71,20 +71,17 @@ def test_a_size_that_is_a_tensor_gives_the_same_groups(
 ) -> None:
     """And groups with a share of 0, where there are fewer samples than groups."""
     known = split_into_groups(size, num_deltas, fraction, keep_whole=keep_whole)
+    tensor = ops.convert_to_tensor(size, "int32")
+    unknown = split_into_groups(tensor, num_deltas, fraction, keep_whole=keep_whole)
     groups = [
         Group(*(None if f is None else np.array(ops.convert_to_numpy(f)) for f in g))
-        for g in split_into_groups(
-            ops.convert_to_tensor(size, "int32"),
-            num_deltas,
-            fraction,
-            keep_whole=keep_whole,
-        )
+        for g in unknown
     ]
     for group in groups:
         assert 0 <= group.start < group.stop <= size
         if num_deltas > 1 or fraction < 1:
             assert group.share == pytest.approx(group.size / size)
-    share = ops.convert_to_numpy(perturbed_share(groups, np.array(size)))
+    share = ops.convert_to_numpy(perturbed_share(unknown, tensor))
     assert share == pytest.approx(perturbed_share(known, size))
     counted = [g for g in groups if g.size > 0]
     assert sum(g.perturbed_share for g in groups) == pytest.approx(1)

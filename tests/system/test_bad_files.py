@@ -66,7 +66,7 @@ FILES = [
         ValueError,
         "`scheme` must be",
         edited,
-        lambda c: c.update(scheme="sam"),
+        lambda c: c.update(scheme="sharp"),
     ),
     row(
         "eps", TypeError, "`eps` must be a number", edited, lambda c: c.update(eps="a")

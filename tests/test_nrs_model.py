@@ -289,7 +289,7 @@ def test_keras_callbacks_reach_the_model(tmp_path: Any) -> None:
         ({"eps": "0.1"}, TypeError, "`eps` must be a number"),
         ({"alpha": -1.0}, ValueError, "`alpha`"),
         ({"beta": float("inf")}, ValueError, "`beta`"),
-        ({"scheme": "sam"}, ValueError, r"`scheme` must be one of \['nrs', 'rpr'"),
+        ({"scheme": "sharp"}, ValueError, r"`scheme` must be one of \['nrs', 'rpr'"),
         ({"perturbation": "box"}, ValueError, "`perturbation` must be one of"),
         ({"divergence": "kl"}, ValueError, "`divergence` must be 'auto'"),
         ({"divergence": np.zeros(2)}, ValueError, "`divergence` must be 'auto'"),

@@ -65,14 +65,18 @@ def test_the_rows_of_both_passes_are_one_gradient(optimizer: dict[str, Any]) -> 
 
 def test_an_error_on_one_replica_leaves_a_model_that_trains() -> None:
     """All replicas keep the same finite weights."""
+    from tensorflow import control_dependencies
     from tensorflow import debugging
     from tensorflow import errors
+    from tensorflow import identity
 
     class NoBadInput(layers.Layer):  # type: ignore[misc]
         def call(self, x: Any) -> Any:
             message = "a bad input"
-            debugging.assert_less(keras.ops.max(x), 100.0, message=message)
-            return x
+            check = debugging.assert_less(keras.ops.max(x), 100.0, message=message)
+            # Otherwise the step would race with the error, and might end before it.
+            with control_dependencies([check]):
+                return identity(x)
 
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(32, 6)).astype("float32"), np.arange(32) % 3

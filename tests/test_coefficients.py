@@ -198,6 +198,7 @@ def test_nothing_is_compiled_again() -> None:
     assert len(traced) - num_traced == expected
 
 
+@pytest.mark.matrix  # It compiles four models.
 def test_training_goes_on_where_it_stopped(tmp_path: Path) -> None:
     """In the next `fit()`, in a loaded model, and from a backup."""
     options = {"perturbation": "filterwise", "interval": 3}

@@ -18,6 +18,7 @@ from keras_nrs.stateless import Update
 from keras_nrs.step.groups import Coverage
 from keras_nrs.step.groups import samples
 from keras_nrs.step.host_random import drawing_from
+from keras_nrs.step.host_random import host_random_state
 from keras_nrs.step.model_passes import ModelPasses
 from keras_nrs.step.model_passes import SplitBatch
 from keras_nrs.step.objective import Terms
@@ -96,7 +97,8 @@ class BatchObjective(ModelPasses):
             outputs = base.output
         with naming_labels(y, outputs, sample_weight):
             keras_internals.build_for_batch(base, data)
-        stateless.check_draws(base, x, training=True)
+        with drawing_from(host_random_state()):
+            stateless.check_draws(base, x, training=True)
 
     def with_directions(
         self, weights: list[Tensor], inputs: StepInputs, batch: SplitBatch

@@ -16,6 +16,8 @@ from keras_nrs import stateless
 from keras_nrs.backend import eager_scope
 from keras_nrs.backend import not_in_graphs
 from keras_nrs.backend import restored_random_state
+from keras_nrs.step.host_random import drawing_from
+from keras_nrs.step.host_random import host_random_state
 
 Tensor = Any
 
@@ -81,7 +83,11 @@ def _tried(model: Any, key: Any, attempt: Callable[[], Any]) -> Any:
 
     def make() -> Any:
         try:
-            with eager_scope(), restored_random_state(ops.zeros((2,), "int32")):
+            with (
+                eager_scope(),
+                restored_random_state(ops.zeros((2,), "int32")),
+                drawing_from(host_random_state()),
+            ):
                 return attempt()
         except Exception:  # Of the user's code, which need not take made-up data.
             return None

@@ -206,7 +206,9 @@ def test_the_command_evaluates_nothing(
         ["flatness", text, "--data", text],
     ):
         result = CliRunner().invoke(cli.build_app(), command)
-        assert result.exit_code == 2, (command, result.output, result.exception)
+        # 1 for a path that is too long for the system.
+        codes = (1, 2) if command[0] in ("report", "flatness") else (2,)
+        assert result.exit_code in codes, (command, result.output, result.exception)
     assert recipes.literal(text) == text
     assert not list(tmp_path.iterdir())
 

@@ -4,7 +4,6 @@ from typing import Any
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
@@ -41,13 +40,14 @@ def t_test(differences: NDArray[Any]) -> TTest:
     return TTest(n, mean, error, width, float(p))
 
 
-def mean_width(tests: pd.DataFrame) -> float:
+def mean_width(tests: Any) -> float:
     """Half the width of the 95 % confidence interval of the mean of means.
 
     Welch's interval: the means have errors of different sizes.
 
     Args:
-        tests: A row for each mean, with the attributes of a `TTest`.
+        tests: A `pandas.DataFrame` with a row for each mean, and a column for each
+            attribute of a `TTest`.
 
     Returns:
         The width; NaN if that of a mean is NaN.

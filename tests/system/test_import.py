@@ -20,6 +20,14 @@ def test_loads_no_other_backend_and_no_extra() -> None:
 
 
 @pytest.mark.only_torch
+@pytest.mark.parametrize("name", ["experiments.demo_report", "flatness.report"])
+def test_the_demo_needs_no_package_of_the_experiments(name: str) -> None:
+    missing = ("pandas", "keras_tuner", "tensorflow", "tensorflow_datasets")
+    hide = f"import sys; sys.modules.update(dict.fromkeys({missing}))"
+    run_python(f"{hide}; import keras_nrs.commands, keras_nrs.{name}")
+
+
+@pytest.mark.only_torch
 def test_unsupported_backend_is_named() -> None:
     with pytest.raises(AssertionError, match=r"keras.config.backend\(\)='numpy'"):
         run_python("import keras_nrs", backend="numpy")

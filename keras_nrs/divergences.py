@@ -53,6 +53,12 @@ class Divergence(keras.losses.Loss):  # type: ignore[misc]
     def __call__(
         self, outputs: Tensor, perturbed_outputs: Tensor, sample_weight: Any = None
     ) -> Tensor:
+        if "RaggedTensor" in {type(t).__name__ for t in (outputs, perturbed_outputs)}:
+            raise ValueError(
+                "`outputs` must be dense tensors for a divergence. Received: a "
+                "RaggedTensor. Let the model return outputs.to_tensor(), or train it "
+                "with scheme='sam' or 'asam', which have no divergence."
+            )
         shapes = [
             tuple(t.shape) if hasattr(t, "shape") else np.shape(t)
             for t in (outputs, perturbed_outputs)

@@ -360,3 +360,12 @@ def test_serialization_round_trip(divergence: Divergence) -> None:
     copy = keras.saving.deserialize_keras_object(config)
     assert type(copy) is type(divergence)
     assert copy.get_config() == divergence.get_config()
+
+
+@pytest.mark.only_tensorflow
+def test_ragged_outputs_are_named() -> None:
+    import tensorflow as tf
+
+    ragged = tf.ragged.constant([[[1.0, 2.0]], [[3.0, 4.0], [5.0, 6.0]]])
+    with pytest.raises(ValueError, match="must be dense tensors for a divergence"):
+        GaussianKL()(ragged, ragged)

@@ -81,12 +81,12 @@ OPTIONS = [
         {"perturbations_per_replica": 2, "memory_efficient": True},
     ),
 ]
-JAX_DEVICES = [
+SEVERAL = [
     pytest.param(2, marks=pytest.mark.several_devices),
 ]
 
 
-@pytest.mark.parametrize("num_devices", [1, *JAX_DEVICES])
+@pytest.mark.parametrize("num_devices", [1, *SEVERAL])
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("scheme", ["sam", "asam"])
 def test_the_gradient_is_that_of_the_definition(

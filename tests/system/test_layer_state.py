@@ -11,6 +11,8 @@ from keras import ops
 
 import keras_nrs
 from tests.support.asserts import numpy_values
+from tests.support.conformance_layers import AddingLoss
+from tests.support.conformance_layers import Measuring
 from tests.support.networks import compile_classifier
 
 X = np.random.default_rng(0).normal(size=(32, 6)).astype("float32")
@@ -24,28 +26,10 @@ class Noise(layers.Layer):
         return x + keras.random.normal(ops.shape(x))
 
 
-class Counting(layers.Layer):
-    """Updates a metric in `call()`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.size = keras.metrics.Mean(name="size")
-
-    def call(self, x: Any) -> Any:
-        self.size.update_state(ops.mean(ops.abs(x)))
-        return x
-
-
-class AddsLoss(layers.Layer):
-    def call(self, x: Any) -> Any:
-        self.add_loss(ops.mean(ops.square(x)))
-        return x
-
-
 NETWORKS: dict[str, Callable[[], list[Any]]] = {
     "assigned weights": lambda: [layers.SpectralNormalization(layers.Dense(4))],
-    "metric": lambda: [Counting()],
-    "losses": lambda: [layers.Dense(4, activity_regularizer="l2"), AddsLoss()],
+    "metric": lambda: [Measuring()],
+    "losses": lambda: [layers.Dense(4, activity_regularizer="l2"), AddingLoss()],
 }
 
 

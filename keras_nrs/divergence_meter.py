@@ -13,6 +13,7 @@ from keras_nrs.backend import RandomStream
 from keras_nrs.backend import compile_function
 from keras_nrs.batches import Batch
 from keras_nrs.nrs_model import NRSModel
+from keras_nrs.step.options import DEFAULT_PERTURBATION
 from keras_nrs.step.output_divergences import ChosenDivergences
 from keras_nrs.step.output_divergences import as_means
 from keras_nrs.step.output_divergences import check_divergence
@@ -36,7 +37,7 @@ def divergence_meter(
     Args:
         model: A built model, wrapped or not.
         perturbation: As in `keras_nrs.wrap`. Defaults to the perturbation of a wrapped
-            model, and to `"ball"` for others.
+            model, and to `"filterwise"` for others.
         divergence: As in `keras_nrs.wrap`. Defaults to the divergence of a wrapped
             model, and to `"auto"` for others.
     """
@@ -53,7 +54,7 @@ def divergence_meter(
             chosen = model.divergence_in_use()
         model = model.base_model
     if perturbation is None:
-        perturbation = "ball"
+        perturbation = DEFAULT_PERTURBATION
     given = check_divergence(chosen.given)
 
     def make() -> DivergenceMeter:

@@ -42,8 +42,8 @@ Tensor = Any
 @with_spelled_options
 def wrap(
     model: keras.Model,
-    eps: Given = 0.1,
-    alpha: Given = 1.0,
+    eps: Given | None = None,
+    alpha: Given | None = None,
     *,
     divergence: Any = "auto",
     seed: int | None = None,
@@ -293,8 +293,8 @@ class NRSModel(keras.Model):  # type: ignore[misc]
     def __init__(
         self,
         base_model: keras.Model,
-        eps: Given = 0.1,
-        alpha: Given = 1.0,
+        eps: Given | None = None,
+        alpha: Given | None = None,
         *,
         divergence: Any = "auto",
         seed: int | None = None,
@@ -305,7 +305,7 @@ class NRSModel(keras.Model):  # type: ignore[misc]
         calibrated_for = getattr(eps, "perturbation", None)
         step_options = StepOptions.from_arguments(options)
         _check_calibration(calibrated_for, step_options.perturbation)
-        if step_options.scheme in ("sam", "asam") and alpha != 1.0:
+        if step_options.scheme in ("sam", "asam") and alpha not in (None, 1.0):
             raise ValueError(
                 f"`alpha` must not be given with scheme={step_options.scheme!r}, which "
                 f"has no divergence. Received: alpha={alpha!r}. Leave it out."
@@ -322,8 +322,9 @@ class NRSModel(keras.Model):  # type: ignore[misc]
         self._divergences = divergences
         self._seed = seed
         with scope_of(base_model):
+            eps = step_options.default_eps if eps is None else eps
             self._eps = Coefficient("eps", eps)
-            self._alpha = Coefficient("alpha", alpha)
+            self._alpha = Coefficient("alpha", 1.0 if alpha is None else alpha)
             self.seed_generator = keras.random.SeedGenerator(seed)
             names = ["model_divergence"] if step_options.has_divergence else []
             if step_options.scheme != "baseline":

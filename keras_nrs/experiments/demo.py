@@ -248,6 +248,7 @@ def compiled_model(arm: str, settings: Settings) -> keras.Model:
         alpha=alpha_of(arm, settings),
         scheme="rpr" if arm == RPR else "nrs",
         perturbation="relative",
+        normalize=False,
     )
 
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import keras
 
+from keras_nrs._checks import check_bool
 from keras_nrs._checks import check_nonnegative
 from keras_nrs._checks import check_scalar
 from keras_nrs.divergences import Divergence
@@ -75,6 +76,7 @@ def nrs_objective(  # noqa: PLR0913
     divergence: str | Divergence = "auto",
     alpha: Any = 1.0,
     beta: float = 1.0,
+    normalize: bool = True,
     sample_weight: Tensor | None = None,
 ) -> Terms:
     """Equation 3 for custom training loops: `L + alpha * d + beta * L_perturbed`.
@@ -93,6 +95,8 @@ def nrs_objective(  # noqa: PLR0913
             that belongs to `loss`.
         alpha: Scalar weight of the divergence, >= 0.
         beta: Weight of the perturbed loss, >= 0. The paper has 1.
+        normalize: Whether to divide the total by `1 + beta`, as `wrap()` does. The
+            paper does not.
         sample_weight: `None`, or a tensor of shape `(batch_size,)`.
 
     Returns:
@@ -205,4 +209,5 @@ def nrs_objective(  # noqa: PLR0913
             loss(y_true, y_pred_perturbed, perturbed_weight),
             alpha=alpha,
             beta=beta,
+            normalize=check_bool("normalize", normalize),
         )

@@ -26,6 +26,10 @@ from keras_nrs.step.objective import SCHEMES
 Function = TypeVar("Function", bound=Callable[..., Any])
 # The perturbations of schemes that have their own.
 _ASCENTS: dict[str, type[Ascent]] = {"sam": Ascent, "asam": AdaptiveAscent}
+# Chosen by the study: see docs/choosing.md.
+DEFAULT_PERTURBATION = "filterwise"
+_DEFAULT_EPS = 0.3
+_ASCENT_EPS = {"sam": 0.05, "asam": 0.5}
 
 
 class StepArguments(TypedDict, total=False):
@@ -33,7 +37,7 @@ class StepArguments(TypedDict, total=False):
 
     beta: float
     scheme: str
-    perturbation: str | Perturbation
+    perturbation: str | Perturbation | None
     interval: int
     normalize: bool
     perturbations_per_replica: int
@@ -52,22 +56,24 @@ class StepOptions:
 
     beta: float = 1.0
     scheme: str = "nrs"
-    # A name until it is checked.
-    perturbation: Perturbation = "ball"  # type: ignore[assignment]
+    # A name, or `None` for the scheme's own, until it is checked.
+    perturbation: Perturbation = None  # type: ignore[assignment]
     interval: int = 1
-    normalize: bool = False
+    normalize: bool = True
     perturbations_per_replica: int = 1
     sync_perturbation: bool = False
     perturbed_fraction: float = 1.0
     memory_efficient: bool = False
 
     def __post_init__(self) -> None:
+        scheme = check_choice("scheme", self.scheme, SCHEMES)
+        ascent = _ASCENTS.get(scheme)
         perturbation: Any = self.perturbation
-        if perturbation == "ball" and self.scheme in _ASCENTS:
-            perturbation = _ASCENTS[self.scheme]()
+        if perturbation is None:
+            perturbation = ascent() if ascent else DEFAULT_PERTURBATION
         checked = {
             "beta": check_nonnegative("beta", self.beta),
-            "scheme": check_choice("scheme", self.scheme, SCHEMES),
+            "scheme": scheme,
             "perturbation": get_perturbation(perturbation),
             "interval": check_int("interval", self.interval, minimum=1),
             "normalize": check_bool("normalize", self.normalize),
@@ -84,13 +90,17 @@ class StepOptions:
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
-        ascent = _ASCENTS.get(self.scheme)
         if ascent is not None and type(self.perturbation) is not ascent:
             raise ValueError(
                 f"`perturbation` must not be given with scheme={self.scheme!r}, whose "
                 f"own is {ascent.__name__}(). Received: perturbation="
                 f"{self.perturbation!r}. Leave it out, or pass scheme='rpr'."
             )
+
+    @property
+    def default_eps(self) -> float:
+        """The eps of `wrap()` without one."""
+        return _ASCENT_EPS.get(self.scheme, _DEFAULT_EPS)
 
     @property
     def has_divergence(self) -> bool:

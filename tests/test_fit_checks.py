@@ -37,7 +37,7 @@ def test_inert_eps_is_reported_once() -> None:
     """The warning names eps, the divergence, the norm and what to do."""
     x, y = image_data()
     with pytest.warns(UserWarning) as record:
-        nrs = fit(eps=1e-3)
+        nrs = fit(eps=1e-3, perturbation="ball")
         nrs.fit(x, y, verbose=0)
     (warning,) = (w for w in record if "has no effect" in str(w.message))
     text = str(warning.message)
@@ -73,7 +73,7 @@ def test_an_inert_eps_is_reported_though_the_loss_vanishes() -> None:
     model.add(keras.layers.Dense(2, kernel_initializer="zeros"))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.SGD(0.1), loss)
-    nrs = keras_nrs.wrap(model, eps=0.04, seed=0)
+    nrs = keras_nrs.wrap(model, eps=0.04, perturbation="ball", normalize=False, seed=0)
     with pytest.warns(UserWarning, match=r"eps=0\.04 has no effect") as record:
         history = nrs.fit(x, y, epochs=20, batch_size=2, verbose=0).history
     (warning,) = (w for w in record if "has no effect" in str(w.message))
@@ -117,7 +117,7 @@ def test_a_schedule_is_judged_by_its_largest_values(last: float) -> None:
     """At the end of training: it begins with nothing."""
     (x, y), num_steps = image_data(64), 148
     schedule = keras.optimizers.schedules.PolynomialDecay(0.0, num_steps, last)
-    nrs = keras_nrs.wrap(cnn(), eps=schedule, seed=0)
+    nrs = keras_nrs.wrap(cnn(), eps=schedule, perturbation="ball", seed=0)
     with warnings.catch_warnings(record=True) as record:
         warnings.simplefilter("always")
         nrs.fit(x, y, batch_size=16, epochs=num_steps // 4, verbose=0)
@@ -192,7 +192,7 @@ def test_model_that_builds_itself_in_fit() -> None:
 
 def test_alpha_is_named_where_alpha_is_at_fault() -> None:
     with pytest.warns(UserWarning, match="alpha=1e-06 is too small"):
-        fit(eps=2.0, alpha=1e-6)
+        fit(eps=2.0, alpha=1e-6, perturbation="ball")
 
 
 def test_added_to_the_users_callback_list() -> None:

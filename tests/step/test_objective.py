@@ -86,8 +86,9 @@ def test_penalty_counts_once() -> None:
 
 @pytest.mark.parametrize(("alpha", "beta"), [(1.0, 1.0), (0.3, 0.0), (0.0, 2.0)])
 @pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("options", [{}, {"normalize": False}])
 def test_objective_equals_the_equation(
-    outputs: Any, weighted: bool, alpha: float, beta: float
+    outputs: Any, options: Any, weighted: bool, alpha: float, beta: float
 ) -> None:
     y, z, z_perturbed = outputs
     weights = np.array([1.0, 0.0, 2.0, 0.5, 0.0, 3.0]) if weighted else None
@@ -99,6 +100,7 @@ def test_objective_equals_the_equation(
         alpha=alpha,
         beta=beta,
         sample_weight=weights,
+        **options,
     )
     w = np.ones(6) if weights is None else weights
     log_p, log_q = (log_softmax(r.astype("float64")) for r in (z, z_perturbed))
@@ -107,7 +109,10 @@ def test_objective_equals_the_equation(
     divergence = np.mean(w * np.sum(np.exp(log_p) * (log_p - log_q), axis=-1))
     # Log-probabilities of logits below 3 are off by at most 2e-6: (4 * 3 + 3 + 8) ULP.
     atol = 3 * 3 * 23 * ULP["float32"]
-    expected = (loss + alpha * divergence + beta * perturbed, loss, divergence)
+    total = loss + alpha * divergence + beta * perturbed
+    if not options:
+        total /= 1 + beta
+    expected = (total, loss, divergence)
     np.testing.assert_allclose(
         [number(t) for t in terms],
         [*expected, perturbed],
@@ -126,14 +131,14 @@ def test_alpha_may_be_a_tensor(outputs: Any) -> None:
     assert totals[0] == totals[1] == totals[2]
 
 
-def test_without_perturbation_the_loss_doubles(outputs: Any) -> None:
+def test_without_perturbation_the_total_is_the_loss(outputs: Any) -> None:
     y, z, _ = map(ops.convert_to_tensor, outputs)
     total, loss, divergence, perturbed_loss = map(
         number, nrs_objective(y, z, z, loss=CROSSENTROPY)
     )
     assert divergence == 0
     assert loss == perturbed_loss
-    assert total == 2 * loss
+    assert total == loss
 
 
 def mean_absolute(y_true: Any, y_pred: Any) -> Any:
@@ -168,7 +173,7 @@ def test_every_form_of_a_loss(outputs: Any, loss: Any, divergence: Any) -> None:
         np.mean(weights * np.abs(z_perturbed).mean(axis=-1)),
     ]
     result = [number(term) for term in terms]
-    np.testing.assert_allclose(result, [sum(expected), *expected], rtol=RTOL)
+    np.testing.assert_allclose(result, [sum(expected) / 2, *expected], rtol=RTOL)
 
 
 def test_a_loss_of_ones_own_needs_a_divergence(outputs: Any) -> None:
@@ -218,7 +223,7 @@ def test_masks_and_sample_weights_act_alike_on_all_terms() -> None:
     weights = ops.ones((4, 3))
     terms = nrs_objective(y, z, z_perturbed, loss="mse", sample_weight=weights)
     # Of each sample 2 of 3 positions count, with an error of 1, and weigh 3 / 2.
-    assert [number(t) for t in terms] == [2.0, 1.0, 0.0, 1.0]
+    assert [number(t) for t in terms] == [1.0, 1.0, 0.0, 1.0]
     np.testing.assert_array_equal(ops.convert_to_numpy(weights), 1.0)
 
 
@@ -321,7 +326,13 @@ def test_gradient_of_a_linear_model(
                 inputs @ kernel + bias for kernel, bias in (weights, perturbed)
             )
             return nrs_objective(
-                y, y_pred, y_pred_perturbed, loss=loss, alpha=alpha, beta=beta
+                y,
+                y_pred,
+                y_pred_perturbed,
+                loss=loss,
+                alpha=alpha,
+                beta=beta,
+                normalize=False,
             ).total
 
         total, gradient = value_and_gradients(

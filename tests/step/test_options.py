@@ -7,7 +7,9 @@ import keras
 import pytest
 
 import keras_nrs
-from keras_nrs.perturbations import Ball
+from keras_nrs.perturbations import AdaptiveAscent
+from keras_nrs.perturbations import Ascent
+from keras_nrs.perturbations import FilterwiseBall
 from keras_nrs.perturbations import RelativeBall
 from keras_nrs.step.options import OPTION_NAMES
 from keras_nrs.step.options import StepArguments
@@ -32,7 +34,14 @@ def test_signatures_name_every_option(function: Any) -> None:
 def test_options_are_checked_and_frozen() -> None:
     options = StepOptions.from_arguments({"perturbation": "relative", "interval": 3})
     assert isinstance(options.perturbation, RelativeBall)
-    assert isinstance(StepOptions().perturbation, Ball)
+    for scheme, kind, eps in (
+        ("nrs", FilterwiseBall, 0.3),
+        ("sam", Ascent, 0.05),
+        ("asam", AdaptiveAscent, 0.5),
+    ):
+        default = StepOptions(scheme=scheme)
+        assert isinstance(default.perturbation, kind)
+        assert default.default_eps == eps
     with pytest.raises(AttributeError):
         options.interval = 2  # type: ignore[misc]
     with pytest.raises(ValueError, match="`interval` must be"):

@@ -102,7 +102,12 @@ def by_hand(
                 training=True,
             )
             terms = keras_nrs.nrs_objective(
-                y, y_pred, perturbed, loss=model.loss, alpha=ALPHA
+                y,
+                y_pred,
+                perturbed,
+                loss=model.loss,
+                alpha=ALPHA,
+                normalize=False,
             )
             found["divergence"] = ops.stop_gradient(terms.divergence)
             found["state"] = [ops.stop_gradient(s) for s in new_state]
@@ -182,6 +187,7 @@ def assert_step_is(
 
 def wrap(model: keras.Model, **kwargs: Any) -> Any:
     defaults = {"eps": EPS, "alpha": ALPHA, "perturbation": "relative", "seed": SEED}
+    defaults["normalize"] = False
     return keras_nrs.wrap(model, **(defaults | kwargs))
 
 

@@ -202,6 +202,8 @@ PAIRS = [
 
 # As Keras does on PyTorch.
 @pytest.mark.filterwarnings("ignore:.*Tensor.T is deprecated on 0-D tensors")
+# Keras's MixUp asks JAX for integers of 64 bits.
+@pytest.mark.filterwarnings("ignore:.*Explicitly requested dtype int64")
 @pytest.mark.parametrize(("name", "option"), PAIRS)
 def test_as_in_plain_keras(name: str, option: str) -> None:
     reason = reason_for(name, option)

@@ -112,7 +112,10 @@ def test_steps_per_execution() -> None:
     "arguments",
     [
         {"eps": 0.3, "perturbation": "filterwise"},
-        *rest({"eps": 2.0}, {"eps": 0.3, "perturbation": "elementwise"}),
+        *rest(
+            {"eps": 2.0, "perturbation": "ball"},
+            {"eps": 0.3, "perturbation": "elementwise"},
+        ),
     ],
 )
 def test_mixed_precision(policy: str, arguments: dict[str, Any]) -> None:
@@ -373,7 +376,7 @@ def test_same_seed_same_run_and_other_seed_other_run() -> None:
         keras.utils.set_random_seed(0)
         model = cnn()
         keras.utils.set_random_seed(global_seed)
-        nrs = keras_nrs.wrap(model, eps=2.0, seed=seed)
+        nrs = keras_nrs.wrap(model, eps=0.5, seed=seed)
         nrs.fit(x, y, batch_size=16, epochs=2, shuffle=False, verbose=0)
         return numpy_values(model.variables)
 

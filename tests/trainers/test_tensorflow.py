@@ -127,3 +127,27 @@ def test_a_recomputed_pass_reads_the_weights_of_before_the_update() -> None:
     for other in weights[1:]:
         for a, b in zip(weights[0], other, strict=True):
             np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-5)
+
+
+class Noisy(layers.Layer):
+    def call(self, x: Any) -> Any:
+        import tensorflow as tf
+
+        return x + tf.random.normal(tf.shape(x))
+
+
+@pytest.mark.parametrize("draws", [False, True])
+def test_draws_are_checked_though_replicas_exchange_moments(draws: bool) -> None:
+    """Synchronized BatchNorm exchanges them, which no function in a step can."""
+    x = np.random.default_rng(0).normal(size=(8, 3)).astype("float32")
+    with devices(2):
+        stack = [layers.BatchNormalization(synchronized=True), layers.Dense(3)]
+        inputs = [keras.Input((3,)), *([Noisy()] if draws else [])]
+        model = keras.Sequential([*inputs, *stack])
+        compile_classifier(model)
+        nrs = keras_nrs.wrap(model, eps=0.0)
+        if not draws:
+            nrs.fit(x, np.arange(8) % 3, verbose=0)
+            return
+        with pytest.raises(ValueError, match="must draw random numbers"):
+            nrs.fit(x, np.arange(8) % 3, verbose=0)

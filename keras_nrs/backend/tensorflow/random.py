@@ -1,6 +1,7 @@
 """Random tensors on TensorFlow."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from contextlib import nullcontext
 from typing import Any
@@ -110,7 +111,17 @@ def unrepeatable_draws(function: Callable[[Any], Any], inputs: Any) -> list[str]
     specs = tf.nest.map_structure(
         lambda t: None if t is None else tf.type_spec_from_value(t), inputs
     )
-    with tf.init_scope():
-        graph = tf.function(function).get_concrete_function(specs).graph.as_graph_def()
+
+    def traced() -> Any:
+        return tf.function(function).get_concrete_function(specs).graph.as_graph_def()
+
+    if tf.distribute.has_strategy():
+        # A strategy belongs to a thread. In a function within a step, its replicas
+        # cannot exchange values, as synchronized BatchNorm does.
+        with ThreadPoolExecutor(1) as other_thread:
+            graph = other_thread.submit(traced).result()
+    else:
+        with tf.init_scope():
+            graph = traced()
     nodes = [*graph.node, *(n for f in graph.library.function for n in f.node_def)]
     return [node.name for node in nodes if node.op in _DRAWS]

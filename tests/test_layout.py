@@ -14,7 +14,7 @@ FLOORS = [
     "experiments",
     "__init__",
     "callbacks",
-    "flatness calibration",
+    "flatness calibration batch_norm",
     "divergence_meter",
     "nrs_model",
     "trainers",

@@ -7,6 +7,7 @@ from typing import Any
 from keras_nrs import callbacks as callbacks
 from keras_nrs import divergences as divergences
 from keras_nrs import perturbations as perturbations
+from keras_nrs.batch_norm import update_batch_norm as update_batch_norm
 from keras_nrs.calibration import CalibratedEps as CalibratedEps
 from keras_nrs.calibration import calibrate_eps as calibrate_eps
 from keras_nrs.nrs_model import NRSModel as NRSModel
@@ -28,6 +29,7 @@ __all__ = [
     "nrs_objective",
     "perturbations",
     "unwrap",
+    "update_batch_norm",
     "wrap",
 ]
 

@@ -77,7 +77,10 @@ RecipeSettings = Annotated[
 ]
 DataFolder = Annotated[
     str | None,
-    typer.Option(metavar="<path>", help="Folder of TFDS's prepared data sets."),
+    typer.Option(
+        metavar="<path>",
+        help="Folder of TFDS's prepared data sets, or of Fashion-MNIST's idx files.",
+    ),
 ]
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
+from keras_nrs.data.fashion_mnist import builder_of
+
 _SECONDS = 10
 
 
@@ -27,7 +29,7 @@ def check_connection(
         ConnectionError: if there is no answer.
     """
     try:
-        builder = tfds.builder(name, data_dir=data_dir)
+        builder = builder_of(name, data_dir)
     except (tfds.core.registered.DatasetNotFoundError, TypeError, ValueError):
         return  # `ImageData` says what is wrong with the name.
     addresses = [url for url in builder.url_infos or () if url.startswith("http")]

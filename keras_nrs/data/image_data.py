@@ -23,6 +23,8 @@ from keras_nrs.data.augmentation import Draws
 from keras_nrs.data.augmentation import random_resized_crop
 from keras_nrs.data.augmentation import resized_center_crop
 from keras_nrs.data.digits import Digits
+from keras_nrs.data.fashion_mnist import FashionMNIST
+from keras_nrs.data.fashion_mnist import builder_of
 
 Tensor = Any
 
@@ -30,6 +32,7 @@ Tensor = Any
 MOMENTS = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "fashion_mnist": ((0.2860,), (0.3530,)),
     "imagenet2012": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
 SOURCES = ("paper", "released")
@@ -50,7 +53,9 @@ class ImageData:
 
     Args:
         name: Name of a set in TensorFlow Datasets with the features `image` and
-            `label`, or `"digits"`, which needs no download.
+            `label`, or `"digits"`, which needs no download. `"fashion_mnist"` needs
+            none if its files are in `data_dir`, in Debian's package
+            `dataset-fashion-mnist` or in Keras's cache.
         batch_size: Training samples in a step, in all processes together. An epoch
             leaves out samples that do not fill a batch.
         augmentation: `"none"`; `"flip"`; `"basic"` (pad by 4 pixels, random crop,
@@ -71,6 +76,7 @@ class ImageData:
             With several processes, train under
             `keras.distribution.DataParallel(auto_shard_dataset=False)`.
         data_dir: Folder of the prepared sets. Defaults to TensorFlow Datasets' own.
+            May be a folder with Fashion-MNIST's four files.
 
     Raises:
         TypeError, ValueError: if an argument is not as described.
@@ -160,7 +166,7 @@ class ImageData:
     @functools.cached_property
     def _builder(self) -> Any:
         try:
-            return tfds.builder(self.name, data_dir=self.data_dir)
+            return builder_of(self.name, self.data_dir)
         except (tfds.core.registered.DatasetNotFoundError, TypeError, ValueError):
             names = tfds.list_builders(with_community_datasets=False)
             similar = difflib.get_close_matches(str(self.name), names)
@@ -195,8 +201,8 @@ class ImageData:
     def moments(self) -> tuple[Any, Any]:
         """Mean and standard deviation of each channel, with pixels in [0, 1].
 
-        Published values for CIFAR and ImageNet. For other sets all training images are
-        read.
+        Published values for CIFAR, Fashion-MNIST and ImageNet. For other sets all
+        training images are read.
         """
         if self._builder.name in MOMENTS:
             published_mean, published_std = MOMENTS[self._builder.name]
@@ -346,8 +352,8 @@ class ImageData:
         return self._builder.info.features["image"].decode_example(file)
 
     def _prepare_files(self) -> None:
-        # TFDS prints that it downloads, which the digits do not need.
-        is_quiet = isinstance(self._builder, Digits)
+        # TFDS prints that it downloads, which sets at hand do not need.
+        is_quiet = isinstance(self._builder, Digits | FashionMNIST)
         with contextlib.redirect_stdout(io.StringIO() if is_quiet else sys.stdout):
             self._builder.download_and_prepare()
 

@@ -279,7 +279,7 @@ def recipes() -> dict[str, Recipe]:
     applications = ("imagenet_vgg16", "imagenet_resnet50", "imagenet_resnet101")
     for network, scheme in product(applications, ("baseline", "nrs")):
         add(imagenet, "imagenet2012", network, "flip", scheme)
-    # Beyond the tables: data that need no download, with an eps that has an effect.
+    # Beyond the tables: data at hand, with an eps that has an effect.
     digits = Recipe(
         source="paper",
         batch_size=50,
@@ -291,4 +291,19 @@ def recipes() -> dict[str, Recipe]:
     )
     for scheme in PAPER_SCHEMES:
         add(digits, "digits", "wide_resnet_10_1", "none", scheme)
+    fashion = Recipe(
+        source="paper",
+        epochs=30,
+        clip_norm=1.0,
+        perturbation="filterwise",
+        eps=0.3,
+        normalize=True,
+        flatness=True,
+    )
+    adam = {"optimizer": "adam", "learning_rate": 1e-3, "weight_decay": 0.1}
+    for network in ("wide_resnet_10_1", "resnet18", "vit_ti"):
+        changes = adam if network == "vit_ti" else {}
+        for augmentation, scheme in product(("none", "basic"), PAPER_SCHEMES):
+            cell = "fashion_mnist", network, augmentation, scheme
+            add(fashion, *cell, **changes)
     return named

@@ -5,7 +5,6 @@ from typing import Any
 from typing import NamedTuple
 
 import keras
-import keras_hub
 import numpy as np
 from keras import layers
 
@@ -50,6 +49,8 @@ def cnn() -> keras.Model:
 
 def vit() -> keras.Model:
     """ViT-Ti/4 on images of 32 x 32: 5.4 million weights."""
+    import keras_hub  # Which a machine for the other networks need not have.
+
     backbone = keras_hub.models.ViTBackbone(
         image_shape=(32, 32, 3),
         patch_size=4,

@@ -1,6 +1,9 @@
 """The benchmarks run, on networks of no size. What they measure is not asserted."""
 
 import functools
+import json
+import time
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -12,6 +15,7 @@ from tests.benchmarks import __main__ as main
 from tests.benchmarks import growth
 from tests.benchmarks import memory
 from tests.benchmarks import networks
+from tests.benchmarks import one_gpu
 from tests.benchmarks import peers
 
 
@@ -40,6 +44,19 @@ def test_growth(capsys: pytest.CaptureFixture[str]) -> None:
     growth.print_noise(128)
     output = capsys.readouterr().out
     assert "tiny: " in output and "128 elements, normal: " in output
+
+
+@pytest.mark.only_torch
+def test_steps_on_one_gpu(tmp_path: Path) -> None:
+    """A line for each method that was compiled in time, before the limit."""
+    go, file = tmp_path / "go", tmp_path / "steps.jsonl"
+    go.touch()
+    one_gpu.main("smoke", file, go, limit=time.time() + 60)
+    [line] = map(json.loads, file.read_text().splitlines())
+    assert (line["network"], line["backend"]) == ("smoke", "torch")
+    assert line["method"] == "NRS" and line["ms"] > 0
+    one_gpu.main("smoke", file, go, limit=0)
+    assert len(file.read_text().splitlines()) == 1
 
 
 @pytest.mark.parametrize("peer", [peers.SAM, peers.EQUATION_3])

@@ -19,7 +19,13 @@ def test_every_cell_of_the_tables_has_a_recipe() -> None:
         by_set[recipe.dataset] = by_set.get(recipe.dataset, 0) + 1
     # Table 1: 4 networks with 2 augmentations and 3 with 2, 3 schemes. Table 2: 3
     # networks and 2 schemes.
-    assert by_set == {"cifar10": 42, "cifar100": 42, "imagenet2012": 6, "digits": 3}
+    assert by_set == {
+        "cifar10": 42,
+        "cifar100": 42,
+        "imagenet2012": 6,
+        "digits": 3,
+        "fashion_mnist": 18,
+    }
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,115 @@
+"""BatchNorm's statistics, measured again."""
+
+from collections.abc import Iterator
+from collections.abc import Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_nrs import stateless
+from keras_nrs.backend import compile_function
+from keras_nrs.batches import Batches
+from keras_nrs.keras_internals import sublayers
+from keras_nrs.nrs_model import NRSModel
+
+Tensor = Any
+
+
+def update_batch_norm(
+    model: keras.Model, x: Any, *, batch_size: int = 32, steps: int | None = None
+) -> None:
+    """Set the moving statistics of BatchNorm to the moments of a data set.
+
+    For weights that have changed without training, such as averaged, quantized or
+    merged ones: their activations have other moments than those that were recorded.
+    The data go through the model once, in training mode. Each layer's mean and variance
+    become those of all samples together. Weights do not change, nor do the states of
+    random generators. Frozen layers, and models without BatchNorm, stay as they are.
+
+    Args:
+        model: A built model, wrapped or not.
+        x: Training inputs: an array of shape `(num_samples, ...)` or a list or dict of
+            them, or batches from a `tf.data.Dataset`, a `keras.utils.PyDataset`, a
+            `DataLoader` of PyTorch or a generator. Labels in the batches are not used.
+        batch_size: Samples in a batch, if `x` is arrays: best as in training, since
+            each batch is normalized by its own moments on the way.
+        steps: Number of batches to use. Defaults to all.
+
+    Raises:
+        TypeError, ValueError: if an argument is not as described.
+
+    Reference: [Izmailov et al., 2018](https://arxiv.org/abs/1803.05407), Section 3.2.
+
+    Example:
+
+    >>> import keras, keras_nrs, numpy as np
+    >>> layer = keras.layers.BatchNormalization()
+    >>> model = keras.Sequential([keras.Input((1,)), layer])
+    >>> keras_nrs.update_batch_norm(model, np.array([[1.0], [3.0], [5.0]], "float32"))
+    >>> [np.round(keras.ops.convert_to_numpy(v), 3) for v in layer.weights[2:]]
+    [array([3.], dtype=float32), array([2.667], dtype=float32)]
+    """
+    model = model.base_model if isinstance(model, NRSModel) else model
+    if not isinstance(model, keras.Model) or not model.built:
+        raise ValueError(
+            "`model` must be a keras.Model that is built. Received: model="
+            f"{model!r}. Call it on a batch of data first."
+        )
+    batches = Batches(model, x, batch_size=batch_size, steps=steps)
+    layers = [
+        layer
+        for layer in sublayers(model, recursive=True)
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
+    ]
+    if not layers:
+        return
+    moments = [v for sub in layers for v in (sub.moving_mean, sub.moving_variance)]
+    at = {id(v): i for i, v in enumerate(model.non_trainable_variables)}
+    places = [at[id(v)] for v in moments]
+
+    def make_pass() -> Any:
+        def one_pass(weights: Sequence[Tensor], state: Sequence[Tensor], x: Any) -> Any:
+            kwargs = stateless.call_kwargs(model, training=True)
+            return model.stateless_call(weights, state, x, **kwargs)[1]
+
+        return compile_function(one_pass)
+
+    one_pass = stateless.cached_on_model(
+        model, (update_batch_norm, len(moments)), make_pass
+    )
+    weights, state = stateless.current_values(model)
+    for i in places:
+        # Moments that are not finite would stay so, even times zero.
+        state[i] = ops.zeros_like(state[i])
+    total, means, squares = 0, [0.0] * len(layers), [0.0] * len(layers)
+    with _without_momentum(layers):
+        for batch in batches:
+            state = one_pass(weights, state, batch.x)
+            found = [ops.convert_to_numpy(state[i]).astype("float64") for i in places]
+            total += batch.num_samples
+            for i, (mean, variance) in enumerate(
+                zip(found[::2], found[1::2], strict=True)
+            ):
+                means[i] += batch.num_samples * mean
+                squares[i] += batch.num_samples * (variance + mean**2)
+    for layer, mean, square in zip(layers, means, squares, strict=True):
+        layer.moving_mean.assign(mean / total)
+        layer.moving_variance.assign(
+            np.maximum(square / total - (mean / total) ** 2, 0)
+        )
+
+
+@contextmanager
+def _without_momentum(layers: Sequence[Any]) -> Iterator[None]:
+    """A context in which moving statistics become those of the last batch."""
+    momenta = [layer.momentum for layer in layers]
+    try:
+        for layer in layers:
+            layer.momentum = 0.0
+        yield
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum

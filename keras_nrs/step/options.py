@@ -44,6 +44,7 @@ class StepArguments(TypedDict, total=False):
     sync_perturbation: bool
     perturbed_fraction: float
     memory_efficient: bool
+    clean_pass: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,7 @@ class StepOptions:
     sync_perturbation: bool = False
     perturbed_fraction: float = 1.0
     memory_efficient: bool = False
+    clean_pass: bool = False
 
     def __post_init__(self) -> None:
         scheme = check_choice("scheme", self.scheme, SCHEMES)
@@ -87,6 +89,7 @@ class StepOptions:
                 "perturbed_fraction", self.perturbed_fraction
             ),
             "memory_efficient": check_bool("memory_efficient", self.memory_efficient),
+            "clean_pass": check_bool("clean_pass", self.clean_pass),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
@@ -95,6 +98,23 @@ class StepOptions:
                 f"`perturbation` must not be given with scheme={self.scheme!r}, whose "
                 f"own is {ascent.__name__}(). Received: perturbation="
                 f"{self.perturbation!r}. Leave it out, or pass scheme='rpr'."
+            )
+        self._check_combination()
+
+    def _check_combination(self) -> None:
+        """Raise an error for options that exclude each other."""
+        if self.clean_pass and self.scheme != "rpr":
+            raise ValueError(
+                "`clean_pass` must be False with schemes other than 'rpr', the only "
+                "one that can do without that pass. Received: clean_pass=True, "
+                f"scheme={self.scheme!r}. Leave it out."
+            )
+        if self.perturbed_fraction < 1 and not self.runs_at_theta:
+            raise ValueError(
+                "`perturbed_fraction` must be 1 with scheme='rpr', which runs one pass "
+                "alone, at theta + delta: the rest of the batch would have none. "
+                f"Received: perturbed_fraction={self.perturbed_fraction}. Pass "
+                "clean_pass=True, or scheme='nrs'."
             )
 
     @property
@@ -105,7 +125,18 @@ class StepOptions:
     @property
     def has_divergence(self) -> bool:
         """Whether steps compute the divergence, as a term or for logs."""
-        return self.scheme in ("nrs", "rpr")
+        return self.scheme == "nrs" or self.clean_pass
+
+    @property
+    def runs_at_theta(self) -> bool:
+        """Whether the first pass of a perturbed step is at theta, not theta + delta."""
+        is_rpr = self.scheme == "rpr" and not self.clean_pass
+        return not is_rpr or self.perturbation.needs_gradients
+
+    @property
+    def signs(self) -> tuple[int, ...]:
+        """The signs of delta in the passes that follow the first one."""
+        return (1,) if self.runs_at_theta else ()
 
     @classmethod
     def from_arguments(cls, arguments: Mapping[str, Any]) -> "StepOptions":

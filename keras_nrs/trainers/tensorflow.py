@@ -155,10 +155,11 @@ class BackendTrainer(Trainer):
         batch = objective.split(inputs, perturbs=perturbs)
         if perturbs:
             batch = self._with_directions(weights, inputs, batch)
-        if perturbs and self.options.memory_efficient:
+        recomputes = self.options.memory_efficient and bool(self.options.signs)
+        if perturbs and recomputes:
             # The values of now: the optimizer may assign before they are read again.
             weights = [tf.convert_to_tensor(weight) for weight in weights]
-        if not (perturbs and self.options.memory_efficient):
+        if not (perturbs and recomputes):
             with tf.GradientTape() as tape:
                 tape.watch(weights)
                 outputs = None

@@ -100,6 +100,11 @@ def wrap(
             are the same.
         clean_pass: Whether `scheme="rpr"` also runs the pass at theta, for metrics,
             BatchNorm statistics and the divergence, as the paper's tables need it.
+        antithetic: `True`: the deltas of groups come in pairs delta, -delta, so that
+            the noise along the mean gradient cancels, at no cost. It needs an even
+            number of groups on all devices together, or on each with
+            `sync_perturbation`. `"same_samples"`: all samples have both deltas, for
+            one pass more; the perturbed loss and the divergence are means over both.
         seed: Seed of the perturbations, from 0 to 2**31 - 1. By default drawn from
             Python's generator, so `keras.utils.set_random_seed()` makes a run
             repeatable.
@@ -389,6 +394,7 @@ class NRSModel(keras.Model):  # type: ignore[misc]
         self._follow_base_model()
         if self.step_options.scheme != "baseline":
             _check_layers(self.base_model)
+        self.step_options.check_pairs(self._trainer.num_replicas())
         self._trainer.make_train_function(super().make_train_function, force)
 
     def make_test_function(self, force: bool = False) -> None:

@@ -251,6 +251,8 @@ class ModelPasses:
         sign: Any = 1,
     ) -> list[Tensor | None]:
         """The delta of a stream: a constant, `None` for variables without one."""
+        if self.options.antithetic is True:
+            stream, sign = stream // 2, 1 - 2 * (stream % 2)
         deltas = perturbations.sample_deltas(
             self.options.perturbation,
             self.base_model,

@@ -45,6 +45,7 @@ class StepArguments(TypedDict, total=False):
     perturbed_fraction: float
     memory_efficient: bool
     clean_pass: bool
+    antithetic: bool | str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +67,7 @@ class StepOptions:
     perturbed_fraction: float = 1.0
     memory_efficient: bool = False
     clean_pass: bool = False
+    antithetic: bool | str = False
 
     def __post_init__(self) -> None:
         scheme = check_choice("scheme", self.scheme, SCHEMES)
@@ -90,6 +92,7 @@ class StepOptions:
             ),
             "memory_efficient": check_bool("memory_efficient", self.memory_efficient),
             "clean_pass": check_bool("clean_pass", self.clean_pass),
+            "antithetic": _check_antithetic(self.antithetic),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
@@ -116,6 +119,30 @@ class StepOptions:
                 f"Received: perturbed_fraction={self.perturbed_fraction}. Pass "
                 "clean_pass=True, or scheme='nrs'."
             )
+        if self.antithetic and self.perturbation.needs_gradients:
+            raise ValueError(
+                "`antithetic` must be False with a perturbation along the gradient, "
+                "whose negative leads down. Received: antithetic="
+                f"{self.antithetic!r}, perturbation={type(self.perturbation).__name__}."
+                " Leave it out, or pass a random perturbation such as 'relative'."
+            )
+
+    def check_pairs(self, num_replicas: int) -> None:
+        """Raise an error if `antithetic=True` leaves a delta without another one.
+
+        Args:
+            num_replicas: Number of devices among which a batch is split.
+        """
+        number = self.perturbations_per_replica
+        num_deltas = number if self.sync_perturbation else number * num_replicas
+        if self.antithetic is True and self.scheme != "baseline" and num_deltas % 2:
+            raise ValueError(
+                "`antithetic=True` needs an even number of perturbations, which are "
+                f"paired. Received: perturbations_per_replica={number}, "
+                f"sync_perturbation={self.sync_perturbation}, on {num_replicas} "
+                "device(s). Pass perturbations_per_replica=2, or "
+                "antithetic='same_samples', which needs no second group."
+            )
 
     @property
     def default_eps(self) -> float:
@@ -136,7 +163,8 @@ class StepOptions:
     @property
     def signs(self) -> tuple[int, ...]:
         """The signs of delta in the passes that follow the first one."""
-        return (1,) if self.runs_at_theta else ()
+        signs = (1, -1) if self.antithetic == "same_samples" else (1,)
+        return signs if self.runs_at_theta else signs[1:]
 
     @classmethod
     def from_arguments(cls, arguments: Mapping[str, Any]) -> "StepOptions":
@@ -161,6 +189,15 @@ class StepOptions:
         config = {name: getattr(self, name) for name in OPTION_NAMES}
         config["perturbation"] = keras.saving.serialize_keras_object(self.perturbation)
         return config
+
+
+def _check_antithetic(value: Any) -> bool | str:
+    if isinstance(value, bool) or value == "same_samples":
+        return value
+    raise (ValueError if isinstance(value, str) else TypeError)(
+        "`antithetic` must be True, False or 'same_samples'. Received: "
+        f"antithetic={value!r} of type {type(value).__name__}."
+    )
 
 
 OPTION_NAMES = tuple(field.name for field in dataclasses.fields(StepOptions))

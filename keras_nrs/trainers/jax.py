@@ -103,6 +103,9 @@ class BackendTrainer(Trainer):
             "self.add_loss() in call()."
         )
 
+    def num_replicas(self) -> int:
+        return replicas()[1]
+
     def _plan_step(self, batch: Any) -> PerturbedStep | CleanStep:
         step, self._step = self._step, self._step + 1
         eps, alpha = self.coefficients_in(step)

@@ -51,6 +51,10 @@ class BackendTrainer(Trainer):
             return tf.nest.map_structure(lambda t: results(t)[0], next(batches))
         return data_batch
 
+    def num_replicas(self) -> int:
+        num_replicas: int = self.model.distribute_strategy.num_replicas_in_sync
+        return num_replicas
+
     def make_train_function(self, make: Callable[[bool], None], force: bool) -> None:
         model = self.model
         if model.train_function is not None and not force:

@@ -1,5 +1,6 @@
 """RPR in one pass: plain Keras's step, at theta + delta."""
 
+import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -295,3 +296,30 @@ def test_rpr_of_an_older_file_has_its_clean_pass() -> None:
     config = keras_nrs.wrap(cnn()).get_config()
     del config["clean_pass"]
     assert not keras_nrs.NRSModel.from_config(config).clean_pass
+
+
+@pytest.mark.only_jax
+def test_a_compiled_step_multiplies_no_more_than_plain_keras() -> None:
+    """Counted by XLA: one forward and one backward pass."""
+    import jax
+
+    x, y = image_data(16)
+
+    def products(**options: Any) -> int:
+        model = cnn(batch_norm=False)
+        trained = keras_nrs.wrap(model, **options) if options else model
+        trained.train_on_batch(x, y)
+        state = [
+            [v.value for v in variables]
+            for variables in (
+                trained.trainable_variables,
+                trained.non_trainable_variables,
+                model.optimizer.variables,
+                trained.metrics_variables,
+            )
+        ]
+        program = jax.jit(trained.train_step).lower(tuple(state), (x, y)).as_text()
+        return len(re.findall(r"stablehlo\.(?:dot_general|convolution)\b", program))
+
+    assert products(scheme="rpr", perturbation="relative") == products() > 0
+    assert products(scheme="rpr", clean_pass=True) > products()

@@ -69,10 +69,12 @@ def wrap(
             Assignable during training.
         beta: Weight of the perturbed loss L(theta + delta), >= 0.
         scheme: `"nrs"` minimizes Equation 3; `"rpr"` (random perturbation) minimizes
-            L(theta + delta); `"baseline"` minimizes L(theta). `"sam"` and `"asam"`,
-            sharpness-aware minimization and its adaptive form, minimize L(theta +
-            delta) with delta along the gradient, `perturbation="ascent"` and
-            `"adaptive_ascent"`: common eps are 0.05 and 0.5.
+            L(theta + delta) at the price of a plain step: its only pass, at theta +
+            delta, also gives metrics and BatchNorm statistics; `"baseline"` minimizes
+            L(theta). `"sam"` and `"asam"`, sharpness-aware minimization and its
+            adaptive form, minimize L(theta + delta) with delta along the gradient,
+            `perturbation="ascent"` and `"adaptive_ascent"`: common eps are 0.05 and
+            0.5.
         perturbation: `"ball"`, `"relative"`, `"layerwise"`, `"filterwise"`,
             `"elementwise"`, `"released"`, `"ascent"`, `"adaptive_ascent"`, or an
             instance of `keras_nrs.perturbations.Perturbation`.
@@ -96,6 +98,13 @@ def wrap(
         memory_efficient: Whether the perturbed pass runs a second time for its
             gradient, so that only the activations of one pass are kept. The gradients
             are the same.
+        clean_pass: Whether `scheme="rpr"` also runs the pass at theta, for metrics,
+            BatchNorm statistics and the divergence, as the paper's tables need it.
+        antithetic: `True`: the deltas of groups come in pairs delta, -delta, so that
+            the noise along the mean gradient cancels, at no cost. It needs an even
+            number of groups on all devices together, or on each with
+            `sync_perturbation`. `"same_samples"`: all samples have both deltas, for
+            one pass more; the perturbed loss and the divergence are means over both.
         seed: Seed of the perturbations, from 0 to 2**31 - 1. By default drawn from
             Python's generator, so `keras.utils.set_random_seed()` makes a run
             repeatable.
@@ -237,6 +246,7 @@ class NRSModel(keras.Model):  # type: ignore[misc]
     Both passes see the same batch, dropout masks and random seeds. BatchNorm
     statistics, metrics and weight penalties come from the pass at theta alone; losses
     of `add_loss()` and activity regularizers are part of L, in both passes.
+    `scheme="rpr"` has the pass at theta + delta alone: all but penalties come from it.
 
     Everything but training is the base model's: `compile()` compiles it, `evaluate()`
     and `predict()` give its results. Ask `base_model` for its layers and inputs.
@@ -384,6 +394,7 @@ class NRSModel(keras.Model):  # type: ignore[misc]
         self._follow_base_model()
         if self.step_options.scheme != "baseline":
             _check_layers(self.base_model)
+        self.step_options.check_pairs(self._trainer.num_replicas())
         self._trainer.make_train_function(super().make_train_function, force)
 
     def make_test_function(self, force: bool = False) -> None:

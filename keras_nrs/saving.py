@@ -130,4 +130,6 @@ def arguments_from_config(
         for name in _OBJECTS
         if name in config
     }
-    return {**config, **members}
+    # Before 0.2, RPR always had the pass at theta.
+    is_old_rpr = config.get("scheme") == "rpr" and "clean_pass" not in config
+    return {**config, **({"clean_pass": True} if is_old_rpr else {}), **members}

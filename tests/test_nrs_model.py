@@ -301,6 +301,13 @@ def test_keras_callbacks_reach_the_model(tmp_path: Any) -> None:
         ({"perturbed_fraction": 0}, ValueError, "`perturbed_fraction` must be > 0"),
         ({"perturbed_fraction": 1.5}, ValueError, "`perturbed_fraction` must be > 0"),
         ({"memory_efficient": "yes"}, TypeError, "`memory_efficient`"),
+        ({"clean_pass": 1}, TypeError, "`clean_pass`"),
+        ({"clean_pass": True}, ValueError, "`clean_pass` must be False with schemes"),
+        (
+            {"scheme": "rpr", "perturbed_fraction": 0.5},
+            ValueError,
+            "`perturbed_fraction` must be 1 with scheme='rpr'",
+        ),
         ({"seed": -1}, ValueError, "`seed`"),
         ({"seed": "a"}, TypeError, "`seed`"),
     ],

@@ -55,6 +55,9 @@ class BatchObjective(ModelPasses):
     weights that a trainer may differentiate on its own. Passes are those of one
     replica; the terms may be those of all replicas' outputs together.
 
+    `scheme="rpr"` without a clean pass has the passes at theta + delta in the place of
+    those at theta, and no first phase but that of antithetic deltas.
+
     Args:
         base_model: The user's own model, compiled.
         options: The options of `wrap()`.
@@ -97,8 +100,9 @@ class BatchObjective(ModelPasses):
             outputs = base.output
         with naming_labels(y, outputs, sample_weight):
             keras_internals.build_for_batch(base, data)
-        with drawing_from(host_random_state()):
-            stateless.check_draws(base, x, training=True)
+        if self.options.signs:
+            with drawing_from(host_random_state()):
+                stateless.check_draws(base, x, training=True)
 
     def with_directions(
         self, weights: list[Tensor], inputs: StepInputs, batch: SplitBatch
@@ -173,29 +177,20 @@ class BatchObjective(ModelPasses):
             passes: The passes on the batch of `inputs`. Without a perturbed pass the
                 total is L(theta).
         """
-        base, options, clean = self.base_model, self.options, passes.clean
+        base, clean = self.base_model, passes.clean
         passes.set_masks()
         with self._scope(weights, inputs, inputs.state):
             penalties = base.losses
         layer_losses = [*clean.layer_losses, *penalties]
         self._check_has_loss(layer_losses)
-        loss = self._loss(weights, inputs, clean.y_pred, layer_losses)
+        is_at_theta = passes.perturbed is None or self.options.runs_at_theta
+        own_weights = weights if is_at_theta else self._weights_of_loss(weights, inputs)
+        loss = self._loss(own_weights, inputs, clean.y_pred, layer_losses)
         mean_divergence = ops.zeros((), loss.dtype)
         terms = Terms(loss, loss, mean_divergence, mean_divergence)
         if passes.perturbed is not None:
-            penalty = sum(keras_internals.additional_loss(base, p) for p in penalties)
-            divergence = mean_divergence
-            if options.has_divergence:
-                divergence, mean_divergence = self._divergence_terms(inputs, passes)
-            terms = combine(
-                loss,
-                ops.cast(divergence, loss.dtype),
-                self._perturbed_loss(weights, inputs, passes),
-                alpha=ops.cast(inputs.alpha, loss.dtype),
-                beta=options.beta,
-                scheme=options.scheme,
-                normalize=options.normalize,
-                penalty=ops.convert_to_tensor(penalty, loss.dtype),
+            terms, mean_divergence = self._perturbed_terms(
+                weights, inputs, passes, loss, penalties
             )
         return Outcome(
             terms,
@@ -206,6 +201,44 @@ class BatchObjective(ModelPasses):
             clean.updates,
             layer_losses,
         )
+
+    def _perturbed_terms(
+        self,
+        weights: list[Tensor],
+        inputs: StepInputs,
+        passes: Passes,
+        loss: Tensor,
+        penalties: Sequence[Tensor],
+    ) -> tuple[Terms, Tensor]:
+        """The terms of a step with a perturbation, and the mean of its divergence.
+
+        `loss` is that of the first pass, with the penalties of weights.
+        """
+        options = self.options
+        penalty = ops.convert_to_tensor(
+            sum(keras_internals.additional_loss(self.base_model, p) for p in penalties),
+            loss.dtype,
+        )
+        perturbed = self._perturbed_losses(weights, inputs, passes)
+        if not options.runs_at_theta:
+            perturbed = [loss - penalty, *perturbed]
+        divergence = mean_divergence = ops.zeros((), loss.dtype)
+        if options.has_divergence:
+            divergence, mean_divergence = self._divergence_terms(inputs, passes)
+        terms = combine(
+            loss,
+            ops.cast(divergence, loss.dtype),
+            _mean(perturbed),
+            alpha=ops.cast(inputs.alpha, loss.dtype),
+            beta=options.beta,
+            scheme=options.scheme,
+            normalize=options.normalize,
+            penalty=penalty,
+        )
+        if not passes.perturbed:
+            # The only pass's, as it is: a sum of its parts would be rounded.
+            terms = terms._replace(total=loss)
+        return terms, mean_divergence
 
     def _loss(
         self,
@@ -226,8 +259,49 @@ class BatchObjective(ModelPasses):
                 base, x, y, y_pred, copied_weights(sample_weight), training=True
             )
 
-    def _perturbed_loss(
+    def _perturbed_losses(
         self, weights: list[Tensor], inputs: StepInputs, passes: Passes
+    ) -> list[Tensor]:
+        """L(theta + delta) of each pass that follows the first one."""
+        return [
+            self._perturbed_loss(
+                self._weights_of_loss(weights, inputs, passes.gradients, sign=sign),
+                inputs,
+                passes,
+                y_pred,
+                layer_losses,
+            )
+            for sign, y_pred, layer_losses in zip(
+                self.options.signs,
+                passes.perturbed or [],
+                passes.perturbed_losses,
+                strict=True,
+            )
+        ]
+
+    def _weights_of_loss(
+        self,
+        weights: list[Tensor],
+        inputs: StepInputs,
+        gradients: list[Tensor] | None = None,
+        *,
+        sign: int = 1,
+    ) -> list[Tensor]:
+        """theta + delta of the first group, for a `compute_loss()` that reads it."""
+        if not self._has_own_loss:
+            return weights
+        # The same key draws the same delta.
+        stream = self._stream(inputs, 0)
+        deltas = self.draw(weights, inputs, stream, gradients, sign=sign)
+        return self._perturbed_weights(weights, deltas)
+
+    def _perturbed_loss(
+        self,
+        weights: list[Tensor],
+        inputs: StepInputs,
+        passes: Passes,
+        y_pred: Any,
+        layer_losses: Sequence[Tensor],
     ) -> Tensor:
         """L(theta + delta), or its estimate from a share of the batch.
 
@@ -236,12 +310,6 @@ class BatchObjective(ModelPasses):
         are sums over samples, however these are masked, weighted and divided.
         """
         base, share = self.base_model, passes.perturbed_share
-        y_pred, layer_losses = passes.perturbed, passes.perturbed_losses
-        if self._has_own_loss:
-            # It may have weights of its own. The same key draws the same delta.
-            stream = self._stream(inputs, 0)
-            deltas = self.draw(weights, inputs, stream, passes.gradients)
-            weights = self._perturbed_weights(weights, deltas)
         if share is None:
             return self._loss(weights, inputs, y_pred, layer_losses)
         self._check_is_sum(inputs, y_pred)
@@ -262,8 +330,13 @@ class BatchObjective(ModelPasses):
         resolved = self.divergences.of(self.base_model, passes.compared, y)
 
         def total(divergences: Sequence[OutputDivergence]) -> Tensor:
-            value = total_divergence(
-                divergences, y, passes.compared, passes.perturbed, sample_weight
+            value = _mean(
+                [
+                    total_divergence(
+                        divergences, y, passes.compared, perturbed, sample_weight
+                    )
+                    for perturbed in passes.perturbed or []
+                ]
             )
             if passes.perturbed_share is None:
                 return value
@@ -309,3 +382,8 @@ class BatchObjective(ModelPasses):
                 f"{base.name!r} that is compiled without one and adds none. Call "
                 "compile(loss=...)."
             )
+
+
+def _mean(values: Sequence[Tensor]) -> Tensor:
+    """The mean of scalars: of one, the scalar itself."""
+    return values[0] if len(values) == 1 else sum(values) / len(values)

@@ -180,8 +180,11 @@ class ModelPasses:
         batch: SplitBatch,
         *,
         recompute: Callable[[Pass, list[Tensor]], Any] | None = None,
-    ) -> list[PerturbedPass | None]:
-        """The `PerturbedPass` of each group, `None` for a group without that pass.
+    ) -> list[list[PerturbedPass | None]]:
+        """The passes that follow the first one: for each sign of delta, of each group.
+
+        `None` stands for a group without that pass. The list is empty where the first
+        pass is at theta + delta and the only one.
 
         Args:
             weights: Values of the base model's trainable variables.
@@ -190,9 +193,24 @@ class ModelPasses:
             recompute: A function that runs a pass at these weights and keeps no
                 activations of it. By default a pass runs as it is.
         """
+        return [
+            self._perturbed_outputs(sign, weights, inputs, batch, recompute)
+            for sign in self.options.signs
+        ]
+
+    def _perturbed_outputs(
+        self,
+        sign: int,
+        weights: list[Tensor],
+        inputs: StepInputs,
+        batch: SplitBatch,
+        recompute: Callable[[Pass, list[Tensor]], Any] | None,
+    ) -> list[PerturbedPass | None]:
+        """The passes of all groups at theta + delta, or at theta - delta."""
         outputs: list[PerturbedPass | None] = []
         carried: list[Update] = []
         num_passes = sum(m.group.is_perturbed for m in batch.microbatches)
+        num_passes *= len(self.options.signs)
         with restored_random_state(inputs.key), drawing_from(batch.host_state):
             set_random_state(inputs.key, batch.random_state)
             for microbatch in batch.microbatches:
@@ -206,7 +224,11 @@ class ModelPasses:
                     carried: list[Update] = carried,
                 ) -> Any:
                     deltas = self.draw(
-                        weights, inputs, microbatch.stream, microbatch.gradients
+                        weights,
+                        inputs,
+                        microbatch.stream,
+                        microbatch.gradients,
+                        sign=sign,
                     )
                     values = self._perturbed_weights(
                         self.averaging_overwrites(weights, num_passes), deltas
@@ -225,9 +247,13 @@ class ModelPasses:
         inputs: StepInputs,
         stream: Any,
         gradients: list[Tensor] | None = None,
+        *,
+        sign: Any = 1,
     ) -> list[Tensor | None]:
         """The delta of a stream: a constant, `None` for variables without one."""
-        return perturbations.sample_deltas(
+        if self.options.antithetic is True:
+            stream, sign = stream // 2, 1 - 2 * (stream % 2)
+        deltas = perturbations.sample_deltas(
             self.options.perturbation,
             self.base_model,
             [ops.stop_gradient(w) for w in weights],
@@ -235,6 +261,7 @@ class ModelPasses:
             RandomStream(inputs.key).fold_in(stream),
             gradients,
         )
+        return [d if d is None else _signed(d, sign) for d in deltas]
 
     def averaging_overwrites(
         self, weights: list[Tensor], num_passes: int
@@ -257,9 +284,9 @@ class ModelPasses:
     def _perturbed_weights(
         self, weights: list[Tensor], deltas: list[Tensor | None]
     ) -> list[Tensor]:
-        if self.options.scheme == "nrs":
+        if self.options.scheme == "nrs" or not self.options.runs_at_theta:
             variables = self.base_model.trainable_variables
-            # Gradients of float8's scales are their new values: the clean pass's count.
+            # Gradients of float8's scales are their new values: the first pass's count.
             weights = [
                 ops.stop_gradient(w) if v.overwrite_with_gradient else w
                 for v, w in zip(variables, weights, strict=True)
@@ -310,16 +337,16 @@ class ModelPasses:
             or (key not in own and keras_internals.is_random_state(variable))
         ]
 
-    # The phase at theta.
+    # The first pass: at theta, or the one of `scheme="rpr"` at theta + delta.
 
     def passes(
         self,
         weights: list[Tensor],
         inputs: StepInputs,
         batch: SplitBatch,
-        perturbed_outputs: list[PerturbedPass | None] | None,
+        perturbed_outputs: list[list[PerturbedPass | None]] | None,
     ) -> Passes:
-        """Both passes on the batch of a replica, given those at theta + delta.
+        """All passes on the batch of a replica, given those that follow the first one.
 
         Args:
             weights: Values of the base model's trainable variables.
@@ -336,14 +363,17 @@ class ModelPasses:
             key=lambda i: not microbatches[i].group.is_perturbed,
         )
         weights = self.averaging_overwrites(weights, len(microbatches))
+        is_at_theta = self.options.runs_at_theta or perturbed_outputs is None
         cleans: dict[int, CleanPass] = {}
         carried: list[Update] = []
         for i in indices:
-            clean = microbatches[i].clean
+            microbatch = microbatches[i]
+            clean, at = microbatch.clean, weights
+            if not is_at_theta:
+                deltas = self.draw(weights, inputs, microbatch.stream)
+                at = perturbations.add_deltas(weights, deltas)
             if clean is None:
-                clean, carried = self._clean_pass(
-                    weights, inputs, microbatches[i], carried
-                )
+                clean, carried = self._clean_pass(at, inputs, microbatch, carried)
             cleans[i] = clean
         is_split = len(microbatches) > 1 or share is not None or inputs.num_replicas > 1
         are_sums: list[bool] = []
@@ -368,7 +398,7 @@ class ModelPasses:
         microbatch: Microbatch,
         carried: list[Update],
     ) -> tuple[CleanPass, list[Update]]:
-        """The pass at theta on one group, and the updates to carry on."""
+        """The first pass on one group, and the updates to carry on."""
         base = self.base_model
         x, _, _ = keras.utils.unpack_x_y_sample_weight(microbatch.data)
         with self._scope(weights, inputs, microbatch.state, carried) as scope:
@@ -388,3 +418,10 @@ class ModelPasses:
         updates = [update for key, update in scope.updates.items() if key not in known]
         clean = CleanPass(y_pred, masks, losses, state, updates)
         return clean, self._carried(carried, scope)
+
+
+def _signed(delta: Tensor, sign: Any) -> Tensor:
+    """delta, or its negative."""
+    if isinstance(sign, int):
+        return delta if sign > 0 else -delta
+    return ops.cast(sign, delta.dtype) * delta

@@ -44,6 +44,8 @@ class StepArguments(TypedDict, total=False):
     sync_perturbation: bool
     perturbed_fraction: float
     memory_efficient: bool
+    clean_pass: bool
+    antithetic: bool | str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +66,8 @@ class StepOptions:
     sync_perturbation: bool = False
     perturbed_fraction: float = 1.0
     memory_efficient: bool = False
+    clean_pass: bool = False
+    antithetic: bool | str = False
 
     def __post_init__(self) -> None:
         scheme = check_choice("scheme", self.scheme, SCHEMES)
@@ -87,6 +91,8 @@ class StepOptions:
                 "perturbed_fraction", self.perturbed_fraction
             ),
             "memory_efficient": check_bool("memory_efficient", self.memory_efficient),
+            "clean_pass": check_bool("clean_pass", self.clean_pass),
+            "antithetic": _check_antithetic(self.antithetic),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
@@ -95,6 +101,47 @@ class StepOptions:
                 f"`perturbation` must not be given with scheme={self.scheme!r}, whose "
                 f"own is {ascent.__name__}(). Received: perturbation="
                 f"{self.perturbation!r}. Leave it out, or pass scheme='rpr'."
+            )
+        self._check_combination()
+
+    def _check_combination(self) -> None:
+        """Raise an error for options that exclude each other."""
+        if self.clean_pass and self.scheme != "rpr":
+            raise ValueError(
+                "`clean_pass` must be False with schemes other than 'rpr', the only "
+                "one that can do without that pass. Received: clean_pass=True, "
+                f"scheme={self.scheme!r}. Leave it out."
+            )
+        if self.perturbed_fraction < 1 and not self.runs_at_theta:
+            raise ValueError(
+                "`perturbed_fraction` must be 1 with scheme='rpr', which runs one pass "
+                "alone, at theta + delta: the rest of the batch would have none. "
+                f"Received: perturbed_fraction={self.perturbed_fraction}. Pass "
+                "clean_pass=True, or scheme='nrs'."
+            )
+        if self.antithetic and self.perturbation.needs_gradients:
+            raise ValueError(
+                "`antithetic` must be False with a perturbation along the gradient, "
+                "whose negative leads down. Received: antithetic="
+                f"{self.antithetic!r}, perturbation={type(self.perturbation).__name__}."
+                " Leave it out, or pass a random perturbation such as 'relative'."
+            )
+
+    def check_pairs(self, num_replicas: int) -> None:
+        """Raise an error if `antithetic=True` leaves a delta without another one.
+
+        Args:
+            num_replicas: Number of devices among which a batch is split.
+        """
+        number = self.perturbations_per_replica
+        num_deltas = number if self.sync_perturbation else number * num_replicas
+        if self.antithetic is True and self.scheme != "baseline" and num_deltas % 2:
+            raise ValueError(
+                "`antithetic=True` needs an even number of perturbations, which are "
+                f"paired. Received: perturbations_per_replica={number}, "
+                f"sync_perturbation={self.sync_perturbation}, on {num_replicas} "
+                "device(s). Pass perturbations_per_replica=2, or "
+                "antithetic='same_samples', which needs no second group."
             )
 
     @property
@@ -105,7 +152,19 @@ class StepOptions:
     @property
     def has_divergence(self) -> bool:
         """Whether steps compute the divergence, as a term or for logs."""
-        return self.scheme in ("nrs", "rpr")
+        return self.scheme == "nrs" or self.clean_pass
+
+    @property
+    def runs_at_theta(self) -> bool:
+        """Whether the first pass of a perturbed step is at theta, not theta + delta."""
+        is_rpr = self.scheme == "rpr" and not self.clean_pass
+        return not is_rpr or self.perturbation.needs_gradients
+
+    @property
+    def signs(self) -> tuple[int, ...]:
+        """The signs of delta in the passes that follow the first one."""
+        signs = (1, -1) if self.antithetic == "same_samples" else (1,)
+        return signs if self.runs_at_theta else signs[1:]
 
     @classmethod
     def from_arguments(cls, arguments: Mapping[str, Any]) -> "StepOptions":
@@ -130,6 +189,15 @@ class StepOptions:
         config = {name: getattr(self, name) for name in OPTION_NAMES}
         config["perturbation"] = keras.saving.serialize_keras_object(self.perturbation)
         return config
+
+
+def _check_antithetic(value: Any) -> bool | str:
+    if isinstance(value, bool) or value == "same_samples":
+        return value
+    raise (ValueError if isinstance(value, str) else TypeError)(
+        "`antithetic` must be True, False or 'same_samples'. Received: "
+        f"antithetic={value!r} of type {type(value).__name__}."
+    )
 
 
 OPTION_NAMES = tuple(field.name for field in dataclasses.fields(StepOptions))

@@ -74,7 +74,9 @@ class Microbatch(NamedTuple):
 
 
 class CleanPass(NamedTuple):
-    """The pass at theta on one group, or on a batch.
+    """The first pass on one group, or on a batch.
+
+    It is at theta, but for `scheme="rpr"` without a clean pass at theta + delta.
 
     Attributes:
         y_pred: The outputs.
@@ -93,39 +95,40 @@ class CleanPass(NamedTuple):
 
 
 class PerturbedPass(NamedTuple):
-    """The pass at theta + delta: its outputs, and the losses that layers added."""
+    """A pass at theta + delta or theta - delta: outputs, and losses of layers."""
 
     y_pred: Any
     layer_losses: list[Tensor]
 
 
 class Passes(NamedTuple):
-    """Both passes on a batch: the groups' outputs, joined in the order of its samples.
+    """All passes on a batch: the groups' outputs, joined in the order of its samples.
 
     Attributes:
-        clean: The pass at theta.
+        clean: The first pass.
         compared: The outputs at theta, which pass no gradient for samples without a
             perturbed pass.
-        perturbed: The outputs at theta + delta, `None` in a step without that pass.
-            Samples without it have the outputs at theta here.
-        perturbed_losses: The losses that layers added in that pass.
+        perturbed: For each pass that follows the first one its outputs, `None` in a
+            step without a perturbation. Samples without that pass have the outputs at
+            theta here.
+        perturbed_losses: The losses that layers added in each of them.
         perturbed_share: The share of samples with that pass, `None` for all.
         gradients: Those on which the first group's delta depends, if any.
     """
 
     clean: CleanPass
     compared: Any = None
-    perturbed: Any = None
-    perturbed_losses: Sequence[Tensor] = ()
+    perturbed: list[Any] | None = None
+    perturbed_losses: Sequence[list[Tensor]] = ()
     perturbed_share: Any = None
     gradients: list[Tensor] | None = None
 
     def set_masks(self) -> None:
-        """Let all outputs carry the masks of those at theta."""
+        """Let all outputs carry the masks of the first pass."""
         with_masks(self.clean.y_pred, self.clean.masks)
-        if self.perturbed is not None:
-            with_masks(self.compared, self.clean.masks)
-            with_masks(self.perturbed, self.clean.masks)
+        if self.perturbed:
+            for outputs in (self.compared, *self.perturbed):
+                with_masks(outputs, self.clean.masks)
 
 
 class Outcome(NamedTuple):
@@ -138,7 +141,7 @@ class Outcome(NamedTuple):
         masks: As in `CleanPass`.
         state: As in `CleanPass`.
         updates: As in `CleanPass`.
-        layer_losses: The losses of layers at theta, weight penalties too.
+        layer_losses: The losses of layers in the first pass, and weight penalties.
     """
 
     terms: Terms
@@ -152,7 +155,7 @@ class Outcome(NamedTuple):
 
 def joined_passes(
     cleans: Sequence[CleanPass],
-    perturbed: Sequence[PerturbedPass | None] | None,
+    perturbed: Sequence[Sequence[PerturbedPass | None]] | None,
     groups: Sequence[Group],
     *,
     order: Tensor | None = None,
@@ -160,15 +163,15 @@ def joined_passes(
     num_replicas: int = 1,
     are_sums: Sequence[bool] = (),
 ) -> Passes:
-    """Both passes on a batch, from those on its groups.
+    """All passes on a batch, from those on its groups.
 
     Floats of the state are means over the samples, and so are the losses of layers but
     those that are sums: of these, the mean over the replicas is the sum.
 
     Args:
-        cleans: The pass at theta on each group.
-        perturbed: The pass at theta + delta on each group, `None` for a group without
-            it, or altogether.
+        cleans: The first pass on each group.
+        perturbed: Of each other pass that on each group, `None` for a group without it.
+            `None` in a step without a perturbation.
         groups: The groups.
         order: The order in which the groups take the samples, `None` for their own.
         perturbed_share: As in `Passes`.
@@ -194,19 +197,24 @@ def joined_passes(
     )
     if perturbed is None:
         return Passes(clean)
-    of_groups = [
-        _in_both_passes(y_pred, passed, group)
-        for y_pred, passed, group in zip(counted, perturbed, groups, strict=True)
-    ]
-    compared, perturbed_outputs = map(of_batch, zip(*of_groups, strict=True))
-    pairs = [(p, g) for p, g in zip(perturbed, groups, strict=True) if p is not None]
-    perturbed_losses = _over_groups(
-        [passed.layer_losses for passed, _ in pairs],
-        [group.perturbed_share for _, group in pairs],
-        are_sums,
-        num_replicas if perturbed_share is None else num_replicas / perturbed_share,
-    )
-    return Passes(clean, compared, perturbed_outputs, perturbed_losses, perturbed_share)
+    compared: Any = None
+    outputs, perturbed_losses = [], []
+    for of_pass in perturbed:
+        of_groups = [
+            _in_both_passes(y_pred, passed, group)
+            for y_pred, passed, group in zip(counted, of_pass, groups, strict=True)
+        ]
+        compared, joined = map(of_batch, zip(*of_groups, strict=True))
+        outputs.append(joined)
+        pairs = [(p, g) for p, g in zip(of_pass, groups, strict=True) if p is not None]
+        losses_of_pass = _over_groups(
+            [passed.layer_losses for passed, _ in pairs],
+            [group.perturbed_share for _, group in pairs],
+            are_sums,
+            num_replicas if perturbed_share is None else num_replicas / perturbed_share,
+        )
+        perturbed_losses.append(losses_of_pass)
+    return Passes(clean, compared, outputs, perturbed_losses, perturbed_share)
 
 
 def _concatenated(*tensors: Tensor) -> Tensor:

@@ -103,6 +103,9 @@ class BackendTrainer(Trainer):
             "self.add_loss() in call()."
         )
 
+    def num_replicas(self) -> int:
+        return replicas()[1]
+
     def _plan_step(self, batch: Any) -> PerturbedStep | CleanStep:
         step, self._step = self._step, self._step + 1
         eps, alpha = self.coefficients_in(step)
@@ -220,20 +223,23 @@ class BackendTrainer(Trainer):
             return scaled, outcome._replace(updates=[])
 
         memory_efficient = objective.options.memory_efficient
-        if memory_efficient:
+        outputs: Any = []
+        if memory_efficient and objective.options.signs:
             outputs = passes.perturbed_outputs(copies)
-        else:
+        elif objective.options.signs:
             outputs, pullback = jax.vjp(passes.perturbed_outputs, copies)
-        (of_loss, of_clean, cotangents), outcome = jax.grad(
+        (of_loss, of_first, cotangents), outcome = jax.grad(
             scaled_total, argnums=(0, 1, 2), has_aux=True, allow_int=True
         )(state.trainable, copies, outputs)
-        if memory_efficient:
-            # Once more, after all of the clean pass: activations of one at a time.
-            _, pullback = jax.vjp(
-                lambda copies: passes.perturbed_outputs(copies, of_clean), copies
-            )
-        (of_perturbed,) = pullback(cotangents)
-        gradients = passes.summed(of_clean, of_perturbed)
+        of_passes = [of_first]
+        if objective.options.signs:
+            if memory_efficient:
+                # Once more, after all of the clean pass: activations of one at a time.
+                _, pullback = jax.vjp(
+                    lambda copies: passes.perturbed_outputs(copies, of_first), copies
+                )
+            of_passes += pullback(cotangents)
+        gradients = passes.summed(*of_passes)
         return jax.tree.map(jax.numpy.add, gradients, of_loss), outcome
 
     def _advance(

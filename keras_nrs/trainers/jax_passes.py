@@ -4,8 +4,10 @@ Both classes have the same methods. Their gradients are in copies of the weights
 for each replica, so that they stay apart until `summed()`.
 """
 
+import functools
 import math
 from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -51,10 +53,9 @@ class PassesOnOneDevice:
             copies, self._inputs, self._batch, perturbed_outputs
         )
 
-    def summed(self, gradients: list[Tensor], others: list[Tensor]) -> list[Tensor]:
-        """The sum of two gradients in the copies."""
-        summed: list[Tensor] = jax.tree.map(jax.numpy.add, gradients, others)
-        return summed
+    def summed(self, *gradients: list[Tensor]) -> list[Tensor]:
+        """The sum of gradients in the copies."""
+        return list(map(_sum, zip(*gradients, strict=True)))
 
 
 class PassesOnReplicas:
@@ -150,7 +151,7 @@ class PassesOnReplicas:
             )
             return passes._replace(
                 clean=clean,
-                perturbed_losses=list(map(self._mean, passes.perturbed_losses)),
+                perturbed_losses=jax.tree.map(self._mean, passes.perturbed_losses),
                 gradients=jax.tree.map(self._mean, passes.gradients),
             )
 
@@ -178,24 +179,23 @@ class PassesOnReplicas:
             perturbed=perturbed,
         )
 
-    def summed(self, gradients: list[Tensor], others: list[Tensor]) -> list[Tensor]:
-        """The sum over all replicas of two gradients in the copies."""
+    def summed(self, *gradients: list[Tensor]) -> list[Tensor]:
+        """The sum over all replicas of gradients in the copies."""
 
-        def run(gradients: list[Tensor], others: list[Tensor]) -> list[Tensor]:
+        def run(gradients: tuple[list[Tensor], ...]) -> list[Tensor]:
             return [
-                _sum_over(self._axis, gradient[0], other[0])
-                for gradient, other in zip(gradients, others, strict=True)
+                _sum_over(self._axis, [gradient[0] for gradient in of_weight])
+                for of_weight in zip(*gradients, strict=True)
             ]
 
-        split = P(self._axis)
         summed: list[Tensor] = jax.shard_map(
             run,
             mesh=self._mesh,
             axis_names={self._axis},
-            in_specs=(split, split),
+            in_specs=P(self._axis),
             out_specs=P(),
             check_vma=False,
-        )(gradients, others)
+        )(gradients)
         return summed
 
     def _on_replicas(
@@ -276,16 +276,20 @@ def _stacked(structure: Any) -> Any:
     return jax.tree.map(lambda t: t[None], structure)
 
 
-def _sum_over(axis: str, gradient: Tensor, other: Tensor) -> Tensor:
-    """The sum over replicas of two gradients.
+def _sum(tensors: Sequence[Tensor]) -> Tensor:
+    return functools.reduce(jax.numpy.add, tensors)
+
+
+def _sum_over(axis: str, gradients: Sequence[Tensor]) -> Tensor:
+    """The sum over replicas of several gradients.
 
     Gradients of matrices are transposed products. XLA's CPU compiler would fold the
     transposition into the products, which then miss its fast kernels. So it is undone
     here, and done after the sums, where Keras's own step has it.
     """
-    if gradient.ndim != 2:
-        return jax.lax.psum(gradient + other, axis)
-    return jax.lax.psum(gradient.T + other.T, axis).T
+    if gradients[0].ndim != 2:
+        return jax.lax.psum(_sum(gradients), axis)
+    return jax.lax.psum(_sum([g.T for g in gradients]), axis).T
 
 
 def _after_tensors(tensors: list[Tensor], values: list[Tensor]) -> list[Tensor]:

@@ -51,6 +51,10 @@ class BackendTrainer(Trainer):
             return tf.nest.map_structure(lambda t: results(t)[0], next(batches))
         return data_batch
 
+    def num_replicas(self) -> int:
+        num_replicas: int = self.model.distribute_strategy.num_replicas_in_sync
+        return num_replicas
+
     def make_train_function(self, make: Callable[[bool], None], force: bool) -> None:
         model = self.model
         if model.train_function is not None and not force:
@@ -155,10 +159,11 @@ class BackendTrainer(Trainer):
         batch = objective.split(inputs, perturbs=perturbs)
         if perturbs:
             batch = self._with_directions(weights, inputs, batch)
-        if perturbs and self.options.memory_efficient:
+        recomputes = self.options.memory_efficient and bool(self.options.signs)
+        if perturbs and recomputes:
             # The values of now: the optimizer may assign before they are read again.
             weights = [tf.convert_to_tensor(weight) for weight in weights]
-        if not (perturbs and self.options.memory_efficient):
+        if not (perturbs and recomputes):
             with tf.GradientTape() as tape:
                 tape.watch(weights)
                 outputs = None

@@ -37,6 +37,9 @@ class BackendTrainer(Trainer):
                 lambda data: self.train_step(data[0]), dynamic=False
             )
 
+    def num_replicas(self) -> int:
+        return 1
+
     def train_step(self, data: Any) -> Logs:
         base, model, objective = self.base_model, self.model, self.objective
         if self.options.scheme == "baseline":

@@ -69,6 +69,10 @@ class Trainer(abc.ABC):
         """
 
     @abc.abstractmethod
+    def num_replicas(self) -> int:
+        """The number of devices among which the batches of training are split."""
+
+    @abc.abstractmethod
     def train_step(self, *args: Any, **kwargs: Any) -> Any:
         """One step of `fit()`, with the arguments and results of Keras's own."""
 

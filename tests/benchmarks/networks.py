@@ -10,6 +10,7 @@ from keras import layers
 
 import keras_nrs
 from keras_nrs import models
+from keras_nrs.perturbations import FilterwiseBall
 from keras_nrs.perturbations import RelativeBall
 
 NUM_CLASSES = 10
@@ -25,6 +26,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "NRS, interval=2": {"interval": 2},
     "NRS, perturbed_fraction=0.5": {"perturbed_fraction": 0.5},
     "NRS, memory_efficient": {"memory_efficient": True},
+    "RPR": {"scheme": "rpr"},
+    "RPR, filterwise": {"scheme": "rpr", "perturbation": FilterwiseBall()},
 }
 
 

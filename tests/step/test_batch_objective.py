@@ -463,7 +463,7 @@ def test_the_perturbed_pass_sees_that_share_only() -> None:
         *rest(
             {},
             {"perturbation": "elementwise", "perturbed_fraction": 0.5},
-            {"scheme": "rpr"},
+            {"scheme": "rpr", "clean_pass": True},
             {"perturbations_per_replica": 3},
             {"perturbed_fraction": 0.5},
             {"interval": 2},

@@ -44,12 +44,12 @@ def test_groups_count_by_their_samples() -> None:
         clean_pass(4.0, 2, [scalar(4.0), counter]),
     ]
     perturbed = [perturbed_pass(10.0, 1), perturbed_pass(40.0, 2)]
-    passes = joined_passes(cleans, perturbed, groups, are_sums=[False, True])
+    passes = joined_passes(cleans, [perturbed], groups, are_sums=[False, True])
     assert rows(passes.clean.y_pred) == rows(passes.compared) == [1, 4, 4]
-    assert rows(passes.perturbed) == [10, 40, 40]
+    assert rows(passes.perturbed[0]) == [10, 40, 40]
     # (1 * 1 + 2 * 4) / 3, and 1 + 4.
     assert numpy_values(passes.clean.layer_losses) == pytest.approx([3.0, 5.0])
-    assert numpy_values(passes.perturbed_losses) == pytest.approx([30.0, 50.0])
+    assert numpy_values(passes.perturbed_losses[0]) == pytest.approx([30.0, 50.0])
     moment, same = passes.clean.state
     assert float(moment) == pytest.approx(3)
     assert same is counter
@@ -61,47 +61,47 @@ def test_samples_without_a_perturbed_pass_have_the_outputs_at_theta() -> None:
     order = ops.convert_to_tensor([2, 0, 3, 1], "int32")
     passes = joined_passes(
         [clean_pass(1.0, 2, []), clean_pass(2.0, 2, [])],
-        [perturbed_pass(10.0, 2), None],
+        [[perturbed_pass(10.0, 2), None]],
         groups,
         order=order,
         perturbed_share=0.5,
         are_sums=[False, True],
     )
     assert rows(passes.clean.y_pred) == [1, 2, 1, 2]
-    assert rows(passes.perturbed) == [10, 2, 10, 2]
+    assert rows(passes.perturbed[0]) == [10, 2, 10, 2]
     # Of half the samples: their mean, and twice their sum.
-    assert numpy_values(passes.perturbed_losses) == [10.0, 20.0]
+    assert numpy_values(passes.perturbed_losses[0]) == [10.0, 20.0]
 
 
 def test_a_group_may_have_samples_of_both_kinds() -> None:
     groups = split_into_groups(4, 1, 0.5, keep_whole=True)
     passes = joined_passes(
         [clean_pass(1.0, 4, [])],
-        [perturbed_pass(10.0, 2)],
+        [[perturbed_pass(10.0, 2)]],
         groups,
         perturbed_share=0.5,
     )
-    assert rows(passes.perturbed) == [10, 10, 1, 1]
+    assert rows(passes.perturbed[0]) == [10, 10, 1, 1]
 
 
 def test_one_group_is_the_batch() -> None:
     only, perturbed = clean_pass(1.0, 3, []), perturbed_pass(2.0, 3)
-    passes = joined_passes([only], [perturbed], split_into_groups(3))
+    passes = joined_passes([only], [[perturbed]], split_into_groups(3))
     assert passes.clean.y_pred is passes.compared is only.y_pred
-    assert passes.perturbed is perturbed.y_pred
+    assert passes.perturbed == [perturbed.y_pred]
     assert joined_passes([only], None, split_into_groups(3)) == Passes(passes.clean)
 
 
 def test_replicas_average_sums() -> None:
     passes = joined_passes(
         [clean_pass(1.0, 3, [])],
-        [perturbed_pass(2.0, 3)],
+        [[perturbed_pass(2.0, 3)]],
         split_into_groups(3),
         num_replicas=4,
         are_sums=[False, True],
     )
     assert numpy_values(passes.clean.layer_losses) == [1.0, 4.0]
-    assert numpy_values(passes.perturbed_losses) == [2.0, 8.0]
+    assert numpy_values(passes.perturbed_losses[0]) == [2.0, 8.0]
 
 
 def test_outputs_carry_their_masks() -> None:

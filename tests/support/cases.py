@@ -29,6 +29,7 @@ class Options:
     normalize: bool = False
     perturbed_fraction: float = 1.0
     memory_efficient: bool = False
+    clean_pass: bool = False
     perturbations_per_replica: int = 1
 
     def arguments(self) -> dict[str, Any]:

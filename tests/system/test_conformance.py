@@ -19,6 +19,7 @@ from tests.support.conformance import in_keras
 from tests.support.conformance import outcome
 from tests.support.conformance_layers import LAYERS
 from tests.support.conformance_models import MODELS
+from tests.support.matrix import rest
 
 BACKEND = keras.config.backend()
 NETWORKS = LAYERS | MODELS
@@ -198,6 +199,29 @@ PAIRS = [
     for option in network.options
     if option != "devices" or BACKEND != "torch"
 ]
+
+
+# Each has a state, draws, several outputs or losses of layers.
+IN_ONE_PASS = [
+    "variational autoencoder",
+    *rest(
+        *sorted(GATE["plain"] - {"variational autoencoder"}),
+        "Counting",
+        "unseeded Dropout",
+        "two outputs",
+        "sample weights",
+        "recommender",
+    ),
+]
+
+
+@pytest.mark.parametrize("name", IN_ONE_PASS)
+def test_one_pass_of_rpr_is_the_pass_of_plain_keras(name: str) -> None:
+    network = NETWORKS[name]
+    setting = Setting.of(network, "plain")
+    found = outcome(network, setting, {"scheme": "rpr"})
+    assert_equal_but_rounded(found, in_keras(network, setting), atol=network.atol)
+    assert "model_divergence" not in found
 
 
 # As Keras does on PyTorch.

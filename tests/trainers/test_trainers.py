@@ -23,6 +23,8 @@ from tests.support.networks import cnn
 from tests.support.networks import compile_classifier
 from tests.support.perturbations import FixedPerturbation
 from tests.support.processes import run_python
+from tests.support.run_time import count_at_run_time
+from tests.support.run_time import wait_for_device
 
 NRS = {"eps": 1.0, "seed": 0}
 
@@ -318,27 +320,6 @@ def test_interval_follows_weights_that_a_callback_loads(
     assert_equal(
         fit_in_intervals(epochs=2, callbacks=[callback]), fit_in_intervals(epochs=1)
     )
-
-
-def count_at_run_time(calls: list[int]) -> None:
-    """Append to `calls` whenever the compiled program passes here."""
-    if keras.config.backend() == "jax":
-        import jax
-
-        jax.debug.callback(lambda: calls.append(1))
-    elif keras.config.backend() == "tensorflow":
-        import tensorflow as tf
-
-        tf.py_function(lambda: calls.append(1), [], [])
-    else:
-        calls.append(1)
-
-
-def wait_for_device() -> None:
-    if keras.config.backend() == "jax":
-        import jax
-
-        jax.effects_barrier()
 
 
 def test_eps_and_alpha_take_effect_without_retracing() -> None:

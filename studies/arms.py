@@ -1,19 +1,22 @@
-"""The ways to train that the study compares, and the settings to choose from."""
+"""The arms of the study, ways to train, in order of priority."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from dataclasses import field
 from itertools import product
 from typing import Any
 
-from keras_nrs.experiments import demo
+import keras
 
-Settings = dict[str, float]
-Grid = list[Settings]
+import keras_nrs
+from keras_nrs.perturbations import NAMES
+from keras_nrs.step.options import OPTION_NAMES
+from studies.tasks import Settings
+from studies.tasks import Task
 
-
-def grid(**values: Iterable[float]) -> Grid:
-    """All combinations of values, as settings."""
-    return [dict(zip(values, v, strict=True)) for v in product(*values.values())]
+BASELINE = "baseline"
+TWICE = "baseline, twice the epochs"
+DEFAULT = "NRS, by default"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,48 +24,117 @@ class Arm:
     """A way to train.
 
     Attributes:
-        scheme: As in `wrap()`; `None` leaves the model unwrapped.
-        perturbation: As in `wrap()`.
-        loss_weight: Weight of the compiled loss.
-        grid: Settings to choose from.
-        alpha_of: Name of another arm, whose alpha this arm takes.
-        fixed: Settings that are not chosen.
+        fixed: Settings that are not chosen, as `training.train()` takes them.
+        choices: What it chooses from. Empty: the task's learning rates and weight
+            decays. The other arms take these from the baseline.
+        passes: Passes through the network, forward and back, in a step.
+        is_main: Whether it comes before the others.
+        needs: Options of `wrap()` without which it is left out.
     """
 
-    scheme: str | None = "nrs"
-    perturbation: str = "relative"
-    loss_weight: float = 1.0
-    grid: Grid
-    alpha_of: str | None = None
-    fixed: Settings
+    fixed: Settings = field(default_factory=dict)
+    choices: list[Settings] = field(default_factory=list)
+    passes: int = 1
+    is_main: bool = False
+    needs: str | None = None
+
+    @property
+    def cost(self) -> int:
+        """Price of a training, in plain trainings."""
+        epochs: int = self.fixed.get("epochs", 1)
+        return self.passes * epochs
+
+    @property
+    def is_available(self) -> bool:
+        """Whether this version of `wrap()` has what the arm needs."""
+        return self.needs is None or self.needs in OPTION_NAMES
+
+    def candidates(self, task: Task, shared: Settings) -> list[Settings]:
+        """The settings it chooses from, in full.
+
+        Args:
+            task: The task.
+            shared: The baseline's choice.
+        """
+        choices = self.choices or task.baseline_settings()
+        return [shared | self.fixed | choice for choice in choices]
 
 
-def _arm(grid: Grid, **arguments: Any) -> Arm:
-    return Arm(grid=grid, **{"fixed": {}} | arguments)
+def default_settings() -> Settings:
+    """What `keras_nrs.wrap(model)` does, as arguments.
+
+    They are part of the name of a run, so another default makes other runs.
+    """
+    model = keras_nrs.wrap(keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)]))
+    kind = type(model.perturbation)
+    names = {perturbation: name for name, perturbation in NAMES.items()}
+    options = {name: getattr(model, name) for name in ("scheme", "beta", "normalize")}
+    return options | {"perturbation": names[kind]} | model.given_coefficients()
 
 
-RELATIVE_EPS = (0.15, 0.3, 0.5)
-NRS, ADAPTED = "NRS", "NRS, eps by target"
+def _grid(**values: Iterable[Any]) -> list[Settings]:
+    return [dict(zip(values, v, strict=True)) for v in product(*values.values())]
+
+
+def _noise(perturbation: str, *eps: float, **others: Iterable[Any]) -> list[Settings]:
+    return _grid(perturbation=[perturbation], eps=eps, **others)
+
+
+_ALPHAS = (1.0, 4.0)
+_ONE_PASS = [*_noise("relative", 0.2, 0.4, 0.6), *_noise("filterwise", 0.15, 0.3, 0.5)]
+_RELATIVE = _noise("relative", 0.2, 0.4, 0.6, alpha=_ALPHAS)
+_FILTERWISE = _noise("filterwise", 0.15, 0.3, 0.5, alpha=_ALPHAS)
+_RPR: Settings = {"scheme": "rpr"}
+_NRS: Settings = {"scheme": "nrs", "normalize": True}
+
+
+def _rpr(epochs: int, **arguments: Any) -> Arm:
+    fixed = _RPR | ({"epochs": epochs} if epochs > 1 else {})
+    return Arm(fixed=fixed, choices=_ONE_PASS, needs="clean_pass", **arguments)
+
+
+def _nrs(choices: list[Settings], **arguments: Any) -> Arm:
+    fixed = _NRS | arguments.pop("fixed", {})
+    return Arm(fixed=fixed, choices=choices, passes=2, **arguments)
+
+
 ARMS = {
-    demo.BASELINE: _arm(
-        grid(learning_rate=(1e-3, 3e-3, 1e-2), weight_decay=(0.01, 0.1, 1.0)),
-        scheme=None,
+    BASELINE: Arm(is_main=True),
+    TWICE: Arm(fixed={"epochs": 2}, is_main=True),
+    "label smoothing": Arm(
+        choices=_grid(label_smoothing=(0.02, 0.05, 0.1, 0.2, 0.3, 0.4)), is_main=True
     ),
-    demo.TWICE_THE_LOSS: _arm([{}], scheme=None, loss_weight=2.0),
-    demo.RPR: _arm(grid(eps=RELATIVE_EPS), scheme="rpr"),
-    demo.NRS_ALPHA_0: _arm(grid(eps=RELATIVE_EPS), fixed={"alpha": 0.0}),
-    NRS: _arm(grid(eps=RELATIVE_EPS, alpha=(0.5, 1.0, 4.0))),
-    "NRS, the paper's ball": _arm(
-        [{}], perturbation="ball", fixed={"eps": 0.1, "alpha": 1.0}
+    "SAM": Arm(
+        fixed={"scheme": "sam"},
+        choices=_grid(eps=(0.02, 0.05, 0.1, 0.2, 0.3, 0.5)),
+        passes=2,
+        is_main=True,
     ),
-    "NRS, ball": _arm(grid(eps=(1.0, 3.0, 6.0)), perturbation="ball", alpha_of=NRS),
-    "NRS, layerwise": _arm(
-        grid(eps=(0.05, 0.1, 0.2)), perturbation="layerwise", alpha_of=NRS
+    "RPR": _rpr(1, is_main=True),
+    "RPR, twice the epochs": _rpr(2, is_main=True),
+    "NRS, alpha 0": _nrs(_ONE_PASS, fixed={"alpha": 0.0}, is_main=True),
+    "NRS, relative": _nrs(_RELATIVE, is_main=True),
+    "NRS, filterwise": _nrs(_FILTERWISE, is_main=True),
+    DEFAULT: Arm(choices=[default_settings()], passes=2, is_main=True),
+    "NRS, relative, twice the epochs": _nrs(_RELATIVE, fixed={"epochs": 2}),
+    "baseline, four times the epochs": Arm(fixed={"epochs": 4}),
+    "RPR, four times the epochs": _rpr(4),
+    "ASAM": Arm(
+        fixed={"scheme": "asam"},
+        choices=_grid(eps=(0.1, 0.2, 0.5, 1.0, 1.5, 2.0)),
+        passes=2,
     ),
-    "NRS, released": _arm(
-        grid(eps=(0.1, 0.25, 0.5)), perturbation="released", alpha_of=NRS
+    "EMA of weights": Arm(
+        choices=_grid(ema_momentum=(0.9, 0.95, 0.98, 0.99, 0.995, 0.998))
     ),
-    ADAPTED: _arm(grid(target=(0.01, 0.03, 0.1, 0.3), alpha=(1.0, 4.0))),
+    "dropout": Arm(choices=_grid(dropout=(0.05, 0.1, 0.2, 0.3, 0.4, 0.5))),
+    "NRS, elementwise": _nrs(_noise("elementwise", 0.15, 0.3, 0.5, alpha=_ALPHAS)),
+    "NRS, antithetic": _nrs(
+        _FILTERWISE,
+        fixed={"antithetic": True, "perturbations_per_replica": 2},
+        needs="antithetic",
+    ),
+    "NRS, growing eps": _nrs(_RELATIVE, fixed={"eps_grows": 10.0}),
+    "NRS, the paper's ball": _nrs(_noise("ball", 0.1, alpha=[1.0])),
+    "NRS, released": _nrs(_noise("released", 0.1, alpha=[1.0])),
 }
-# A rule trains an arm with settings that were best for other tasks.
-RULES = {"rule: fixed eps": NRS, "rule: eps by target": ADAPTED}

@@ -49,3 +49,10 @@ def adjusted(p: pd.Series) -> pd.Series:
     tested = p.dropna()
     values = false_discovery_control(tested.to_numpy(float))
     return pd.Series(values, tested.index).reindex(p.index)
+
+
+def holm(p: pd.Series) -> pd.Series:
+    """p-values by Holm, which bounds the chance of any false one; NaN stays NaN."""
+    ordered = p.dropna().sort_values()
+    factors = np.arange(len(ordered), 0, -1)
+    return (ordered * factors).cummax().clip(upper=1.0).reindex(p.index)

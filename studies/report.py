@@ -1,0 +1,279 @@
+"""The report of the study: tables and a figure for docs/results.md."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from keras_nrs._files import atomic_write
+from keras_nrs._files import write_text
+from keras_nrs.experiments.report import to_markdown
+from keras_nrs.experiments.report_tables import Table
+from keras_nrs.experiments.t_test import mean_width
+from keras_nrs.experiments.t_test import t_test
+from keras_nrs.experiments.t_test import with_interval
+from keras_nrs.flatness.plots import COLORS
+from studies.arms import ARMS
+from studies.arms import BASELINE
+from studies.arms import DEFAULT
+from studies.arms import TWICE
+from studies.measures import MEASURES
+from studies.measures import compared
+from studies.measures import measurements
+from studies.measures import validation_gains
+from studies.plan import TEST_SEEDS
+from studies.plan import chosen
+from studies.store import PROTOCOL
+from studies.store import Store
+from studies.tasks import TASKS
+
+BEGIN, END = "<!-- study: begin -->", "<!-- study: end -->"
+FIGURE = "accuracy_by_cost.png"
+# Accuracy against cost, from left to right.
+_LINES = {
+    "plain": (BASELINE, TWICE, "baseline, four times the epochs"),
+    "RPR": ("RPR", "RPR, twice the epochs", "RPR, four times the epochs"),
+    "NRS, relative": ("NRS, relative", "NRS, relative, twice the epochs"),
+    "NRS, by default": (DEFAULT,),
+    "SAM": ("SAM",),
+    "label smoothing": ("label smoothing",),
+}
+_SUMMARIZED = (
+    *("accuracy", "loss", "calibration_error", "corrupted", "rounded_3_filter"),
+    *("rounded_2_filter", "noise_filter_0.2"),
+)
+
+
+def write_report(store: Store, page: Path, figures: Path) -> None:
+    """Write the tables between two markers of a page, and the figure.
+
+    Args:
+        store: The finished runs.
+        page: A Markdown file with the lines `BEGIN` and `END`.
+        figures: Folder of the figure.
+
+    Raises:
+        ValueError: if the page lacks a marker, or no test run is finished.
+    """
+    text = page.read_text("utf-8")
+    if not re.search(f"{BEGIN}.*{END}", text, re.DOTALL):
+        raise ValueError(
+            f"The page must have the lines {BEGIN} and {END}, in this order. Received: "
+            f"{str(page)!r}. Add them where the tables shall stand."
+        )
+    runs = {task: measurements(store, task) for task in TASKS}
+    runs = {task: found for task, found in runs.items() if len(found)}
+    if not runs:
+        raise ValueError(
+            f"The store must have finished test runs. Received: {str(store.folder)!r}. "
+            "Do some first: python -m studies --minutes 60."
+        )
+    figures.mkdir(parents=True, exist_ok=True)
+    with atomic_write(figures / FIGURE) as unfinished:
+        accuracy_by_cost(runs).savefig(unfinished, format="png", dpi=150)
+    image = f"![Test accuracy against cost]({figures.name}/{FIGURE})"
+    tables = [summary(runs)]
+    for task, found in runs.items():
+        tables += [accuracies(store, task, found), outcomes(task, found)]
+    parts = [
+        f"Protocol {PROTOCOL}: [what was done](../studies/PROTOCOL.md).",
+        image,
+        *(to_markdown(table) for table in tables if len(table.cells)),
+        *failures(runs),
+        not_run(store),
+    ]
+    made = "\n\n".join(part.strip() for part in parts)
+    before, _, rest = text.partition(BEGIN)
+    after = rest.partition(END)[2]
+    write_text(page, f"{before}{BEGIN}\n{made}\n{END}{after}")
+
+
+def accuracies(store: Store, task: str, runs: pd.DataFrame) -> Table:
+    """Accuracy and loss of each arm, and its differences to both references."""
+    tests = {name: compared(runs, name) for name in ("accuracy", "loss")}
+    rows = []
+    for arm, of_arm in runs.groupby("arm", sort=False):
+        row = {
+            "training": arm,
+            "settings": described(store, task, arm),
+            "cost": f"{ARMS[arm].cost}",
+            "seeds": f"{len(of_arm)}",
+        }
+        for name, found in tests.items():
+            row[MEASURES[name].heading] = mean_and_spread(of_arm, name)
+            row[f"{name} - baseline's"] = difference(found, arm, BASELINE, name)
+            row[f"{name} - that of twice"] = difference(found, arm, TWICE, name)
+        rows.append(row)
+    title = (
+        f"{task}: mean ± standard deviation over test seeds, and the mean paired "
+        "difference ± half its 95 % interval (p adjusted by Holm) to the baseline and "
+        "to the baseline with twice the epochs. Cost in plain trainings"
+    )
+    return Table(task, title, pd.DataFrame(rows))
+
+
+def outcomes(task: str, runs: pd.DataFrame) -> Table:
+    """The other measures of each arm."""
+    names = [
+        name
+        for name in MEASURES
+        if name not in ("accuracy", "loss")
+        and name in runs
+        and runs[name].notna().any()
+    ]
+    rows = [
+        {"training": arm}
+        | {MEASURES[name].heading: mean_and_spread(of_arm, name) for name in names}
+        for arm, of_arm in runs.groupby("arm", sort=False)
+    ]
+    title = f"{task}: the other outcomes, mean ± standard deviation"
+    return Table(f"{task}-outcomes", title, pd.DataFrame(rows))
+
+
+def summary(runs: dict[str, pd.DataFrame]) -> Table:
+    """For each outcome, the mean over tasks of the difference to the baseline."""
+    rows = []
+    groups = {"": [t for t in runs if not TASKS[t].noise]}
+    groups[", wrong labels"] = [t for t in runs if TASKS[t].noise]
+    for ending, tasks in groups.items():
+        for name in [*_SUMMARIZED, *(["best_epoch_accuracy"] if ending else [])]:
+            found = [compared(runs[task], name) for task in tasks if name in runs[task]]
+            found = [part for part in found if len(part)]
+            if not found:
+                continue
+            tests = pd.concat(found)
+            tests = tests[tests["reference"] == BASELINE]
+            row = {"outcome": MEASURES[name].heading + ending}
+            for arm in ARMS:
+                of_arm = tests[tests["arm"] == arm]
+                if ARMS[arm].is_main and len(of_arm) == len(found):
+                    measure = MEASURES[name]
+                    row[arm] = with_interval(
+                        measure.scale * of_arm["mean"].mean(),
+                        measure.scale * mean_width(of_arm),
+                        measure.digits,
+                    )
+            rows.append(row)
+    title = (
+        "Mean over tasks of the difference to the baseline ± half its 95 % interval; "
+        "arms that are finished in all of these tasks: "
+        + "; ".join(", ".join(tasks) for tasks in groups.values() if tasks)
+    )
+    cells = pd.DataFrame(rows)
+    return Table("summary", title, cells.fillna(""))
+
+
+def mean_and_spread(runs: pd.DataFrame, name: str) -> str:
+    """Mean ± standard deviation over seeds."""
+    measure = MEASURES[name]
+    values = measure.scale * runs[name].dropna() if name in runs else pd.Series()
+    if values.empty:
+        return ""
+    text = f"{values.mean():.{measure.digits}f}"
+    spread = values.std(ddof=1)
+    return text if np.isnan(spread) else f"{text} ± {spread:.{measure.digits}f}"
+
+
+def difference(found: pd.DataFrame, arm: str, reference: str, name: str) -> str:
+    """A paired difference, its interval and its adjusted p-value."""
+    if found.empty:
+        return ""
+    rows = found[(found["arm"] == arm) & (found["reference"] == reference)]
+    if rows.empty:
+        return ""
+    test, measure = rows.iloc[0], MEASURES[name]
+    text = with_interval(
+        measure.scale * test["mean"], measure.scale * test["width"], measure.digits
+    )
+    if np.isnan(test["adjusted"]):
+        return text
+    p = "< 0.001" if test["adjusted"] < 0.001 else f"{test['adjusted']:.3f}"
+    return f"{text} (p {p})".replace("p <", "p <")
+
+
+def described(store: Store, task: str, arm: str) -> str:
+    """What an arm has chosen."""
+    settings = chosen(store, task, arm) or {}
+    shared = {} if arm == BASELINE else chosen(store, task, BASELINE) or {}
+    hidden = {"scheme", "normalize", "beta", "epochs"}
+    return ", ".join(
+        f"{name.replace('_', ' ')} {value}"
+        for name, value in settings.items()
+        if name not in hidden and shared.get(name) != value
+    )
+
+
+def failures(runs: dict[str, pd.DataFrame]) -> list[str]:
+    """A line that names the failed runs."""
+    failed = [
+        f"{task}: {arm}, seed {seed}"
+        for task, found in runs.items()
+        for arm, seed in found.loc[found["failed"], ["arm", "seed"]].to_numpy()
+    ]
+    return [f"Failed test runs, at chance: {'; '.join(failed) or 'none'}."]
+
+
+def not_run(store: Store) -> str:
+    """A line that names what is not finished."""
+    missing = []
+    for task in TASKS:
+        if task == "smoke":
+            continue
+        counts = measurements(store, task)
+        done = counts["arm"].value_counts() if len(counts) else {}
+        arms = [arm for arm in ARMS if done.get(arm, 0) < len(TEST_SEEDS)]
+        if len(arms) == len(ARMS):
+            missing.append(f"{task} (all arms)")
+        elif arms:
+            missing.append(f"{task} ({'; '.join(arms)})")
+    return f"Not run, or not to the end: {'; '.join(missing) or 'nothing'}."
+
+
+def accuracy_by_cost(runs: dict[str, pd.DataFrame]) -> Figure:
+    """Accuracy against cost: a panel for each task, 95 % intervals of the mean."""
+    columns = min(len(runs), 3)
+    rows = -(-len(runs) // columns)
+    figure = Figure(figsize=(4 * columns, 3.4 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False)
+    for axes, (task, found) in zip(panels.flat, runs.items(), strict=False):
+        axes.set_title(task)
+        for color, (label, arms) in zip(COLORS, _LINES.items(), strict=False):
+            _draw_line(axes, found, arms, label=label, color=color)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks([1, 2, 4], ["1", "2", "4"])
+        axes.set_xlim(0.8, 5)
+        axes.grid(color="0.9")
+        axes.set_axisbelow(True)
+    for axes in panels.flat[len(runs) :]:
+        axes.remove()
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    figure.supxlabel("cost (plain trainings)")
+    figure.supylabel("test accuracy (%)")
+    return figure
+
+
+def _draw_line(
+    axes: Any, runs: pd.DataFrame, arms: tuple[str, ...], *, label: str, color: str
+) -> None:
+    points = []
+    for arm in arms:
+        values = 100 * runs.loc[runs["arm"] == arm, "accuracy"].to_numpy(float)
+        if len(values):
+            test = t_test(values)
+            points.append((ARMS[arm].cost, test.mean, np.nan_to_num(test.width)))
+    costs, means, widths = np.array(points).reshape(-1, 3).T
+    axes.errorbar(
+        costs, means, yerr=widths, marker="o", label=label, color=color, capsize=2
+    )
+
+
+def defaults_table(store: Store) -> str:
+    """For each setting of NRS its validation gains, best worst case first."""
+    tasks = [t for t in TASKS if chosen(store, t, BASELINE) is not None]
+    gains = validation_gains(store, tasks)
+    shown = gains.map(lambda v: "" if np.isnan(v) else f"{100 * v:+.2f}")
+    return shown.rename_axis("setting").to_string()

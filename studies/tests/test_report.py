@@ -1,0 +1,130 @@
+"""The report of runs that were never done, whose numbers are known."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from keras_nrs.experiments.paired_tests import holm
+from studies import report
+from studies.arms import ARMS
+from studies.arms import BASELINE
+from studies.arms import TWICE
+from studies.measures import compared
+from studies.measures import measurements
+from studies.measures import validation_gains
+from studies.store import Row
+from studies.store import Run
+from studies.store import Store
+from studies.tests.made_up import fill
+
+# Nothing here depends on the backend; this one starts soonest.
+pytestmark = pytest.mark.only_torch
+
+TASK = "mnist1d-cnn-1000"
+NRS, SAM = "NRS, filterwise", "SAM"
+GAIN = {BASELINE: 0.0, TWICE: 0.01, NRS: 0.05, SAM: 0.0}
+
+
+def measured(run: Run) -> Row:
+    """An arm's gain over the baseline is known, up to a zero mean of the seeds."""
+    gain = GAIN[run.arm]
+    if run.stage == "choice":
+        rate = 0.01 * (run.settings["learning_rate"] == 0.2)
+        eps = 0.01 * (run.settings.get("eps") == 0.3)
+        accuracy = 0.7 + gain + rate + eps
+        return {"validation_accuracy": accuracy, "validation_loss": 1.0}
+    if run.arm == SAM and run.seed == 3:
+        return {"accuracy": 0.1, "loss": np.log(10), "failed": True}
+    spread = 0.01 * (-1) ** run.seed
+    is_baseline = run.arm == BASELINE
+    accuracy = 0.8 + gain + 0.001 * run.seed + spread * is_baseline
+    return {
+        "accuracy": accuracy,
+        "loss": 1 - gain + spread * is_baseline,
+        "rounded_2_filter": accuracy / 2,
+        "calibration_error": 0.1,
+    }
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    made = Store(tmp_path)
+    fill(made, [(TASK, arm) for arm in GAIN], measured)
+    return made
+
+
+def test_holm_by_hand() -> None:
+    p = pd.Series([0.03, np.nan, 0.01, 0.02, 0.9])
+    # Times 4 for the smallest, then 3, 2, 1; never below a smaller one's.
+    np.testing.assert_allclose(holm(p), [0.06, np.nan, 0.04, 0.06, 0.9])
+
+
+def test_differences_are_paired_and_adjusted(store: Store) -> None:
+    found = compared(measurements(store, TASK), "accuracy")
+    found = found.set_index(["arm", "reference"])
+    test = found.loc[(NRS, BASELINE)]
+    assert test["n"] == 10
+    assert test["mean"] == pytest.approx(0.05)
+    # Differences are 5 points plus or minus 1: a standard error of 1 / 3.
+    assert test["error"] == pytest.approx(0.01 / 3)
+    assert found.loc[(NRS, TWICE)]["mean"] == pytest.approx(0.04)
+    assert (BASELINE, TWICE) not in found.index
+    assert (found["adjusted"].dropna() >= found["p"].dropna()).all()
+
+
+def test_a_failed_run_counts_at_chance(store: Store) -> None:
+    runs = measurements(store, TASK)
+    failed = runs[runs["failed"]]
+    assert failed[["arm", "seed"]].to_numpy().tolist() == [[SAM, 3]]
+    assert failed["rounded_2_filter"].tolist() == [0.1]
+    assert failed["calibration_error"].isna().all()
+    assert report.failures({TASK: runs}) == [
+        f"Failed test runs, at chance: {TASK}: SAM, seed 3."
+    ]
+
+
+def test_the_page_gets_tables_and_a_figure_between_its_markers(
+    store: Store, tmp_path: Path
+) -> None:
+    page = tmp_path / "results.md"
+    page.write_text(f"Before\n{report.BEGIN}\nold\n{report.END}\nAfter\n")
+    report.write_report(store, page, tmp_path / "study")
+    text = page.read_text()
+    assert text.startswith("Before\n")
+    assert text.endswith(f"{report.END}\nAfter\n")
+    assert "old" not in text
+    row = next(line for line in text.splitlines() if line.startswith(f"| {NRS} |"))
+    assert "perturbation filterwise, alpha 1.0, eps 0.3" in row.replace(
+        "eps 0.3, alpha 1.0", "alpha 1.0, eps 0.3"
+    )
+    assert "85.45 ± 0.30" in row
+    assert "+5.00 ± 0.75 (p < 0.001)" in row
+    assert "Not run" in text
+    assert "fashion-vit-2000 (all arms)" in text
+    assert (tmp_path / "study" / report.FIGURE).stat().st_size > 1000
+    report.write_report(store, page, tmp_path / "study")
+    assert page.read_text() == text
+
+
+def test_a_page_without_markers_and_a_store_without_runs_are_errors(
+    store: Store, tmp_path: Path
+) -> None:
+    page = tmp_path / "results.md"
+    page.write_text("Before")
+    with pytest.raises(ValueError, match="must have the lines"):
+        report.write_report(store, page, tmp_path)
+    page.write_text(f"{report.BEGIN}\n{report.END}")
+    with pytest.raises(ValueError, match="finished test runs"):
+        report.write_report(Store(tmp_path / "empty"), page, tmp_path)
+
+
+def test_validation_gains_of_settings(store: Store) -> None:
+    gains = validation_gains(store, [TASK])
+    # NRS gains 5 points, and one more with eps 0.3, over the baseline's best.
+    assert gains["worst"].iloc[0] == pytest.approx(0.06)
+    assert gains["worst"].iloc[-1] == pytest.approx(0.05)
+    assert gains.index[0].startswith("filterwise, eps 0.3, alpha")
+    assert len(gains) == len(ARMS[NRS].choices)
+    assert "+6.00" in report.defaults_table(store)

@@ -1,0 +1,97 @@
+"""One run: what arms share, and that each arm trains."""
+
+import math
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+import keras_nrs
+from studies import training
+from studies.arms import ARMS
+from studies.outcomes import Forward
+from studies.store import Run
+from studies.tasks import TASKS
+from studies.tasks import Task
+
+# Nothing here depends on the backend; this one starts soonest.
+pytestmark = pytest.mark.only_torch
+
+SMOKE = TASKS["smoke"]
+SHARED = {"learning_rate": 0.1, "weight_decay": 3e-3}
+AVAILABLE = [name for name, arm in ARMS.items() if arm.is_available]
+
+
+def last_settings(arm: str) -> dict[str, Any]:
+    return ARMS[arm].candidates(SMOKE, SHARED)[-1]
+
+
+def run(arm: str, stage: str = "choice") -> Run:
+    settings = last_settings(arm)
+    return Run(task="smoke", arm=arm, stage=stage, settings=settings, seed=0)
+
+
+@pytest.mark.parametrize("arm", AVAILABLE)
+def test_each_arm_trains_without_a_test_sample(
+    arm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Task, "test_data", lambda self: pytest.fail("test samples"))
+    measured = training.perform(run(arm))
+    for name in ("validation_accuracy", "validation_loss", "train_loss"):
+        assert math.isfinite(measured[name])
+    assert not any(name.startswith("accuracy") for name in measured)
+
+
+def test_a_test_run_has_all_outcomes() -> None:
+    measured = training.perform(run("baseline", "test"))
+    names = ("accuracy", "loss", "calibration_error", "corrupted", "rounded_2_filter")
+    for name in (*names, "best_epoch_accuracy", "cpu_seconds_per_step", "eigenvalue"):
+        assert name in measured
+
+
+def test_arms_share_samples_initial_weights_and_batches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[Any] = []
+
+    class History:
+        history: dict[str, Any] = {}
+
+    def fit(self: Any, batches: Any, **kwargs: Any) -> Any:
+        is_wrapped = isinstance(self, keras_nrs.NRSModel)
+        base = keras_nrs.unwrap(self) if is_wrapped else self
+        seen.append([*base.get_weights(), *next(batches), *next(batches)])
+        return History
+
+    monkeypatch.setattr(keras.Model, "fit", fit)
+    monkeypatch.setattr(keras_nrs.NRSModel, "fit", fit)
+    for arm in AVAILABLE:
+        training.train(SMOKE, last_settings(arm), seed=0)
+    for others in seen[1:]:
+        for first, other in zip(seen[0], others, strict=True):
+            np.testing.assert_array_equal(first, other)
+
+
+def test_a_failed_run_is_at_chance() -> None:
+    network = SMOKE.network_of(0)
+    network.set_weights([w + np.nan for w in network.get_weights()])
+    found = training.quality(Forward(network), SMOKE.test_data())
+    assert found == {"accuracy": 0.1, "loss": math.log(10), "failed": True}
+
+
+def test_the_best_epoch_is_kept() -> None:
+    network = SMOKE.network_of(0)
+    best = training.BestEpoch(network)
+    for value, accuracy in enumerate((0.3, 0.5, 0.4)):
+        network.set_weights([0 * w + value for w in network.get_weights()])
+        best.on_epoch_end(value, {"val_accuracy": accuracy})
+    assert all((w == 1).all() for w in best.weights)
+
+
+def test_eps_grows_along_a_cosine() -> None:
+    settings = {"scheme": "nrs", "eps": 0.4, "eps_grows": 10.0}
+    model = training.wrapped(SMOKE.network_of(0), settings, steps=100)
+    eps = model.given_coefficients()["eps"]
+    found = [float(keras.ops.convert_to_numpy(eps(step))) for step in (0, 50, 100)]
+    assert found == pytest.approx([0.04, 0.22, 0.4])

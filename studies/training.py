@@ -1,0 +1,207 @@
+"""One run of the study: a training, and what is measured of it."""
+
+import math
+import time
+import warnings
+from typing import Any
+
+import keras
+import numpy as np
+
+import keras_nrs
+from studies.data import NUM_CLASSES
+from studies.data import Samples
+from studies.data import batches
+from studies.outcomes import Forward
+from studies.outcomes import accuracy
+from studies.outcomes import loss
+from studies.outcomes import measure
+from studies.store import Run
+from studies.tasks import TASKS
+from studies.tasks import Settings
+from studies.tasks import Task
+
+MOMENTUM = 0.9
+# Without clipping, the learning rates at which perturbing pays make runs diverge.
+CLIPNORM = 1.0
+# A run no better than this share over chance has failed.
+CHANCE_MARGIN = 1.1
+_EVALUATION_BATCH = 500
+# Settings that are not arguments of `wrap()`.
+_OF_TRAINING = (
+    *("learning_rate", "weight_decay", "ema_momentum", "label_smoothing"),
+    *("epochs", "dropout", "eps_grows"),
+)
+
+Measured = dict[str, Any]
+
+
+class BestEpoch(keras.callbacks.Callback):  # type: ignore[misc]
+    """Keeps the weights of the epoch with the best validation accuracy.
+
+    Args:
+        network: The network whose weights it keeps.
+    """
+
+    def __init__(self, network: keras.Model) -> None:
+        super().__init__()
+        self._network, self._accuracy = network, -1.0
+        self.weights: list[Any] = []
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        if logs["val_accuracy"] > self._accuracy:
+            self._accuracy = logs["val_accuracy"]
+            self.weights = self._network.get_weights()
+
+
+class Clock(keras.callbacks.Callback):  # type: ignore[misc]
+    """Measures the time from the end of the first epoch, which compiles.
+
+    It is the process's time of the CPU: other processes may use the machine.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._first = self._last = 0.0
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self._last = time.process_time()
+        if epoch == 0:
+            self._first = self._last
+
+    @property
+    def seconds(self) -> float:
+        return self._last - self._first
+
+
+def perform(run: Run) -> Measured:
+    """Train as a run asks for, and measure it.
+
+    Returns:
+        Of the stage `"choice"` what validation samples tell, of `"test"` what test
+        samples do. A training that failed has the accuracy and the loss of chance.
+    """
+    keras.utils.clear_session()
+    task = TASKS[run.task]
+    with warnings.catch_warnings():
+        # The study includes an eps that is too small.
+        warnings.filterwarnings("ignore", message=".* has no effect with perturbation")
+        network, best, measured = train(task, run.settings, run.seed)
+    training, validation = task.training_data(run.seed)
+    forward = Forward(network)
+    at_end = quality(forward, training)
+    measured |= {f"train_{name}": at_end[name] for name in ("accuracy", "loss")}
+    if run.stage == "choice":
+        found = quality(forward, validation)
+        return _finite(measured | {f"validation_{k}": v for k, v in found.items()})
+    test = task.test_data()
+    found = quality(forward, test)
+    if "failed" not in found:
+        found = measure(network, train=training, validation=validation, test=test)
+    if best:
+        network.set_weights(best)
+        found["best_epoch_accuracy"] = quality(forward, test)["accuracy"]
+    return _finite(measured | found)
+
+
+def train(
+    task: Task, settings: Settings, seed: int
+) -> tuple[keras.Model, list[Any], Measured]:
+    """Train the network of a task.
+
+    All arms have the same samples, initial weights and batches with a seed.
+
+    Args:
+        task: The task.
+        settings: `learning_rate` and `weight_decay`; `epochs`, by which those of the
+            task are multiplied; `ema_momentum`; `label_smoothing`; `dropout`, its rate;
+            `eps_grows`, the factor by which eps grows; and arguments of
+            `keras_nrs.wrap()`, which is called if there is a `scheme`.
+        seed: Seed of all random numbers.
+
+    Returns:
+        The network; the weights of its best epoch, if the task has wrong labels; and
+        the time of a step on a CPU, and the last values of the logs.
+    """
+    samples, validation = task.training_data(seed)
+    network = task.network_of(seed, dropout=settings.get("dropout", 0.0))
+    steps_per_epoch = task.train // task.batch_size
+    epochs = task.epochs * settings.get("epochs", 1)
+    network.compile(
+        optimizer_of(task, settings, epochs * steps_per_epoch),
+        keras.losses.CategoricalCrossentropy(
+            from_logits=True, label_smoothing=settings.get("label_smoothing", 0.0)
+        ),
+        metrics=["accuracy"] if task.noise else None,
+    )
+    model = wrapped(network, settings, epochs * steps_per_epoch)
+    clock, best = Clock(), BestEpoch(network)
+    validating: dict[str, Any] = {}
+    if task.noise:
+        one_hot = np.eye(NUM_CLASSES, dtype="float32")[validation.y]
+        validating["validation_data"] = validation.x, one_hot
+        validating["validation_batch_size"] = _EVALUATION_BATCH
+    history = model.fit(
+        batches(
+            samples, size=task.batch_size, seed=seed, is_augmented=task.is_augmented
+        ),
+        steps_per_epoch=steps_per_epoch,
+        epochs=epochs,
+        shuffle=False,
+        verbose=0,
+        callbacks=[clock, best] if task.noise else [clock],
+        **validating,
+    ).history
+    steps = (epochs - 1) * steps_per_epoch
+    measured = {f"last_{name}": values[-1] for name, values in history.items()}
+    measured["cpu_seconds_per_step"] = clock.seconds / max(steps, 1)
+    return network, best.weights, measured
+
+
+def optimizer_of(task: Task, settings: Settings, steps: int) -> keras.Optimizer:
+    """The task's optimizer, whose learning rate goes to zero along a cosine."""
+    arguments: dict[str, Any] = {
+        "learning_rate": keras.optimizers.schedules.CosineDecay(
+            settings["learning_rate"], steps
+        ),
+        "weight_decay": settings["weight_decay"],
+        "global_clipnorm": CLIPNORM,
+    }
+    if "ema_momentum" in settings:
+        arguments |= {"use_ema": True, "ema_momentum": settings["ema_momentum"]}
+    if task.optimizer == "adamw":
+        return keras.optimizers.AdamW(**arguments)
+    return keras.optimizers.SGD(momentum=MOMENTUM, **arguments)
+
+
+def wrapped(network: keras.Model, settings: Settings, steps: int) -> keras.Model:
+    """The network as `keras_nrs.wrap()` trains it, or itself without a scheme."""
+    if "scheme" not in settings:
+        return network
+    options = {k: v for k, v in settings.items() if k not in _OF_TRAINING}
+    growth = settings.get("eps_grows")
+    if growth:
+        # It ends at `alpha` times its start.
+        options["eps"] = keras.optimizers.schedules.CosineDecay(
+            options["eps"] / growth, steps, alpha=growth
+        )
+    return keras_nrs.wrap(network, **options)
+
+
+def quality(forward: Forward, samples: Samples) -> Measured:
+    """Accuracy and mean cross-entropy in nats; those of chance, if it has failed."""
+    logits = forward.logits(samples.x)
+    found = accuracy(logits, samples.y), loss(logits, samples.y)
+    if math.isfinite(found[1]) and found[0] > CHANCE_MARGIN / NUM_CLASSES:
+        return {"accuracy": found[0], "loss": found[1]}
+    chance = 1 / NUM_CLASSES
+    return {"accuracy": chance, "loss": -math.log(chance), "failed": True}
+
+
+def _finite(measured: Measured) -> Measured:
+    """The values with 6 digits, without those that JSON cannot hold."""
+    return {
+        name: value if isinstance(value, bool) else float(f"{value:.6g}")
+        for name, value in measured.items()
+        if math.isfinite(value)
+    }

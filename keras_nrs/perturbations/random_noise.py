@@ -26,6 +26,8 @@ ROUNDING_MARGIN = 1 - 2.0**-20
 
 # Indices have 31 bits: more elements than this need one draw for each weight.
 _MAX_DRAW = 2**31
+# From this mean size of weights on, cutting a draw takes longer than a few more draws.
+_LARGE_WEIGHT = 2**17
 
 
 def norm(tensors: Sequence[Tensor]) -> Tensor:
@@ -125,11 +127,13 @@ class RandomNoise(Perturbation):
         """Independent noise for every element.
 
         One flat tensor for all weights, which takes fewer operations, or a tensor for
-        each weight, if they are sharded or `whole` is false.
+        each weight, if they are sharded, or large and costly to cut, or `whole` is
+        false.
         """
         draw = rng.normal if self.noise == "normal" else rng.rademacher
         dtype = keras.backend.standardize_dtype(weights[0].dtype)
         size = _num_elements(weights)
+        whole = whole and (rng.cuts_whole or size < _LARGE_WEIGHT * len(weights))
         if whole and rng.draws_whole and size < _MAX_DRAW:
             return [draw((size,), dtype)]
         return [draw(tuple(w.shape), dtype) for w in weights]

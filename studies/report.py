@@ -1,6 +1,7 @@
 """The report of the study: tables and a figure for docs/results.md."""
 
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def write_report(store: Store, page: Path, figures: Path) -> None:
         f"Protocol {PROTOCOL}: [what was done](../studies/PROTOCOL.md).",
         image,
         *(to_markdown(table) for table in tables if len(table.cells)),
-        *failures(runs),
+        *failures(store, runs),
         not_run(store),
     ]
     made = "\n\n".join(part.strip() for part in parts)
@@ -149,17 +150,19 @@ def summary(runs: dict[str, pd.DataFrame]) -> Table:
             row = {"outcome": MEASURES[name].heading + ending}
             for arm in ARMS:
                 of_arm = tests[tests["arm"] == arm]
-                if ARMS[arm].is_main and len(of_arm) == len(found):
-                    measure = MEASURES[name]
-                    row[arm] = with_interval(
-                        measure.scale * of_arm["mean"].mean(),
-                        measure.scale * mean_width(of_arm),
-                        measure.digits,
-                    )
+                if not ARMS[arm].is_main or of_arm.empty:
+                    continue
+                measure = MEASURES[name]
+                row[arm] = with_interval(
+                    measure.scale * of_arm["mean"].mean(),
+                    measure.scale * mean_width(of_arm),
+                    measure.digits,
+                )
+                if len(of_arm) < len(found):
+                    row[arm] += f" ({len(of_arm)} of {len(found)} tasks)"
             rows.append(row)
     title = (
-        "Mean over tasks of the difference to the baseline ± half its 95 % interval; "
-        "arms that are finished in all of these tasks: "
+        "Mean over tasks of the difference to the baseline ± half its 95 % interval: "
         + "; ".join(", ".join(tasks) for tasks in groups.values() if tasks)
     )
     cells = pd.DataFrame(rows)
@@ -206,14 +209,24 @@ def described(store: Store, task: str, arm: str) -> str:
     )
 
 
-def failures(runs: dict[str, pd.DataFrame]) -> list[str]:
-    """A line that names the failed runs."""
-    failed = [
+def failures(store: Store, runs: dict[str, pd.DataFrame]) -> list[str]:
+    """Lines that name the failed test runs, and count those of the choice."""
+    tests = [
         f"{task}: {arm}, seed {seed}"
         for task, found in runs.items()
         for arm, seed in found.loc[found["failed"], ["arm", "seed"]].to_numpy()
     ]
-    return [f"Failed test runs, at chance: {'; '.join(failed) or 'none'}."]
+    choices = Counter(
+        f"{task}: {row['arm']}"
+        for task in runs
+        for row in store.rows(task)
+        if row["measured"].get("validation_failed")
+    )
+    counted = "; ".join(f"{name} ({n})" for name, n in choices.items())
+    return [
+        f"Failed test runs, at chance: {'; '.join(tests) or 'none'}.",
+        f"Failed runs of the choice: {counted or 'none'}.",
+    ]
 
 
 def not_run(store: Store) -> str:

@@ -70,15 +70,11 @@ class Store:
         row = self._rows.get(run.key)
         return None if row is None else row["measured"]
 
-    def rows(self, task: str, arm: str, stage: str) -> list[Row]:
-        """The rows of this protocol for a task, an arm and a stage."""
-        wanted = task, arm, stage, PROTOCOL
-        names = ("task", "arm", "stage", "protocol")
-        return [
-            row
-            for row in self._rows.values()
-            if tuple(row[name] for name in names) == wanted
-        ]
+    def rows(self, task: str) -> list[Row]:
+        """The rows of a task in this protocol."""
+        wanted = task, PROTOCOL
+        rows = self._rows.values()
+        return [row for row in rows if (row["task"], row["protocol"]) == wanted]
 
     def add(self, run: Run, row: Row) -> None:
         """Write a finished run to the disk.

@@ -76,9 +76,11 @@ def work(
         def next_run() -> Run | None:
             taken = {run.key for run in running.values()}
             taken |= {run.key for run, _ in errors}
-            for run in missing(store, cells):
-                seconds = expected_seconds(store, run.task, run.arm) or 0.0
-                if run.key not in taken and time.monotonic() + seconds < end:
+            left = end - time.monotonic()
+            for cell in cells:
+                free = (run for run in missing(store, [cell]) if run.key not in taken)
+                run = next(free, None)
+                if run is not None and (expected_seconds(store, *cell) or 0) < left:
                     return run
             return None
 
@@ -117,20 +119,12 @@ def timed(run: Run) -> Row:
 
 def expected_seconds(store: Store, task: str, arm: str) -> float | None:
     """Mean time of the cell's finished runs, or else of the task's by their cost."""
-    of_cell = [
-        row["seconds"]
-        for stage in ("choice", "test")
-        for row in store.rows(task, arm, stage)
-    ]
+    rows = store.rows(task)
+    of_cell = [row["seconds"] for row in rows if row["arm"] == arm]
     if of_cell:
         return mean(of_cell)
-    of_task = [
-        row["seconds"] / ARMS[other].cost
-        for other in ARMS
-        for stage in ("choice", "test")
-        for row in store.rows(task, other, stage)
-    ]
-    return ARMS[arm].cost * mean(of_task) if of_task else None
+    costs = [row["seconds"] / ARMS[row["arm"]].cost for row in rows]
+    return ARMS[arm].cost * mean(costs) if costs else None
 
 
 def _end_with_parent() -> None:

@@ -34,7 +34,10 @@ def measured(run: Run) -> Row:
         rate = 0.01 * (run.settings["learning_rate"] == 0.2)
         eps = 0.01 * (run.settings.get("eps") == 0.3)
         accuracy = 0.7 + gain + rate + eps
-        return {"validation_accuracy": accuracy, "validation_loss": 1.0}
+        found = {"validation_accuracy": accuracy, "validation_loss": 1.0}
+        if run.arm == SAM and run.settings["eps"] == 0.5:
+            found["validation_failed"] = True
+        return found
     if run.arm == SAM and run.seed == 3:
         return {"accuracy": 0.1, "loss": np.log(10), "failed": True}
     spread = 0.01 * (-1) ** run.seed
@@ -48,9 +51,9 @@ def measured(run: Run) -> Row:
     }
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    made = Store(tmp_path)
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    made = Store(tmp_path_factory.mktemp("runs"))
     fill(made, [(TASK, arm) for arm in GAIN], measured)
     return made
 
@@ -80,8 +83,9 @@ def test_a_failed_run_counts_at_chance(store: Store) -> None:
     assert failed[["arm", "seed"]].to_numpy().tolist() == [[SAM, 3]]
     assert failed["rounded_2_filter"].tolist() == [0.1]
     assert failed["calibration_error"].isna().all()
-    assert report.failures({TASK: runs}) == [
-        f"Failed test runs, at chance: {TASK}: SAM, seed 3."
+    assert report.failures(store, {TASK: runs}) == [
+        f"Failed test runs, at chance: {TASK}: SAM, seed 3.",
+        f"Failed runs of the choice: {TASK}: SAM (3).",
     ]
 
 

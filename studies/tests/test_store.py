@@ -26,7 +26,7 @@ def test_a_second_store_has_the_runs_of_the_first(tmp_path: Path) -> None:
     add(tmp_path, run(0, eps=0.3), run(1, eps=0.3))
     add(tmp_path, run(0, eps=0.1))
     store = Store(tmp_path)
-    assert len(store.rows("t", "a", "choice")) == 3
+    assert len(store.rows("t")) == 3
     assert store.get(run(1, eps=0.3)) == {"seed": 1}
     assert store.get(run(1, eps=0.1)) is None
     assert len((tmp_path / "t.jsonl").read_text().splitlines()) == 3
@@ -37,7 +37,7 @@ def test_other_protocols_are_other_runs(tmp_path: Path) -> None:
     add(tmp_path, other)
     store = Store(tmp_path)
     assert store.get(run(0)) is None
-    assert store.rows("t", "a", "choice") == []
+    assert store.rows("t") == []
 
 
 @pytest.mark.parametrize("cut", [1, 20, 60])
@@ -56,7 +56,7 @@ def test_a_run_that_is_there_twice_counts_once(tmp_path: Path) -> None:
     add(tmp_path, run(0))
     path = tmp_path / "t.jsonl"
     path.write_text(2 * path.read_text())
-    assert len(Store(tmp_path).rows("t", "a", "choice")) == 1
+    assert len(Store(tmp_path).rows("t")) == 1
 
 
 @pytest.mark.parametrize("line", ["{", "[]", '{"measured": {}, "settings": {}}'])

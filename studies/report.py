@@ -253,8 +253,8 @@ def accuracy_by_cost(runs: dict[str, pd.DataFrame]) -> Figure:
     panels = figure.subplots(rows, columns, squeeze=False)
     for axes, (task, found) in zip(panels.flat, runs.items(), strict=False):
         axes.set_title(task)
-        for color, (label, arms) in zip(COLORS, _LINES.items(), strict=False):
-            _draw_line(axes, found, arms, label=label, color=color)
+        for i, (label, arms) in enumerate(_LINES.items()):
+            _draw_line(axes, found, arms, label=label, place=i)
         axes.set_xscale("log", base=2)
         axes.set_xticks([1, 2, 4], ["1", "2", "4"])
         axes.set_xlim(0.8, 5)
@@ -263,14 +263,14 @@ def accuracy_by_cost(runs: dict[str, pd.DataFrame]) -> Figure:
     for axes in panels.flat[len(runs) :]:
         axes.remove()
     handles, labels = panels[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    figure.legend(handles, labels, loc="outside upper center", ncols=2 * columns)
     figure.supxlabel("cost (plain trainings)")
     figure.supylabel("test accuracy (%)")
     return figure
 
 
 def _draw_line(
-    axes: Any, runs: pd.DataFrame, arms: tuple[str, ...], *, label: str, color: str
+    axes: Any, runs: pd.DataFrame, arms: tuple[str, ...], *, label: str, place: int
 ) -> None:
     points = []
     for arm in arms:
@@ -280,7 +280,14 @@ def _draw_line(
             points.append((ARMS[arm].cost, test.mean, np.nan_to_num(test.width)))
     costs, means, widths = np.array(points).reshape(-1, 3).T
     axes.errorbar(
-        costs, means, yerr=widths, marker="o", label=label, color=color, capsize=2
+        # Intervals of the same cost stand beside each other.
+        costs * 1.03 ** (place - 1),
+        means,
+        yerr=widths,
+        marker="o",
+        label=label,
+        color=COLORS[place],
+        capsize=2,
     )
 
 

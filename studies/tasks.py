@@ -12,9 +12,8 @@ from studies.networks import with_dropout
 
 Settings = dict[str, Any]
 
-# Three by two, or two by three.
-_SGD_RATES = {"mnist1d": (0.1, 0.2, 0.3), "fashion": (0.1, 0.2)}
-_SGD_DECAYS = {"mnist1d": (3e-3, 1e-2), "fashion": (0.04, 0.1, 0.2)}
+_SGD_RATES = {"mnist1d": (0.2, 0.3, 0.4), "fashion": (0.05, 0.1, 0.2)}
+_SGD_DECAYS = {"mnist1d": (3e-3, 1e-2), "fashion": (0.04, 0.1)}
 _ADAMW_RATES, _ADAMW_DECAYS = (1e-3, 2e-3, 4e-3), (0.03, 0.3)
 
 
@@ -35,6 +34,8 @@ class Task:
         is_augmented: Whether images are flipped and shifted.
         is_main: Whether it comes before the others.
         is_on_demand: Whether it runs only where it is named.
+        learning_rates: What the baseline chooses from; by default that of its kind.
+        weight_decays: Likewise.
     """
 
     name: str
@@ -49,6 +50,8 @@ class Task:
     is_augmented: bool = False
     is_main: bool = False
     is_on_demand: bool = False
+    learning_rates: tuple[float, ...] = ()
+    weight_decays: tuple[float, ...] = ()
 
     def baseline_settings(self) -> list[Settings]:
         """Six pairs of learning rate and weight decay."""
@@ -58,8 +61,8 @@ class Task:
         decays = _SGD_DECAYS[kind] if is_sgd else _ADAMW_DECAYS
         return [
             {"learning_rate": rate, "weight_decay": decay}
-            for rate in rates
-            for decay in decays
+            for rate in self.learning_rates or rates
+            for decay in self.weight_decays or decays
         ]
 
     def training_data(self, seed: int) -> tuple[Samples, Samples]:

@@ -26,8 +26,8 @@ SMOOTHING = "label smoothing"
 
 
 def validated(run: Run) -> Row:
-    """The second learning rate is the best, and 0.2 in the label smoothing."""
-    rate = run.settings["learning_rate"] == 0.2
+    """The learning rate 0.3 is the best, and 0.2 in the label smoothing."""
+    rate = run.settings["learning_rate"] == 0.3
     smoothing = run.settings.get("label_smoothing") == 0.2
     accuracy = 0.5 + 0.1 * rate + 0.1 * smoothing
     decay = run.settings["weight_decay"]
@@ -63,7 +63,7 @@ def test_the_best_is_chosen_and_shared(tmp_path: Path) -> None:
     of_cells = [("smoke", arm) for arm in (BASELINE, SMOOTHING)]
     done = fill(store, of_cells, validated)
     # Of equal accuracies the lower loss wins.
-    best = {"learning_rate": 0.2, "weight_decay": 3e-3}
+    best = {"learning_rate": 0.3, "weight_decay": 3e-3}
     assert chosen(store, "smoke", BASELINE) == best
     assert chosen(store, "smoke", SMOOTHING) == best | {"label_smoothing": 0.2}
     for run in done:

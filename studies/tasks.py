@@ -12,7 +12,7 @@ from studies.networks import with_dropout
 
 Settings = dict[str, Any]
 
-_SGD_RATES = {"mnist1d": (0.2, 0.3, 0.4), "fashion": (0.05, 0.1, 0.2)}
+_SGD_RATES = {"mnist1d": (0.2, 0.3, 0.4), "fashion": (0.1, 0.2, 0.4)}
 _SGD_DECAYS = {"mnist1d": (3e-3, 1e-2), "fashion": (0.04, 0.1)}
 _ADAMW_RATES, _ADAMW_DECAYS = (1e-3, 2e-3, 4e-3), (0.03, 0.3)
 

@@ -92,9 +92,8 @@ def test_shorter_epochs_begin_where_longer_ones_do(data_dir: str) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"augmentation": "basic"},
-        {"augmentation": "basic", "image_size": 12},
         {"augmentation": "cutout", "image_size": 20, "source": "released"},
+        pytest.param({"augmentation": "basic"}, marks=pytest.mark.slow),
     ],
 )
 def test_processes_share_the_batches_of_one(

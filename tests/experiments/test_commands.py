@@ -84,6 +84,7 @@ def check_codes(results: list[tuple[int, str]], *, refused: int) -> None:
     assert 0 in [code for code, _ in results]
 
 
+@pytest.mark.slow
 def test_demos_with_other_settings(tmp_path: Path, script: Script) -> None:
     """Both exited with 0, and the runs of one were gone."""
     runs = []

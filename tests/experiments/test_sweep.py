@@ -306,6 +306,7 @@ def main(event, *arguments):
 """
 
 
+@pytest.mark.slow
 def test_a_command_killed_three_times_has_the_undisturbed_result(
     tmp_path: Path, data_dir: str
 ) -> None:

@@ -62,9 +62,8 @@ def rows(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-# Every backend resumes with every optimizer alike; PyTorch takes the least time.
 @pytest.mark.parametrize(
-    "optimizer", ["sgd", pytest.param("adam", marks=pytest.mark.only_torch)]
+    "optimizer", ["sgd", pytest.param("adam", marks=pytest.mark.slow)]
 )
 def test_a_killed_training_goes_on_to_the_same_weights(
     tmp_path: Path, data_dir: str, script: Script, optimizer: str

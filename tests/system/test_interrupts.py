@@ -320,7 +320,12 @@ def check_result(run: Callable[..., None], folder: Path, expected: Any) -> None:
 
 @pytest.mark.only_torch  # Whose processes begin soonest.
 @pytest.mark.parametrize(
-    "run", [fit, monitored, save, flatness], ids=lambda r: r.__name__
+    "run",
+    [
+        fit,
+        *(pytest.param(r, marks=pytest.mark.slow) for r in (monitored, save, flatness)),
+    ],
+    ids=lambda r: r.__name__,
 )
 def test_kills(run: Callable[..., None], tmp_path: Path) -> None:
     kill_many_times(run, tmp_path, 3)

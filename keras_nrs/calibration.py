@@ -80,7 +80,7 @@ def calibrate_eps(  # noqa: PLR0913
         target_divergence: Mean model divergence to reach, > 0, in the unit of the
             divergence (nats for the Kullback-Leibler divergences).
         perturbation: As in `keras_nrs.wrap`. Defaults to the perturbation of a wrapped
-            model, and to `"filterwise"` for other models.
+            model, and to `"relative"` for other models.
         divergence: As in `keras_nrs.wrap`. Defaults to the divergence of a wrapped
             model, and to `"auto"`, which needs a compiled model, for other models.
         num_samples: Number of perturbations, >= 1. Raise it if the standard error is

@@ -23,8 +23,7 @@ class NRSSchedule(keras.callbacks.Callback):  # type: ignore[misc]
     the epoch alone, so training may stop and go on at any epoch (`initial_epoch`, a
     backup, a saved model).
 
-    Even with eps = 0 and alpha = 0 a step has its second pass, which doubles the loss.
-    `wrap(normalize=True)` halves it again.
+    Even with eps = 0 and alpha = 0 a step has its second pass.
 
     For values that change from step to step give a `LearningRateSchedule` to `wrap()`
     instead. A model has one or the other.
@@ -44,7 +43,7 @@ class NRSSchedule(keras.callbacks.Callback):  # type: ignore[misc]
     Example:
 
     ```python
-    model = keras_nrs.wrap(model, eps=0.3, perturbation="relative")
+    model = keras_nrs.wrap(model)
     model.fit(x, y, epochs=50, callbacks=[NRSSchedule(start_epoch=5, warmup_epochs=10)])
     ```
     """

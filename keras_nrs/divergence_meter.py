@@ -37,7 +37,7 @@ def divergence_meter(
     Args:
         model: A built model, wrapped or not.
         perturbation: As in `keras_nrs.wrap`. Defaults to the perturbation of a wrapped
-            model, and to `"filterwise"` for others.
+            model, and to `"relative"` for others.
         divergence: As in `keras_nrs.wrap`. Defaults to the divergence of a wrapped
             model, and to `"auto"` for others.
     """

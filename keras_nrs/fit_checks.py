@@ -127,7 +127,7 @@ class EpsWarnings(keras.callbacks.Callback):  # type: ignore[misc]
             _warn(
                 f"eps={eps:.3g} is too large for perturbation {kind.__name__}: "
                 "delta may be longer than the weights. Above 0.5 training can diverge; "
-                "start with 0.15 to 0.5."
+                "start with 0.1 to 0.4."
             )
 
     def _step(self) -> int:
@@ -193,7 +193,7 @@ class EpsWarnings(keras.callbacks.Callback):  # type: ignore[misc]
         if set(faults) != {"loss"}:
             advice = (
                 f"If the perturbed pass is the cause, eps={eps:.3g} is too large: with "
-                "perturbation='relative' take 0.3 or less, or see "
+                "perturbation='relative' take 0.2 or less, or see "
                 "keras_nrs.calibrate_eps; otherwise look for NaN in the data, and "
                 "lower the learning rate."
             )
@@ -218,7 +218,7 @@ class EpsWarnings(keras.callbacks.Callback):  # type: ignore[misc]
             "find an eps with keras_nrs.calibrate_eps(model, x, target_divergence=0.02)"
         )
         advice = (
-            "Use wrap(model, eps=0.3, perturbation='relative'), whose radius grows "
+            "Use the default, wrap(model, perturbation='relative'), whose radius grows "
             f"with that norm, or {calibrate}."
         )
         if isinstance(self.model.perturbation, _RELATIVE):

@@ -54,9 +54,11 @@ def wrap(
     Returns an `NRSModel` that shares the weights, the optimizer and the compiled
     state of `model`. A compiled model stays compiled: call `fit()` next.
 
-    **eps decides everything.** The defaults are the paper's. Their delta is so small
-    that nothing but a doubled loss was ever measured; training then warns. A better
-    start is `perturbation="relative"` with eps from 0.15 to 0.5.
+    **eps decides everything.** By default delta is at most 0.2 times as long as the
+    weights, on any network. Compare with the baseline on validation data, and with eps
+    from 0.1 to 0.4. The paper's own setting, `eps=0.1, perturbation="ball",
+    normalize=False`, perturbs so little that nothing was ever measured but a doubled
+    loss; training then warns.
 
     Args:
         model: Any `keras.Model` that does not override `train_step()`.
@@ -64,20 +66,21 @@ def wrap(
             `perturbation`. A number, or a
             `keras.optimizers.schedules.LearningRateSchedule` of the training steps,
             which are counted from 0 and go on in a saved model or a backup. Assignable
-            during training.
+            during training. Defaults to 0.2; with `scheme="sam"` to 0.05, and with
+            `"asam"` to 0.5.
         alpha: Weight of the model divergence, >= 0, a number or a schedule like `eps`.
-            Assignable during training.
+            Assignable during training. Defaults to 1.
         beta: Weight of the perturbed loss L(theta + delta), >= 0.
         scheme: `"nrs"` minimizes Equation 3; `"rpr"` (random perturbation) minimizes
             L(theta + delta) at the price of a plain step: its only pass, at theta +
             delta, also gives metrics and BatchNorm statistics; `"baseline"` minimizes
             L(theta). `"sam"` and `"asam"`, sharpness-aware minimization and its
-            adaptive form, minimize L(theta + delta) with delta along the gradient,
-            `perturbation="ascent"` and `"adaptive_ascent"`: common eps are 0.05 and
-            0.5.
+            adaptive form, minimize L(theta + delta) with delta along the gradient:
+            `perturbation="ascent"` and `"adaptive_ascent"`.
         perturbation: `"ball"`, `"relative"`, `"layerwise"`, `"filterwise"`,
             `"elementwise"`, `"released"`, `"ascent"`, `"adaptive_ascent"`, or an
-            instance of `keras_nrs.perturbations.Perturbation`.
+            instance of `keras_nrs.perturbations.Perturbation`. Defaults to
+            `"relative"`, but for `"sam"` and `"asam"`, which have their own.
         divergence: `"auto"` for the divergence that belongs to the compiled loss, or a
             `keras_nrs.divergences.Divergence`, or a list or dict of them, one (or
             `None`) for each output.
@@ -85,7 +88,7 @@ def wrap(
             other steps minimize L(theta), at the cost of a plain step.
         normalize: Whether to divide Equation 3, except for weight penalties, by
             `1 + beta`. A learning rate and penalties that were tuned without NRS then
-            keep their meaning.
+            keep their meaning. The paper has the sum.
         perturbations_per_replica: Number of groups into which the batch of each device
             is split. Each has a delta of its own, at the cost of smaller batches for
             the hardware, with independent dropout masks and its own batch moments in
@@ -123,7 +126,7 @@ def wrap(
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
     >>> loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     >>> model.compile("adam", loss)
-    >>> model = keras_nrs.wrap(model, eps=0.3, perturbation="relative")
+    >>> model = keras_nrs.wrap(model)
     >>> x, y = keras.random.normal((8, 4)), keras.ops.arange(8) % 3
     >>> history = model.fit(x, y, batch_size=2, verbose=0)
     >>> list(history.history)
@@ -242,8 +245,9 @@ class NRSModel(keras.Model):  # type: ignore[misc]
 
         L(theta) + alpha * d(theta, theta + delta) + beta * L(theta + delta)
 
-    where d is the Kullback-Leibler divergence between the outputs of both models.
-    Both passes see the same batch, dropout masks and random seeds. BatchNorm
+    divided by `1 + beta` unless `normalize=False`, where d is the Kullback-Leibler
+    divergence between the outputs of both models. Both passes see the same batch,
+    dropout masks and random seeds. BatchNorm
     statistics, metrics and weight penalties come from the pass at theta alone; losses
     of `add_loss()` and activity regularizers are part of L, in both passes.
     `scheme="rpr"` has the pass at theta + delta alone: all but penalties come from it.
@@ -271,7 +275,7 @@ class NRSModel(keras.Model):  # type: ignore[misc]
 
     ```python
     model.compile("adam", loss, metrics=["accuracy"])
-    nrs_model = keras_nrs.wrap(model, eps=0.3, perturbation="relative")
+    nrs_model = keras_nrs.wrap(model)
     nrs_model.fit(x, y, epochs=10)
     nrs_model.save("nrs.keras")  # to continue training
     model.save("model.keras")  # your own model, without keras_nrs

@@ -373,8 +373,8 @@ def test_an_eps_of_another_perturbation() -> None:
         model, x, target_divergence=0.1, perturbation="relative", num_samples=2
     )
     with pytest.raises(ValueError, match=r"found for a RelativeBall, .*Ball"):
-        keras_nrs.wrap(model, eps=eps)
-    keras_nrs.wrap(model, eps=eps, perturbation="relative")
+        keras_nrs.wrap(model, eps=eps, perturbation="ball")
+    keras_nrs.wrap(model, eps=eps)
     keras_nrs.wrap(model, eps=float(eps))
 
 

@@ -62,7 +62,7 @@ def model_divergence(  # noqa: PLR0913
         y: Labels, if `x` is arrays. Only losses with `ignore_class` need them.
         eps: Size of the perturbations, >= 0, as in `keras_nrs.wrap`.
         perturbation: As in `keras_nrs.wrap`. Defaults to the perturbation of a wrapped
-            model, and to `"filterwise"` for other models.
+            model, and to `"relative"` for other models.
         divergence: As in `keras_nrs.wrap`. Defaults to the divergence of a wrapped
             model, and to `"auto"`, which needs a compiled model, for other models.
         num_samples: Number of perturbations, >= 1.

@@ -76,7 +76,7 @@ class RelativeBall(RandomRadius):
     Example:
 
     ```python
-    model = keras_nrs.wrap(model, eps=0.3, perturbation="relative")
+    model = keras_nrs.wrap(model, eps=0.2, perturbation="relative")
     ```
     """
 

@@ -9,7 +9,6 @@ import pytest
 import keras_nrs
 from keras_nrs.perturbations import AdaptiveAscent
 from keras_nrs.perturbations import Ascent
-from keras_nrs.perturbations import FilterwiseBall
 from keras_nrs.perturbations import RelativeBall
 from keras_nrs.step.options import OPTION_NAMES
 from keras_nrs.step.options import StepArguments
@@ -35,7 +34,7 @@ def test_options_are_checked_and_frozen() -> None:
     options = StepOptions.from_arguments({"perturbation": "relative", "interval": 3})
     assert isinstance(options.perturbation, RelativeBall)
     for scheme, kind, eps in (
-        ("nrs", FilterwiseBall, 0.3),
+        ("nrs", RelativeBall, 0.2),
         ("sam", Ascent, 0.05),
         ("asam", AdaptiveAscent, 0.5),
     ):

@@ -38,7 +38,7 @@ def mlp() -> Model:
 
 def cnn() -> Model:
     stack = [_conv(16, activation="relu"), _conv(32, activation="relu", strides=2)]
-    return _classifier(*stack, layers.GlobalAveragePooling2D())
+    return _classifier(*stack, layers.Flatten())
 
 
 def resnet() -> Model:

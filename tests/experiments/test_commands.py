@@ -41,6 +41,8 @@ training._SaveEpoch.on_epoch_end = interrupt_soon
 def main(limit, *arguments):
     global is_interrupted
     is_interrupted = limit == "interrupt"
+    # A shell's background jobs ignore Ctrl-C, and so do their children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if limit.isdecimal():
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
     sys.argv[1:] = arguments

@@ -170,8 +170,8 @@ def joined_passes(
 
     Args:
         cleans: The first pass on each group.
-        perturbed: Of each other pass that on each group, `None` for a group without it.
-            `None` in a step without a perturbation.
+        perturbed: For each pass that follows the first one, that pass on each group;
+            `None` for a group without it. `None` in a step without a perturbation.
         groups: The groups.
         order: The order in which the groups take the samples, `None` for their own.
         perturbed_share: As in `Passes`.

@@ -24,7 +24,7 @@ def step_bytes(name: str, batch_size: int, variant: str) -> int:
     model = networks.trained(make, variant)
     x, y = networks.data(make(), batch_size)
     if keras.config.backend() == "jax":
-        analysis = compiled_step(model, x, y).memory_analysis()
+        analysis = lowered_step(model, x, y).compile().memory_analysis()
         return int(analysis.temp_size_in_bytes)
     timing.epoch(model, x[:1], y[:1], 1)()
     step = timing.epoch(model, x, y, batch_size)
@@ -33,8 +33,8 @@ def step_bytes(name: str, batch_size: int, variant: str) -> int:
     return peak_resident_bytes(step)
 
 
-def compiled_step(model: keras.Model, x: np.ndarray, y: np.ndarray) -> Any:
-    """The training step on JAX, compiled. `memory_analysis()` tells its memory."""
+def lowered_step(model: keras.Model, x: np.ndarray, y: np.ndarray) -> Any:
+    """The training step on JAX. `compile().memory_analysis()` tells its memory."""
     import jax
 
     if not model.built:
@@ -51,7 +51,7 @@ def compiled_step(model: keras.Model, x: np.ndarray, y: np.ndarray) -> Any:
     ]
     # As Keras compiles it: the state is given away and comes back new.
     step = jax.jit(model.train_step, donate_argnums=0)
-    return step.lower(tuple(state), (x, y, None)).compile()
+    return step.lower(tuple(state), (x, y, None))
 
 
 def peak_allocated_bytes(run: Callable[[], Any]) -> int:

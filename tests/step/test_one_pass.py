@@ -13,6 +13,7 @@ from keras import ops
 
 import keras_nrs
 from keras_nrs.backend import RandomStream
+from tests.benchmarks.memory import lowered_step
 from tests.support.arrays import ROUNDING
 from tests.support.asserts import assert_equal
 from tests.support.asserts import numpy_values
@@ -301,24 +302,13 @@ def test_rpr_of_an_older_file_has_its_clean_pass() -> None:
 @pytest.mark.only_jax
 def test_a_compiled_step_multiplies_no_more_than_plain_keras() -> None:
     """Counted by XLA: one forward and one backward pass."""
-    import jax
-
     x, y = image_data(16)
 
     def products(**options: Any) -> int:
         model = cnn(batch_norm=False)
         trained = keras_nrs.wrap(model, **options) if options else model
         trained.train_on_batch(x, y)
-        state = [
-            [v.value for v in variables]
-            for variables in (
-                trained.trainable_variables,
-                trained.non_trainable_variables,
-                model.optimizer.variables,
-                trained.metrics_variables,
-            )
-        ]
-        program = jax.jit(trained.train_step).lower(tuple(state), (x, y)).as_text()
+        program = lowered_step(trained, x, y).as_text()
         return len(re.findall(r"stablehlo\.(?:dot_general|convolution)\b", program))
 
     assert products(scheme="rpr", perturbation="relative") == products() > 0

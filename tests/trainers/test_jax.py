@@ -8,7 +8,7 @@ import pytest
 from keras import layers
 
 import keras_nrs
-from tests.benchmarks.memory import compiled_step
+from tests.benchmarks.memory import lowered_step
 from tests.support.arrays import ROUNDING
 from tests.support.asserts import numpy_values
 from tests.support.data import image_data
@@ -56,7 +56,7 @@ def test_memory_efficient_steps_take_less_memory() -> None:
         model = keras.Sequential([keras.Input((16,)), *hidden, layers.Dense(3)])
         compile_classifier(model, metrics=None)
         trained = keras_nrs.wrap(model, **kwargs) if kwargs else model
-        analysis = compiled_step(trained, x, y).memory_analysis()
+        analysis = lowered_step(trained, x, y).compile().memory_analysis()
         return int(analysis.temp_size_in_bytes)
 
     plain = temporary_bytes()

@@ -180,6 +180,16 @@ def back_up_weights_alone(backup: Any) -> None:
     backup._save_model = lambda: backup.model.save_weights(backup._weights_path)
 
 
+def write_tensorboard_graph(callback: Any, model: Any) -> None:
+    """Let a `TensorBoard` write a model's graph: it does so in `set_model()` alone."""
+    fitted, set_model = callback.model, keras.callbacks.Callback.set_model
+    set_model(callback, model)
+    try:
+        callback._write_keras_model_summary()
+    finally:
+        set_model(callback, fitted)
+
+
 def register_torch_parameters(model: Any) -> None:
     """Register the parameters that `zero_grad()` clears, which `fit()` does unasked."""
     model._post_build()

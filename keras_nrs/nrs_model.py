@@ -24,6 +24,9 @@ from keras_nrs.coefficients import Coefficient
 from keras_nrs.coefficients import Given
 from keras_nrs.fit_checks import EpsWarnings
 from keras_nrs.fit_checks import ProcessesAgree
+from keras_nrs.forwarding import Forwarded
+from keras_nrs.forwarding import ForwardsToBase
+from keras_nrs.forwarding import TensorBoardGraphs
 from keras_nrs.labels import naming_labels
 from keras_nrs.perturbations import Perturbation
 from keras_nrs.preprocessing import with_preprocessing
@@ -37,6 +40,14 @@ from keras_nrs.step.output_divergences import check_divergence
 from keras_nrs.trainers import BackendTrainer
 
 Tensor = Any
+
+# What a model with a `train_step()` of its own needs in it.
+_OWN_STEP = """\
+    weights = self.trainable_variables
+    deltas = keras_nrs.perturbations.RelativeBall().sample(weights, 0.2, seed)
+    y_pred = self(x, training=True)
+    y_pred_perturbed = ...  # The same call, with weights + deltas and the same masks.
+    loss = keras_nrs.nrs_objective(y, y_pred, y_pred_perturbed, loss=self.loss).total"""
 
 
 @with_spelled_options
@@ -158,24 +169,6 @@ def unwrap(model: "NRSModel") -> keras.Model:
     return model.base_model
 
 
-class _Forwarded:
-    """An attribute or method of the base model."""
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._name = name
-
-    def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        if instance is None:
-            return self
-        return getattr(instance.base_model, self._name)
-
-    def __set__(self, instance: Any, value: Any) -> None:
-        # `keras.Model.__init__()` resets the state of `compile()`. The base model keeps
-        # its own.
-        if hasattr(instance, "base_model"):
-            setattr(instance.base_model, self._name, value)
-
-
 class _ReadOnlyOption:
     """An option of `wrap()`. Compiled steps depend on it, so it cannot be assigned."""
 
@@ -236,8 +229,23 @@ def _preprocessed(name: str) -> Callable[..., Any]:
     return run
 
 
+def _as_in_base(name: str) -> Callable[..., Any]:
+    """Such a method, or the base model's if its class has one of its own."""
+    run = _preprocessed(name)
+
+    @functools.wraps(getattr(keras.Model, name))
+    def run_as_in_base(self: "NRSModel", *args: Any, **kwargs: Any) -> Any:
+        base = self.base_model
+        is_own = getattr(type(base), name) is not getattr(keras.Model, name)
+        if is_own and with_preprocessing(self) is None:
+            return getattr(base, name)(*args, **kwargs)
+        return run(self, *args, **kwargs)
+
+    return run_as_in_base
+
+
 @keras.saving.register_keras_serializable(package="keras_nrs")
-class NRSModel(keras.Model):  # type: ignore[misc]
+class NRSModel(ForwardsToBase, keras.Model):  # type: ignore[misc]
     """A model that trains `base_model` with Neighborhood Region Smoothing.
 
     Each training step draws a random perturbation delta of the weights theta and
@@ -253,7 +261,8 @@ class NRSModel(keras.Model):  # type: ignore[misc]
     `scheme="rpr"` has the pass at theta + delta alone: all but penalties come from it.
 
     Everything but training is the base model's: `compile()` compiles it, `evaluate()`
-    and `predict()` give its results. Ask `base_model` for its layers and inputs.
+    and `predict()` give its results, and its layers, inputs and methods, and attributes
+    of its own class, are read and assigned here as there.
     Training logs are `loss` (the minimized total), `model_divergence` (not multiplied
     by alpha), `perturbed_loss` and the base model's metrics. Steps that `interval`
     leaves out, and steps with `alpha = beta = 0`, perturb nothing and do not update
@@ -287,21 +296,36 @@ class NRSModel(keras.Model):  # type: ignore[misc]
     test_function: Any
     predict_function: Any
 
-    optimizer = _Forwarded()
-    loss = _Forwarded()
-    compiled = _Forwarded()
-    run_eagerly = _Forwarded()
-    jit_compile = _Forwarded()
-    steps_per_execution = _Forwarded()
-    _compile_loss = _Forwarded()
-    _compile_metrics = _Forwarded()
-    _loss_tracker = _Forwarded()
-    _distribute_strategy = _Forwarded()
-    summary = _Forwarded()
-    get_layer = _Forwarded()
-    export = _Forwarded()
-    get_compile_config = _Forwarded()
-    compile_from_config = _Forwarded()
+    optimizer = Forwarded()
+    loss = Forwarded()
+    compiled = Forwarded()
+    run_eagerly = Forwarded()
+    jit_compile = Forwarded()
+    steps_per_execution = Forwarded()
+    _compile_loss = Forwarded()
+    _compile_metrics = Forwarded()
+    _loss_tracker = Forwarded()
+    _distribute_strategy = Forwarded()
+    get_compile_config = Forwarded()
+    compile_from_config = Forwarded()
+    built = Forwarded(is_assignable=False)
+    trainable = Forwarded()
+    layers = Forwarded()
+    get_layer = Forwarded()
+    input_spec = Forwarded()
+    supports_masking = Forwarded()
+    compute_mask = Forwarded()
+    compute_output_shape = Forwarded()
+    add_weight = Forwarded()
+    add_variable = Forwarded()
+    add_loss = Forwarded()
+    add_metric = Forwarded()
+    get_weights = Forwarded()
+    set_weights = Forwarded()
+    count_params = Forwarded()
+    get_quantization_layer_structure = Forwarded()
+    metrics_names = Forwarded()
+    export = Forwarded()
 
     @with_spelled_options
     def __init__(
@@ -345,7 +369,6 @@ class NRSModel(keras.Model):  # type: ignore[misc]
                 names.append("perturbed_loss")
             self._trackers = [keras.metrics.Mean(name=name) for name in names]
         self.base_model = base_model
-        self.built = base_model.built
         self._origin = _Origin()
         self._eps_warnings = EpsWarnings()
         objective = BatchObjective(base_model, step_options, self._divergences)
@@ -423,7 +446,6 @@ class NRSModel(keras.Model):  # type: ignore[misc]
         `quantize()` or `enable_lora()`.
         """
         base = self.base_model
-        self.built = base.built
         origin = _Origin(
             keras_internals.last_compilation(base),
             keras.distribution.distribution(),
@@ -485,6 +507,37 @@ class NRSModel(keras.Model):  # type: ignore[misc]
             return []
         return self.base_model.metrics + self._trackers
 
+    def _flatten_metrics_in_order(self, logs: dict[str, Any]) -> Any:
+        # A list is what plain Keras returns, in the order of `metrics_names`.
+        own = {tracker.name for tracker in self._trackers}
+        bases = {name: value for name, value in logs.items() if name not in own}
+        return super()._flatten_metrics_in_order(bases)
+
+    def summary(self, *args: Any, **kwargs: Any) -> None:
+        """As the base model's `summary()`, and a line with the settings of NRS."""
+        summary = self.base_model.summary
+        summary(*args, **kwargs)
+        call = inspect.signature(summary).bind(*args, **kwargs)
+        line = f" Trained with keras_nrs: {self._settings()}"
+        (call.arguments.get("print_fn") or print)(line)
+
+    def _settings(self) -> str:
+        """The arguments of `wrap()` that matter, in a line."""
+        options = self.step_options
+        settings = options.changed()
+        if options.scheme == "baseline":
+            settings = {"scheme": "baseline"}
+        else:
+            settings |= self.given_coefficients()
+        if not options.has_divergence:
+            settings.pop("alpha", None)
+
+        def shown(value: Any) -> str:
+            is_plain = isinstance(value, str | int | float)
+            return repr(value) if is_plain else f"{type(value).__name__}()"
+
+        return ", ".join(f"{name}={shown(value)}" for name, value in settings.items())
+
     def reset_metrics(self) -> None:
         self._eps_warnings.before_reset(self._trackers)
         super().reset_metrics()
@@ -495,10 +548,11 @@ class NRSModel(keras.Model):  # type: ignore[misc]
         del arguments["self"]
         check_not_empty(arguments.get("x"))
         callbacks = arguments.get("callbacks")
-        own: list[Any] = [ProcessesAgree(arguments.get("x")), self._eps_warnings]
         is_first = process_index(self) == 0
         in_list = getattr(callbacks, "callbacks", None)  # Of Keras's CallbackList.
         given = keras.tree.flatten(callbacks or []) if in_list is None else in_list
+        own: list[Any] = [ProcessesAgree(arguments.get("x")), self._eps_warnings]
+        own.append(TensorBoardGraphs(given))
         used = [*with_atomic_backups(given, is_first_process=is_first), *own]
         if in_list is None:
             callbacks = used
@@ -513,11 +567,11 @@ class NRSModel(keras.Model):  # type: ignore[misc]
     fit.__signature__ = inspect.signature(keras.Model.fit)  # type: ignore[attr-defined]
 
     _fit = _preprocessed("fit")
-    evaluate = _preprocessed("evaluate")
-    predict = _preprocessed("predict")
     train_on_batch = _preprocessed("train_on_batch")
-    test_on_batch = _preprocessed("test_on_batch")
-    predict_on_batch = _preprocessed("predict_on_batch")
+    evaluate = _as_in_base("evaluate")
+    predict = _as_in_base("predict")
+    test_on_batch = _as_in_base("test_on_batch")
+    predict_on_batch = _as_in_base("predict_on_batch")
 
     # Saving.
 
@@ -542,6 +596,12 @@ class NRSModel(keras.Model):  # type: ignore[misc]
         saving.write_by_first_process(
             save, ending, filepath, overwrite, process_index(self), **kwargs
         )
+
+    def load_weights(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
+        """As `keras.Model.load_weights()`, also from a model that was not wrapped."""
+        is_wrapped = saving.holds_wrapped_model(filepath)
+        load = super().load_weights if is_wrapped else self.base_model.load_weights
+        load(filepath, *args, **kwargs)
 
     def save_own_variables(self, store: Any) -> None:
         saving.save_state(self, store)
@@ -612,9 +672,10 @@ def _check_model(model: Any) -> None:
     name = type(model).__name__
     if type(model).train_step is not keras.Model.train_step:
         raise ValueError(
-            f"`model` must not override train_step(), which wrap() replaces. Received: "
-            f"a model of class {name}. Compute the loss of your own step with "
-            "keras_nrs.nrs_objective instead."
+            "`model` must not override train_step(), which wrap() replaces. Received: "
+            f"a model of class {name}. Take the loss of your own step from both "
+            f"passes instead:\n\n{_OWN_STEP}\n\nhelp(keras_nrs.nrs_objective) has "
+            "whole steps for each backend."
         )
     overrides_fit = type(model).fit is not keras.Model.fit
     if overrides_fit and not hasattr(model, "preprocess_samples"):

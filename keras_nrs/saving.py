@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 from typing import Protocol
 
+import h5py
 import keras
 
 from keras_nrs._files import atomic_write
@@ -67,6 +68,15 @@ def write_by_first_process(
         return
     with atomic_write(path) as unfinished:
         save(unfinished, overwrite=True, **options)
+
+
+def holds_wrapped_model(filepath: Any) -> bool:
+    """Whether a file of weights is that of an `NRSModel`, or of a kind unknown here."""
+    path = pathlib.Path(str(filepath))
+    if not path.name.endswith(".weights.h5") or not path.is_file():
+        return True
+    with h5py.File(path, "r") as file:
+        return "base_model" in file
 
 
 def saved_state(model: SavedModel) -> list[keras.Variable]:

@@ -27,6 +27,7 @@ OVERRIDES = {
     "_compile_metrics": "the base model has the compiled metrics",
     "_loss_tracker": "the base model has the metric of the loss",
     "_distribute_strategy": "the base model was made under the strategy",
+    "_flatten_metrics_in_order": "lists have what plain Keras returns",
     "_maybe_symbolic_build": "Keras's own cannot reduce a batch over several workers",
 }
 
@@ -80,6 +81,7 @@ def objects_of_keras() -> list[Any]:
         keras_internals.compiled_loss(model),
         keras.losses.MeanSquaredError(),
         keras.callbacks.BackupAndRestore("unused"),
+        keras.callbacks.TensorBoard("unused"),
         keras.ops.softmax(keras.ops.ones((1, 2))),
         importlib.import_module(f"keras.src.backend.{BACKEND}.trainer"),
     ]

@@ -22,7 +22,7 @@ FLOORS = [
     "perturbations coefficients",
     "divergences batches stateless models data",
     "backend",
-    "labels noise preprocessing saving backups unit_axes",
+    "forwarding labels noise preprocessing saving backups unit_axes",
     "_locks _fashion_mnist",
     "_checks _digits _files keras_internals",
 ]

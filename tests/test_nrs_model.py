@@ -121,8 +121,8 @@ def test_logs() -> None:
     assert set(history) == training | {"val_loss", "val_accuracy"}
     assert set(nrs.train_on_batch(x, y, return_dict=True)) == training
     assert set(nrs.evaluate(x, y, return_dict=True, verbose=0)) == {"loss", "accuracy"}
-    assert len(nrs.train_on_batch(x, y)) == 4
-    assert nrs.metrics_names[-2:] == ["model_divergence", "perturbed_loss"]
+    names = [metric.name for metric in nrs.metrics]
+    assert names[-2:] == ["model_divergence", "perturbed_loss"]
 
 
 def test_logs_are_means_over_the_epoch() -> None:
@@ -362,7 +362,7 @@ def test_summary_and_layers_are_the_base_models(
     nrs.summary()
     wrapped = capsys.readouterr().out
     nrs.base_model.summary()
-    assert capsys.readouterr().out == wrapped
+    assert wrapped.startswith(capsys.readouterr().out)
     assert nrs.get_layer(index=0) is nrs.base_model.layers[0]
 
 

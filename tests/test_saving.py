@@ -157,9 +157,9 @@ def test_weights_file(tmp_path: Path) -> None:
 
 
 def test_weights_file_of_another_model(tmp_path: Path) -> None:
-    cnn().save_weights(tmp_path / "bare.weights.h5")
+    keras_nrs.wrap(cnn(dropout=0.5)).save_weights(tmp_path / "nrs.weights.h5")
     with pytest.raises(ValueError, match="unwrap"):
-        new().load_weights(tmp_path / "bare.weights.h5")
+        keras_nrs.wrap(cnn()).load_weights(tmp_path / "nrs.weights.h5")
 
 
 def test_backup_and_restore(tmp_path: Path) -> None:

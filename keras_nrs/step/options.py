@@ -183,6 +183,17 @@ class StepOptions:
                 )
         return cls(**arguments)
 
+    def changed(self) -> dict[str, Any]:
+        """The scheme, the perturbation, and the options that are not by default."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        options = {name: getattr(self, name) for name in OPTION_NAMES}
+        shown = ("scheme", "perturbation")
+        return {
+            name: value
+            for name, value in options.items()
+            if name in shown or value != defaults[name]
+        }
+
     def config(self) -> dict[str, Any]:
         """The options as Keras saves them, which `wrap()` takes again."""
         # `asdict()` would copy the perturbation.

@@ -87,7 +87,6 @@ class BackendTrainer(Trainer):
             # Outside of the graph: if tracing fails, new variables have no values.
             with tf.init_scope():
                 self.objective.build(data)
-            model.built = True
         # Only now is it known whether a model that was not built has weights.
         if not (self._perturbs and base.trainable_variables):
             if self.options.scheme != "baseline":

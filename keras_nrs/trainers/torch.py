@@ -52,7 +52,6 @@ class BackendTrainer(Trainer):
         # The first call draws random numbers, and a resumed training makes it later.
         with restored_random_state(key):
             objective.build(data)
-        model.built = True
         base.zero_grad()
         inputs = StepInputs(
             [v.value for v in base.non_trainable_variables],

@@ -28,6 +28,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "NRS, memory_efficient": {"memory_efficient": True},
     "RPR": {"scheme": "rpr"},
     "RPR, filterwise": {"scheme": "rpr", "perturbation": FilterwiseBall()},
+    "SAM": {"scheme": "sam", "perturbation": None},
+    "ASAM": {"scheme": "asam", "perturbation": None},
 }
 
 

@@ -14,6 +14,7 @@ from keras_nrs.nrs_model import NRSModel as NRSModel
 from keras_nrs.nrs_model import unwrap as unwrap
 from keras_nrs.nrs_model import wrap as wrap
 from keras_nrs.step.objective import nrs_objective as nrs_objective
+from keras_nrs.versions import show_versions as show_versions
 
 __version__ = "0.1.0"
 
@@ -28,6 +29,7 @@ __all__ = [
     "models",
     "nrs_objective",
     "perturbations",
+    "show_versions",
     "unwrap",
     "update_batch_norm",
     "wrap",

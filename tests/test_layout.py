@@ -24,7 +24,7 @@ FLOORS = [
     "backend",
     "forwarding labels noise preprocessing saving backups unit_axes",
     "_locks _fashion_mnist",
-    "_checks _digits _files keras_internals",
+    "_checks _digits _files keras_internals versions",
 ]
 FLOOR_OF = {name: i for i, names in enumerate(FLOORS) for name in names.split()}
 

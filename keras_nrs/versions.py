@@ -1,0 +1,50 @@
+"""Versions and the device in use."""
+
+import platform
+from importlib import metadata
+from pathlib import Path
+
+import keras
+
+# What each backend's packages are, the framework first.
+_PACKAGES = {
+    "jax": ("jax", "jaxlib"),
+    "tensorflow": ("tensorflow",),
+    "torch": ("torch",),
+}
+_GPU_BUILDS = {
+    "jax": 'pip install "jax[cuda12]=={version}"',
+    "tensorflow": 'pip install "tensorflow[and-cuda]=={version}"',
+    "torch": "https://pytorch.org/get-started has the line for a build with CUDA",
+}
+
+
+def show_versions() -> None:
+    """Print the backend, its device, and versions, in a line each.
+
+    If the machine has an NVIDIA GPU that the backend does not use, another line says
+    so. Bug reports should have these lines.
+
+    Example:
+
+    >>> import keras_nrs
+    >>> keras_nrs.show_versions()  # doctest: +ELLIPSIS
+    keras-nrs ..., keras ..., numpy ..., Python ...
+    Backend ...
+    """
+    backend = keras.config.backend()
+    device = str(keras.ops.zeros(1).device)
+    shown = _shown("keras-nrs", "keras", "numpy")
+    print(f"{shown}, Python {platform.python_version()}")
+    print(f"Backend {_shown(*_PACKAGES[backend])}, on {device}")
+    if "cpu" in device.lower() and _has_nvidia_gpu():
+        advice = _GPU_BUILDS[backend].format(version=metadata.version(backend))
+        print(f"This machine has a GPU, which {backend} does not use: {advice}")
+
+
+def _shown(*packages: str) -> str:
+    return ", ".join(f"{name} {metadata.version(name)}" for name in packages)
+
+
+def _has_nvidia_gpu() -> bool:
+    return any(Path("/dev").glob("nvidia[0-9]*"))

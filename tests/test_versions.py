@@ -1,0 +1,21 @@
+"""The lines of `show_versions()`."""
+
+import keras
+import pytest
+
+import keras_nrs
+from keras_nrs import versions
+
+
+@pytest.mark.parametrize("has_gpu", [False, True])
+def test_lines(
+    has_gpu: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(versions, "_has_nvidia_gpu", lambda: has_gpu)
+    keras_nrs.show_versions()
+    first, second, *advice = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"keras-nrs {keras_nrs.__version__}, keras")
+    assert second.startswith(f"Backend {keras.config.backend()} ")
+    assert "cpu" in second.lower()
+    assert len(advice) == has_gpu
+    assert not advice or "does not use" in advice[0]

@@ -11,10 +11,10 @@ from keras_nrs.batch_norm import update_batch_norm as update_batch_norm
 from keras_nrs.calibration import CalibratedEps as CalibratedEps
 from keras_nrs.calibration import calibrate_eps as calibrate_eps
 from keras_nrs.nrs_model import NRSModel as NRSModel
-from keras_nrs.nrs_model import unwrap as unwrap
-from keras_nrs.nrs_model import wrap as wrap
 from keras_nrs.step.objective import nrs_objective as nrs_objective
 from keras_nrs.versions import show_versions as show_versions
+from keras_nrs.wrapping import unwrap as unwrap
+from keras_nrs.wrapping import wrap as wrap
 
 __version__ = "0.1.0"
 

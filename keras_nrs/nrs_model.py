@@ -1,10 +1,8 @@
-"""`NRSModel`, `wrap` and `unwrap`: what Keras sees."""
+"""`NRSModel`: what Keras sees."""
 
 import dataclasses
-import functools
 import inspect
 import warnings
-from collections.abc import Callable
 from typing import Any
 from typing import Unpack
 
@@ -14,7 +12,6 @@ from keras_nrs import keras_internals
 from keras_nrs import saving
 from keras_nrs import stateless
 from keras_nrs._checks import check_seed
-from keras_nrs.backend import loop_over_batches
 from keras_nrs.backend import process_index
 from keras_nrs.backend import scope_of
 from keras_nrs.backups import locked_backups
@@ -28,8 +25,11 @@ from keras_nrs.forwarding import Forwarded
 from keras_nrs.forwarding import ForwardsToBase
 from keras_nrs.forwarding import TensorBoardGraphs
 from keras_nrs.labels import naming_labels
-from keras_nrs.perturbations import Perturbation
-from keras_nrs.preprocessing import with_preprocessing
+from keras_nrs.model_checks import check_calibration
+from keras_nrs.model_checks import check_layers
+from keras_nrs.model_checks import check_model
+from keras_nrs.preprocessing import as_in_base
+from keras_nrs.preprocessing import preprocessed
 from keras_nrs.step.batch_objective import BatchObjective
 from keras_nrs.step.options import OPTION_NAMES
 from keras_nrs.step.options import StepArguments
@@ -40,133 +40,6 @@ from keras_nrs.step.output_divergences import check_divergence
 from keras_nrs.trainers import BackendTrainer
 
 Tensor = Any
-
-# What a model with a `train_step()` of its own needs in it.
-_OWN_STEP = """\
-    weights = self.trainable_variables
-    deltas = keras_nrs.perturbations.RelativeBall().sample(weights, 0.2, seed)
-    y_pred = self(x, training=True)
-    y_pred_perturbed = ...  # The same call, with weights + deltas and the same masks.
-    loss = keras_nrs.nrs_objective(y, y_pred, y_pred_perturbed, loss=self.loss).total"""
-
-
-@with_spelled_options
-def wrap(
-    model: keras.Model,
-    eps: Given | None = None,
-    alpha: Given | None = None,
-    *,
-    divergence: Any = "auto",
-    seed: int | None = None,
-    **options: Unpack[StepArguments],
-) -> "NRSModel":
-    """Regularize a Keras model with NRS.
-
-    Returns an `NRSModel` that shares the weights, the optimizer and the compiled
-    state of `model`. A compiled model stays compiled: call `fit()` next.
-
-    **eps decides everything.** By default delta is at most 0.2 times as long as the
-    weights, on any network. Compare with the baseline on validation data, and with eps
-    from 0.1 to 0.4. The paper's own setting, `eps=0.1, perturbation="ball",
-    normalize=False`, perturbs so little that nothing was ever measured but a doubled
-    loss; training then warns.
-
-    Args:
-        model: Any `keras.Model` that does not override `train_step()`.
-        eps: Size of the neighborhood of theta, >= 0. Its unit depends on
-            `perturbation`. A number, or a
-            `keras.optimizers.schedules.LearningRateSchedule` of the training steps,
-            which are counted from 0 and go on in a saved model or a backup. Assignable
-            during training. Defaults to 0.2; with `scheme="sam"` to 0.05, and with
-            `"asam"` to 0.5.
-        alpha: Weight of the model divergence, >= 0, a number or a schedule like `eps`.
-            Assignable during training. Defaults to 1.
-        beta: Weight of the perturbed loss L(theta + delta), >= 0.
-        scheme: `"nrs"` minimizes Equation 3; `"rpr"` (random perturbation) minimizes
-            L(theta + delta) at the price of a plain step: its only pass, at theta +
-            delta, also gives metrics and BatchNorm statistics; `"baseline"` minimizes
-            L(theta). `"sam"` and `"asam"`, sharpness-aware minimization and its
-            adaptive form, minimize L(theta + delta) with delta along the gradient:
-            `perturbation="ascent"` and `"adaptive_ascent"`.
-        perturbation: `"ball"`, `"relative"`, `"layerwise"`, `"filterwise"`,
-            `"elementwise"`, `"released"`, `"ascent"`, `"adaptive_ascent"`, or an
-            instance of `keras_nrs.perturbations.Perturbation`. Defaults to
-            `"relative"`, but for `"sam"` and `"asam"`, which have their own.
-        divergence: `"auto"` for the divergence that belongs to the compiled loss, or a
-            `keras_nrs.divergences.Divergence`, or a list or dict of them, one (or
-            `None`) for each output.
-        interval: The perturbed pass runs at every `interval`-th step only; the
-            other steps minimize L(theta), at the cost of a plain step.
-        normalize: Whether to divide Equation 3, except for weight penalties, by
-            `1 + beta`. A learning rate and penalties that were tuned without NRS then
-            keep their meaning. The paper has the sum.
-        perturbations_per_replica: Number of groups into which the batch of each device
-            is split. Each has a delta of its own, at the cost of smaller batches for
-            the hardware, with independent dropout masks and its own batch moments in
-            BatchNorm. With 1 each device draws one delta, as in the paper.
-        sync_perturbation: Whether all devices draw the same delta.
-        perturbed_fraction: Share of each batch, > 0 and <= 1, that the perturbed pass
-            and the divergence take. It is chosen at random at each step: an unbiased
-            estimate of their means over the batch, for less time. The share and the
-            rest have dropout masks and batch moments of their own.
-        memory_efficient: Whether the perturbed pass runs a second time for its
-            gradient, so that only the activations of one pass are kept. The gradients
-            are the same.
-        clean_pass: Whether `scheme="rpr"` also runs the pass at theta, for metrics,
-            BatchNorm statistics and the divergence, as the paper's tables need it.
-        antithetic: `True`: the deltas of groups come in pairs delta, -delta, so that
-            the noise along the mean gradient cancels, at no cost. It needs an even
-            number of groups on all devices together, or on each with
-            `sync_perturbation`. `"same_samples"`: all samples have both deltas, for
-            one pass more; the perturbed loss and the divergence are means over both.
-        seed: Seed of the perturbations, from 0 to 2**31 - 1. By default drawn from
-            Python's generator, so `keras.utils.set_random_seed()` makes a run
-            repeatable.
-
-    Returns:
-        An `NRSModel`.
-
-    Raises:
-        TypeError, ValueError: if an argument is not as described.
-
-    Reference: [Zhao and Zhang, 2022](https://arxiv.org/abs/2201.06064).
-
-    Example:
-
-    >>> import keras, keras_nrs
-    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
-    >>> loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    >>> model.compile("adam", loss)
-    >>> model = keras_nrs.wrap(model)
-    >>> x, y = keras.random.normal((8, 4)), keras.ops.arange(8) % 3
-    >>> history = model.fit(x, y, batch_size=2, verbose=0)
-    >>> list(history.history)
-    ['loss', 'model_divergence', 'perturbed_loss']
-    """
-    return NRSModel(
-        model, eps=eps, alpha=alpha, divergence=divergence, seed=seed, **options
-    )
-
-
-def unwrap(model: "NRSModel") -> keras.Model:
-    """The user's own model inside a wrapped one, with the same weights.
-
-    Raises:
-        TypeError: if `model` is not wrapped.
-
-    Example:
-
-    >>> import keras, keras_nrs
-    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
-    >>> keras_nrs.unwrap(keras_nrs.wrap(model)) is model
-    True
-    """
-    if not isinstance(model, NRSModel):
-        raise TypeError(
-            "`model` must be an NRSModel, as keras_nrs.wrap() returns it. Received: "
-            f"model={model!r} of type {type(model).__name__}."
-        )
-    return model.base_model
 
 
 class _ReadOnlyOption:
@@ -212,36 +85,6 @@ class _Origin:
             or self.distribution is not earlier.distribution
             or has_other_weights
         )
-
-
-def _preprocessed(name: str) -> Callable[..., Any]:
-    """A method of `keras.Model` that first preprocesses as the base model does."""
-    method = getattr(keras.Model, name)
-
-    @functools.wraps(method)
-    def run(self: "NRSModel", *args: Any, **kwargs: Any) -> Any:
-        preprocessing = with_preprocessing(self)
-        with loop_over_batches():
-            if preprocessing is None:
-                return method(self, *args, **kwargs)
-            return getattr(preprocessing, name)(*args, **kwargs)
-
-    return run
-
-
-def _as_in_base(name: str) -> Callable[..., Any]:
-    """Such a method, or the base model's if its class has one of its own."""
-    run = _preprocessed(name)
-
-    @functools.wraps(getattr(keras.Model, name))
-    def run_as_in_base(self: "NRSModel", *args: Any, **kwargs: Any) -> Any:
-        base = self.base_model
-        is_own = getattr(type(base), name) is not getattr(keras.Model, name)
-        if is_own and with_preprocessing(self) is None:
-            return getattr(base, name)(*args, **kwargs)
-        return run(self, *args, **kwargs)
-
-    return run_as_in_base
 
 
 @keras.saving.register_keras_serializable(package="keras_nrs")
@@ -339,10 +182,10 @@ class NRSModel(ForwardsToBase, keras.Model):  # type: ignore[misc]
         name: str | None = None,
         **options: Unpack[StepArguments],
     ) -> None:
-        _check_model(base_model)
+        check_model(base_model)
         calibrated_for = getattr(eps, "perturbation", None)
         step_options = StepOptions.from_arguments(options)
-        _check_calibration(calibrated_for, step_options.perturbation)
+        check_calibration(calibrated_for, step_options.perturbation)
         if step_options.scheme in ("sam", "asam") and alpha not in (None, 1.0):
             raise ValueError(
                 f"`alpha` must not be given with scheme={step_options.scheme!r}, which "
@@ -420,7 +263,7 @@ class NRSModel(ForwardsToBase, keras.Model):  # type: ignore[misc]
     def make_train_function(self, force: bool = False) -> None:
         self._follow_base_model()
         if self.step_options.scheme != "baseline":
-            _check_layers(self.base_model)
+            check_layers(self.base_model)
         self.step_options.check_pairs(self._trainer.num_replicas())
         self._trainer.make_train_function(super().make_train_function, force)
 
@@ -566,12 +409,12 @@ class NRSModel(ForwardsToBase, keras.Model):  # type: ignore[misc]
     fit.__doc__ = keras.Model.fit.__doc__
     fit.__signature__ = inspect.signature(keras.Model.fit)  # type: ignore[attr-defined]
 
-    _fit = _preprocessed("fit")
-    train_on_batch = _preprocessed("train_on_batch")
-    evaluate = _as_in_base("evaluate")
-    predict = _as_in_base("predict")
-    test_on_batch = _as_in_base("test_on_batch")
-    predict_on_batch = _as_in_base("predict_on_batch")
+    _fit = preprocessed("fit")
+    train_on_batch = preprocessed("train_on_batch")
+    evaluate = as_in_base("evaluate")
+    predict = as_in_base("predict")
+    test_on_batch = as_in_base("test_on_batch")
+    predict_on_batch = as_in_base("predict_on_batch")
 
     # Saving.
 
@@ -632,55 +475,3 @@ class NRSModel(ForwardsToBase, keras.Model):  # type: ignore[misc]
 
 for _name in OPTION_NAMES:
     setattr(NRSModel, _name, _ReadOnlyOption(_name))
-
-
-def _check_calibration(calibrated_for: Any, perturbation: Perturbation) -> None:
-    if calibrated_for is not None and type(calibrated_for) is not type(perturbation):
-        names = type(calibrated_for).__name__, type(perturbation).__name__
-        raise ValueError(
-            "`eps` must belong to the perturbation. Received: an eps that "
-            f"calibrate_eps() found for a {names[0]}, and perturbation={names[1]}. "
-            "Pass the same perturbation to both, or float(eps) if you mean it."
-        )
-
-
-def _check_layers(model: keras.Model) -> None:
-    """Raise an error for weights that a forward pass reads past Keras's variables."""
-    kinds = keras.layers.TorchModuleWrapper, keras.layers.TFSMLayer
-    for layer in keras_internals.sublayers(model, recursive=True):
-        if isinstance(layer, kinds) and layer.trainable_variables:
-            raise ValueError(
-                "`model` must have layers of Keras wherever weights are trained. "
-                f"Received: a model named {model.name!r} with the layer {layer.name!r} "
-                f"of class {type(layer).__name__}, whose own weights cannot be "
-                "perturbed. Set layer.trainable = False, rebuild it from layers of "
-                "Keras, or use keras_nrs.nrs_objective in a loop of your own."
-            )
-
-
-def _check_model(model: Any) -> None:
-    if not isinstance(model, keras.Model):
-        raise TypeError(
-            f"`model` must be a keras.Model. Received: model={model!r} of type "
-            f"{type(model).__name__}."
-        )
-    if isinstance(model, NRSModel):
-        raise ValueError(
-            f"`model` is wrapped already. Received: model={model.name!r}. Wrap "
-            "keras_nrs.unwrap(model) to change the arguments."
-        )
-    name = type(model).__name__
-    if type(model).train_step is not keras.Model.train_step:
-        raise ValueError(
-            "`model` must not override train_step(), which wrap() replaces. Received: "
-            f"a model of class {name}. Take the loss of your own step from both "
-            f"passes instead:\n\n{_OWN_STEP}\n\nhelp(keras_nrs.nrs_objective) has "
-            "whole steps for each backend."
-        )
-    overrides_fit = type(model).fit is not keras.Model.fit
-    if overrides_fit and not hasattr(model, "preprocess_samples"):
-        warnings.warn(
-            f"{name} overrides fit(). The wrapped model uses keras.Model.fit() "
-            "instead.",
-            stacklevel=4,
-        )

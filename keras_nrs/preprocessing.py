@@ -1,9 +1,12 @@
 """Models that preprocess their data in `fit()`, such as KerasHub's tasks."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import keras
+
+from keras_nrs.backend import loop_over_batches
 
 
 class _KerasModelMethods(keras.Model):  # type: ignore[misc]
@@ -60,3 +63,33 @@ def with_preprocessing(model: Any) -> Any:
             object.__setattr__(methods, "owner", model)
             return methods
     return None
+
+
+def preprocessed(name: str) -> Callable[..., Any]:
+    """A method of `keras.Model` that first preprocesses as the base model does."""
+    method = getattr(keras.Model, name)
+
+    @functools.wraps(method)
+    def run(model: Any, *args: Any, **kwargs: Any) -> Any:
+        preprocessing = with_preprocessing(model)
+        with loop_over_batches():
+            if preprocessing is None:
+                return method(model, *args, **kwargs)
+            return getattr(preprocessing, name)(*args, **kwargs)
+
+    return run
+
+
+def as_in_base(name: str) -> Callable[..., Any]:
+    """Such a method, or the base model's if its class has one of its own."""
+    run = preprocessed(name)
+
+    @functools.wraps(getattr(keras.Model, name))
+    def run_as_in_base(model: Any, *args: Any, **kwargs: Any) -> Any:
+        base = model.base_model
+        is_own = getattr(type(base), name) is not getattr(keras.Model, name)
+        if is_own and with_preprocessing(model) is None:
+            return getattr(base, name)(*args, **kwargs)
+        return run(model, *args, **kwargs)
+
+    return run_as_in_base

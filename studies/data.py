@@ -1,6 +1,7 @@
 """Data sets of the study: a pool for training and validation, and a fixed test set."""
 
 from collections.abc import Iterator
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from studies.mnist1d import load_mnist1d
 Array = NDArray[Any]
 
 NUM_CLASSES = 10
+CLASSES = tuple(range(NUM_CLASSES))
 # Sequences of the test set, and of the pool.
 MNIST1D = {"mnist1d": (10_000, 10_000), "smoke": (200, 300)}
 # Mean and deviation of the pixels of Fashion-MNIST's training images, in [0, 1].
@@ -76,7 +78,13 @@ def given_labels(data: str, noise: str) -> Array:
 
 
 def draw(
-    data: str, noise: str, *, train: int, validation: int, seed: int
+    data: str,
+    noise: str,
+    *,
+    train: int,
+    validation: int,
+    seed: int,
+    classes: Sequence[int] = CLASSES,
 ) -> tuple[Samples, Samples]:
     """Disjoint training and validation samples, each class with its share.
 
@@ -86,20 +94,38 @@ def draw(
         train: Number of training samples.
         validation: Number of validation samples.
         seed: What the drawn samples depend on.
+        classes: The classes that they are of, numbered anew.
     """
-    pool, _ = pool_and_test(data)
-    y = given_labels(data, noise)
+    true = pool_and_test(data)[0].y
+    pool = Samples(pool_and_test(data)[0].x, given_labels(data, noise))
     first, others = train_test_split(
-        np.arange(len(y)), train_size=train, stratify=pool.y, random_state=seed
+        np.flatnonzero(np.isin(true, classes)),
+        train_size=train,
+        stratify=true[np.isin(true, classes)],
+        random_state=seed,
     )
     second, _ = train_test_split(
-        others, train_size=validation, stratify=pool.y[others], random_state=seed
+        others, train_size=validation, stratify=true[others], random_state=seed
     )
-    return Samples(pool.x[first], y[first]), Samples(pool.x[second], y[second])
+    drawn = [Samples(pool.x[chosen], pool.y[chosen]) for chosen in (first, second)]
+    return of_classes(drawn[0], classes), of_classes(drawn[1], classes)
+
+
+def of_classes(samples: Samples, classes: Sequence[int]) -> Samples:
+    """The samples of some classes, which are numbered in this order."""
+    is_in = np.isin(samples.y, classes)
+    numbers = np.full(NUM_CLASSES, -1)
+    numbers[list(classes)] = np.arange(len(classes))
+    return Samples(samples.x[is_in], numbers[samples.y[is_in]])
 
 
 def batches(
-    samples: Samples, *, size: int, seed: int, is_augmented: bool = False
+    samples: Samples,
+    *,
+    size: int,
+    seed: int,
+    num_classes: int = NUM_CLASSES,
+    is_augmented: bool = False,
 ) -> Iterator[tuple[Array, Array]]:
     """Endless batches of inputs and labels, in an order that only the seed decides.
 
@@ -108,10 +134,11 @@ def batches(
             out of it.
         size: Samples in a batch.
         seed: Seed of the order and of the augmentation.
+        num_classes: Length of a one-hot label.
         is_augmented: Whether to flip images, and to shift them by up to 2 pixels.
     """
     rng = np.random.default_rng(seed)
-    x, y = samples.x, np.eye(NUM_CLASSES, dtype="float32")[samples.y]
+    x, y = samples.x, np.eye(num_classes, dtype="float32")[samples.y]
     while True:
         order = rng.permutation(len(x))
         for start in range(0, len(x) - size + 1, size):

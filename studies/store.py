@@ -13,6 +13,10 @@ from keras_nrs._files import expect_object
 from keras_nrs._files import write_text
 
 PROTOCOL = 1
+# The folder of what can be made again: compiled programs, pre-trained networks.
+CACHE = (
+    Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "keras_nrs_study"
+)
 
 Row = dict[str, Any]
 Key = str

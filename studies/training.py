@@ -9,13 +9,15 @@ import keras
 import numpy as np
 
 import keras_nrs
-from studies.data import NUM_CLASSES
+from keras_nrs._files import atomic_write
 from studies.data import Samples
 from studies.data import batches
 from studies.outcomes import Forward
 from studies.outcomes import accuracy
 from studies.outcomes import loss
 from studies.outcomes import measure
+from studies.store import CACHE
+from studies.store import PROTOCOL
 from studies.store import Run
 from studies.tasks import TASKS
 from studies.tasks import Settings
@@ -27,6 +29,8 @@ CLIPNORM = 1.0
 # A run no better than this share over chance has failed.
 CHANCE_MARGIN = 1.1
 _EVALUATION_BATCH = 500
+# Settings of the networks that others are tuned from.
+PRETRAINING: Settings = {"learning_rate": 0.2, "weight_decay": 0.04}
 # Settings that are not arguments of `wrap()`.
 _OF_TRAINING = (
     *("learning_rate", "weight_decay", "ema_momentum", "label_smoothing"),
@@ -124,7 +128,8 @@ def train(
         the time of a step on a CPU, and the last values of the logs.
     """
     samples, validation = task.training_data(seed)
-    network = task.network_of(seed, dropout=settings.get("dropout", 0.0))
+    network = initial_network(task, seed, dropout=settings.get("dropout", 0.0))
+    num_classes = len(task.classes)
     steps_per_epoch = task.train // task.batch_size
     epochs = task.epochs * settings.get("epochs", 1)
     network.compile(
@@ -138,12 +143,16 @@ def train(
     clock, best = Clock(), BestEpoch(network)
     validating: dict[str, Any] = {}
     if task.noise:
-        one_hot = np.eye(NUM_CLASSES, dtype="float32")[validation.y]
+        one_hot = np.eye(num_classes, dtype="float32")[validation.y]
         validating["validation_data"] = validation.x, one_hot
         validating["validation_batch_size"] = _EVALUATION_BATCH
     history = model.fit(
         batches(
-            samples, size=task.batch_size, seed=seed, is_augmented=task.is_augmented
+            samples,
+            size=task.batch_size,
+            seed=seed,
+            num_classes=num_classes,
+            is_augmented=task.is_augmented,
         ),
         steps_per_epoch=steps_per_epoch,
         epochs=epochs,
@@ -156,6 +165,33 @@ def train(
     measured = {f"last_{name}": values[-1] for name, values in history.items()}
     measured["cpu_seconds_per_step"] = clock.seconds / max(steps, 1)
     return network, best.weights, measured
+
+
+def initial_network(task: Task, seed: int, *, dropout: float = 0.0) -> keras.Model:
+    """The network of a task before it is trained."""
+    network = task.network_of(seed, dropout=dropout)
+    if task.starts_from:
+        trained = pretrained(TASKS[task.starts_from], seed)
+        *features, _ = (layer for layer in network.layers if layer.weights)
+        *trained_features, _ = (layer for layer in trained.layers if layer.weights)
+        for new, old in zip(features, trained_features, strict=True):
+            new.set_weights(old.get_weights())
+    return network
+
+
+def pretrained(task: Task, seed: int) -> keras.Model:
+    """The network of a task, trained plainly; a file keeps its weights."""
+    name = f"{task.name}-{keras.config.backend()}-{PROTOCOL}-{seed}.weights.h5"
+    path = CACHE / "pretrained" / name
+    if path.exists():
+        network = task.network_of(seed)
+        network.load_weights(path)
+        return network
+    network, _, _ = train(task, PRETRAINING, seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as unfinished:
+        network.save_weights(unfinished, overwrite=True)
+    return network
 
 
 def optimizer_of(task: Task, settings: Settings, steps: int) -> keras.Optimizer:
@@ -192,9 +228,9 @@ def quality(forward: Forward, samples: Samples) -> Measured:
     """Accuracy and mean cross-entropy in nats; those of chance, if it has failed."""
     logits = forward.logits(samples.x)
     found = accuracy(logits, samples.y), loss(logits, samples.y)
-    if math.isfinite(found[1]) and found[0] > CHANCE_MARGIN / NUM_CLASSES:
+    chance = 1 / logits.shape[-1]
+    if math.isfinite(found[1]) and found[0] > CHANCE_MARGIN * chance:
         return {"accuracy": found[0], "loss": found[1]}
-    chance = 1 / NUM_CLASSES
     return {"accuracy": chance, "loss": -math.log(chance), "failed": True}
 
 

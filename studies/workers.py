@@ -23,17 +23,17 @@ from keras_nrs._locks import locked
 from studies.arms import ARMS
 from studies.plan import Cell
 from studies.plan import missing
+from studies.store import CACHE
 from studies.store import Row
 from studies.store import Run
 from studies.store import Store
 
 ROOT = Path(__file__).parents[1]
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
 # One thread in each process, and no program compiled twice by JAX.
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
-    "JAX_COMPILATION_CACHE_DIR": str(CACHE / "keras_nrs_study"),
+    "JAX_COMPILATION_CACHE_DIR": str(CACHE),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     "TF_CPP_MIN_LOG_LEVEL": "3",

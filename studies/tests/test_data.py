@@ -76,3 +76,14 @@ def test_images_are_flipped_and_shifted() -> None:
     # Without a flip columns 0 to 4, with it 2 to 6.
     assert set(columns) == set(range(7))
     assert found.sum() == 500
+
+
+def test_classes_are_chosen_and_numbered_anew() -> None:
+    parts = data.draw("smoke", "", train=20, validation=10, seed=0, classes=(7, 2))
+    for samples, size in zip(parts, (20, 10), strict=True):
+        assert len(samples.x) == size
+        assert set(samples.y) == {0, 1}
+    pool = data.pool_and_test("smoke")[0]
+    labels = {x.tobytes(): y for x, y in zip(*pool, strict=True)}
+    for x, y in zip(*parts[0], strict=True):
+        assert labels[x.tobytes()] == (7, 2)[y]

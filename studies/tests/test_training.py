@@ -1,6 +1,8 @@
 """One run: what arms share, and that each arm trains."""
 
 import math
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -96,3 +98,23 @@ def test_eps_grows_along_a_cosine() -> None:
     eps = model.given_coefficients()["eps"]
     found = [float(keras.ops.convert_to_numpy(eps(step))) for step in (0, 50, 100)]
     assert found == pytest.approx([0.04, 0.22, 0.4])
+
+
+def test_fine_tuning_starts_from_a_network_of_the_same_seed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(training, "CACHE", tmp_path)
+    settings = {"train": 20, "validation": 10, "noise": "", "classes": (0, 6)}
+    task = replace(SMOKE, name="tuned", starts_from="smoke", **settings)
+    trained = training.pretrained(SMOKE, 0)
+    (file,) = tmp_path.rglob("*.h5")
+    written = file.stat().st_mtime_ns
+    network = training.initial_network(task, 0)
+    assert file.stat().st_mtime_ns == written
+    assert network.output_shape == (None, 2)
+    for new, old in zip(network.layers[:-1], trained.layers[:-1], strict=True):
+        for weight, expected in zip(new.get_weights(), old.get_weights(), strict=True):
+            np.testing.assert_array_equal(weight, expected)
+    tuned, _, _ = training.train(task, SHARED, 0)
+    found = training.quality(Forward(tuned), task.test_data())
+    assert found["accuracy"] >= 0.5

@@ -23,6 +23,7 @@ from typer.core import TyperGroup
 import keras_nrs
 from keras_nrs._files import DamagedFileError
 from keras_nrs._locks import InUseError
+from keras_nrs_command import without_logs
 
 # What some packages say in errors of their own about errors of the system.
 _SYSTEM_ERRORS = [
@@ -240,10 +241,11 @@ def train(
     typer.echo("\n".join([*plan, plans.DRY] if dry_run else plan))
     if dry_run:
         return
-    from keras_nrs.data.download import check_connection
-    from keras_nrs.experiments.progress import RunProgress
-    from keras_nrs.experiments.training import RecipeError
-    from keras_nrs.experiments.training import Training
+    with without_logs():
+        from keras_nrs.data.download import check_connection
+        from keras_nrs.experiments.progress import RunProgress
+        from keras_nrs.experiments.training import RecipeError
+        from keras_nrs.experiments.training import Training
 
     check_connection(changed.dataset, data_dir, typer.echo)
 
@@ -298,19 +300,18 @@ def sweep(  # noqa: PLR0913
 ) -> None:
     """Search a recipe's hyperparameters on held-out training images."""
     changed = _recipe(recipe, settings)
-    from keras_nrs.experiments import plans
-    from keras_nrs.experiments.space import parse_space
+    with without_logs():
+        from keras_nrs.data.download import check_connection
+        from keras_nrs.experiments import plans
+        from keras_nrs.experiments.paper_sweeps import planned_trials
+        from keras_nrs.experiments.paper_sweeps import sweeps
+        from keras_nrs.experiments.progress import RunProgress
+        from keras_nrs.experiments.search import role
+        from keras_nrs.experiments.space import parse_space
+        from keras_nrs.experiments.training import RecipeError
 
     with _bad_parameters(TypeError, ValueError):
         space = parse_space(vary or [])
-    from keras_nrs.data.download import check_connection
-    from keras_nrs.experiments.paper_sweeps import planned_trials
-    from keras_nrs.experiments.paper_sweeps import sweeps
-    from keras_nrs.experiments.progress import RunProgress
-    from keras_nrs.experiments.search import role
-    from keras_nrs.experiments.training import RecipeError
-
-    with _bad_parameters(TypeError, ValueError):
         numbers = planned_trials(
             recipe, changed, space, search=search, trials=trials, seed=seed
         )

@@ -162,7 +162,11 @@ def demo(
     console.print(demo_report.results_table(runs, data=data, console=console))
     demo_report.draw_results(runs, output / "demo.png", data)
     typer.echo(f"Written: {output / 'runs.json'} and {output / 'demo.png'}")
-    typer.echo(f"Decision: {demo_report.decision(runs)}")
+    console.print(f"Decision: {demo_report.decision(runs)}", highlight=False)
+    typer.echo(
+        "Next, with your own model and data:\n"
+        "keras-nrs tune SCRIPT.py:make_model --data DATA.npz --epochs 30"
+    )
 
 
 @app.command()

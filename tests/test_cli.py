@@ -56,6 +56,7 @@ def test_demo_prints_a_table_and_writes_its_files(
         assert arm in result.output
     assert "Data: Handwritten digits, from scikit-learn." in result.output
     assert "Decision: keep the baseline on these data" in result.output
+    assert result.output.splitlines()[-1].startswith("keras-nrs tune ")
     assert {path.name for path in (tmp_path / "new").iterdir()} == {
         "demo.png",
         "runs.json",

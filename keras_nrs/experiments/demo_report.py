@@ -114,21 +114,26 @@ def decision(runs: Sequence[Run]) -> str:
     """
     gain = _difference(runs, NRS, BASELINE, "test_accuracy", 100)
     loss = _difference(runs, NRS, BASELINE, "test_loss")
-    found = f"{with_interval(gain.mean, gain.width)} points of accuracy"
-    source = f"(95 % interval, {gain.n} pairs)"
+    found = (
+        f"{with_interval(gain.mean, gain.width)} points of accuracy (95 % interval, "
+        f"{gain.n} pairs)."
+    )
     if _is_clear(gain) and gain.mean > 0:
-        text = f"use NRS on these data, because it gains {found} {source}."
-        return f"{text} {_rivals(runs)}"
+        return f"use NRS on these data, because it gains {found} {_rivals(runs)}"
+    text = "keep the baseline on these data, because "
     if _is_clear(gain):
-        text = f"it loses: {found} {source}."
+        text += f"NRS loses: {found}"
     else:
-        text = f"its gain is not distinguishable from 0: {found} {source}."
+        text += (
+            f"the gain of NRS is not distinguishable from 0: {found} More pairs narrow "
+            "the interval: --seeds."
+        )
     if _is_clear(loss) and loss.mean < 0:
         text += (
             f" Its test loss is lower, {with_interval(loss.mean, loss.width, 3)} nats: "
             "use it if you need probabilities, not classes alone."
         )
-    return f"keep the baseline on these data, because NRS does not pay: {text}"
+    return text
 
 
 def _rivals(runs: Sequence[Run]) -> str:

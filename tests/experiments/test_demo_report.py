@@ -104,7 +104,7 @@ def test_the_decision_follows_the_paired_interval() -> None:
     assert "not distinguishable from 0: +2.00 ± 2.48 points" in text
     text = demo_report.decision(_runs({demo.NRS: [-x for x in clear]}))
     assert text.startswith("keep the baseline on these data")
-    assert "it loses: -2.10 ± 0.25" in text
+    assert "NRS loses: -2.10 ± 0.25" in text
 
 
 def test_a_lower_loss_is_told_where_the_accuracy_is_not_better() -> None:

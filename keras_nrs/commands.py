@@ -258,13 +258,16 @@ def train(
             Training(changed, seed, output / recipe / f"seed-{seed}", data_dir)
             for seed in changed.seeds
         ]
-    has_bar = sys.stdout.isatty()
-    progress = RunProgress(len(trainings), changed.epochs, metric="val_accuracy")
+    number = sum(not training.is_finished for training in trainings)
+    has_bar = sys.stdout.isatty() and number > 0
+    progress = RunProgress(number, changed.epochs, metric="val_accuracy")
     with progress if has_bar else nullcontext():
         for training in trainings:
-            state = "finished before" if training.is_finished else "training"
-            typer.echo(f"{training.folder}: {state}")
-            progress.start(f"seed {training.seed}")
+            if training.is_finished:
+                progress.print(f"{training.folder}: finished before")
+            else:
+                progress.print(f"{training.folder}: training")
+                progress.start(f"seed {training.seed}")
             with _bad_parameters(RecipeError):
                 summary = training.run(
                     verbose=0 if has_bar else 2, callbacks=[progress]
@@ -272,7 +275,7 @@ def train(
             metrics = [
                 f"{k} {v:.4f}" for k, v in summary.items() if k.startswith("test_")
             ]
-            typer.echo(f"{training.folder}: {', '.join(metrics)}")
+            progress.print(f"{training.folder}: {', '.join(metrics)}")
 
 
 @app.command()
@@ -344,7 +347,7 @@ def sweep(  # noqa: PLR0913
         has_bar = sys.stdout.isatty() and role() == "alone" and left is not None
         progress = RunProgress(left or 0, current.recipe.epochs)
         with _bad_parameters(RecipeError), progress if has_bar else nullcontext():
-            current.run(typer.echo, progress)
+            current.run(progress.print, progress)
         if role() == "worker":
             continue
         Console().print(current.table)

@@ -49,6 +49,11 @@ class RunProgress(keras.callbacks.Callback):  # type: ignore[misc]
         self._name, self._started = name, self._started + 1
         self._show(0)
 
+    def print(self, text: str) -> None:
+        """Print lines above the one that shows the progress."""
+        console = self._progress.console
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
     def __enter__(self) -> "RunProgress":
         self._progress.start()
         return self

@@ -38,3 +38,12 @@ def test_the_longest_line_of_the_demo_fits_80_columns() -> None:
     assert "epoch 100/100" in file.getvalue()
     assert "left" in file.getvalue()
     assert "…" not in file.getvalue()
+
+
+def test_lines_are_printed_above_it_as_they_are() -> None:
+    file = io.StringIO()
+    console = Console(file=file, width=40, force_terminal=True)
+    text = f"[a/b]: eps=0.1 {'long ' * 20}"
+    with RunProgress(1, 1, console) as progress:
+        progress.print(text)
+    assert f"\x1b[2K{text}\n" in file.getvalue()

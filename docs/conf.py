@@ -19,6 +19,8 @@ myst_links_external_new_tab = False
 suppress_warnings = ["myst.xref_missing"]
 
 LINK = re.compile(r"\[([^\]]+)\]\((http[^)\s]+)\)")
+# A plural after code, which Markdown allows.
+PLURAL = re.compile(r"(`[^`\n]+`)(?=s\b)")
 FENCE = re.compile(r"^( *)```(\w+)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
 
 
@@ -33,6 +35,7 @@ def from_markdown(*arguments: object) -> None:
         return f"{indent}.. code-block:: {language}\n\n{shifted}"
 
     text = FENCE.sub(directive, "\n".join(lines))
+    text = PLURAL.sub(r"\1\\ ", text)
     lines[:] = LINK.sub(r"`\1 <\2>`__", text).split("\n")
 
 

@@ -55,6 +55,18 @@ def folder_at_hand(data_dir: str | os.PathLike[str] | None = None) -> Path | Non
     return next((f for f in folders if _path(f, "train", "images").exists()), None)
 
 
+def place_of_prepared(folder: Path, data_dir: str | None) -> str | None:
+    """The folder for a set prepared from files in a folder; `None` is TFDS's own.
+
+    Args:
+        folder: Folder of the files.
+        data_dir: The folder that was asked for. It may be that of the files, in which
+            the user cannot write.
+    """
+    is_of_files = data_dir is not None and folder == Path(data_dir)
+    return None if is_of_files and not os.access(folder, os.W_OK) else data_dir
+
+
 def load_split(folder: Path, split: str) -> tuple[Array, Array]:
     """Images and labels of the split `"train"` or `"test"`, from its files in a folder.
 

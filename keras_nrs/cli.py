@@ -1,4 +1,4 @@
-"""The entry point of `keras-nrs`, which names the extra that a command lacks."""
+"""Names the extra that a command of `keras-nrs` lacks."""
 
 import sys
 from typing import Any
@@ -20,7 +20,7 @@ def build_app() -> Any:
 
 
 def main() -> None:
-    """Entry point of `keras-nrs`."""
+    """Run the command."""
     try:
         build_app()()
     except ModuleNotFoundError as error:

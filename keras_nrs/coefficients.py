@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from typing import Any
+from typing import SupportsFloat
 
 import keras
 from keras import ops
@@ -10,8 +11,8 @@ from keras_nrs._checks import check_nonnegative
 from keras_nrs.backend import compile_function
 
 Tensor = Any
-# A number, or a `LearningRateSchedule`: Keras is untyped.
-Given = float | Any
+# A number or a scalar tensor, or a `LearningRateSchedule`: Keras is untyped.
+Given = SupportsFloat | Callable[[Any], Any]
 
 
 class Coefficient:

@@ -9,16 +9,21 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 from typing import Any
 
+import keras
 import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+import keras_nrs
 from keras_nrs._files import DamagedFileError
 from keras_nrs._locks import InUseError
+from keras_nrs_command import without_logs
 
 # What some packages say in errors of their own about errors of the system.
 _SYSTEM_ERRORS = [
@@ -64,13 +69,45 @@ def _line(error: BaseException) -> str | None:
 
 app = typer.Typer(
     cls=_OneLineErrors,
-    help="Neighborhood Region Smoothing for Keras models.",
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     # Rich's boxes would break the lines of error messages.
     rich_markup_mode=None,
 )
 
+
+def _show_versions(is_asked: bool) -> None:
+    if is_asked:
+        text = f"keras-nrs {keras_nrs.__version__} (Keras {keras.__version__} on "
+        typer.echo(f"{text}{keras.config.backend()})")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_show_versions,
+            is_eager=True,
+            help="Show the versions, and exit.",
+        ),
+    ] = False,
+) -> None:
+    """Neighborhood Region Smoothing for Keras models."""
+
+
+def _complete_recipe(incomplete: str) -> list[str]:
+    from keras_nrs.experiments import recipes
+
+    return [name for name in recipes.recipes() if name.startswith(incomplete)]
+
+
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")
+]
 RecipeSettings = Annotated[
     list[str] | None,
     typer.Option("--set", help="key=value: a value of the recipe to change."),
@@ -79,34 +116,57 @@ DataFolder = Annotated[
     str | None,
     typer.Option(
         metavar="<path>",
-        help="Folder of TFDS's prepared data sets, or of Fashion-MNIST's idx files.",
+        help="Folder of TFDS's prepared data sets, by default $TFDS_DATA_DIR or "
+        "~/tensorflow_datasets; or of Fashion-MNIST's idx files.",
     ),
 ]
 
 
 @app.command()
 def demo(
+    data: Annotated[
+        str,
+        typer.Option(
+            help="digits, fashion-mnist, or auto: Fashion-MNIST where its files are.",
+        ),
+    ] = "auto",
     seeds: Annotated[int, typer.Option(help="Runs of each arm, >= 2.")] = 8,
-    train_images: Annotated[int, typer.Option(help="From 10 to 900.")] = 100,
-    epochs: Annotated[int, typer.Option(help="Epochs of each run, >= 1.")] = 100,
+    train_images: Annotated[
+        int | None,
+        typer.Option(help="100 of the digits by default, 3,000 of Fashion-MNIST."),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Epochs of each run: 100 or 30 by default.")
+    ] = None,
     output: Annotated[
         Path, typer.Option(help="Folder of results; finished runs are not repeated.")
     ] = Path("demo"),
 ) -> None:
-    """Compare NRS with its controls on scikit-learn's handwritten digits."""
+    """Compare NRS with its controls on small images, and decide."""
     from keras_nrs.experiments import demo
+    from keras_nrs.experiments import demo_data
     from keras_nrs.experiments import demo_report
 
     console = Console()
+    given: dict[str, Any] = {"train_images": train_images, "epochs": epochs}
     with _bad_parameters(TypeError, ValueError):
-        settings = demo.Settings(train_images=train_images, epochs=epochs)
+        data = demo_data.choose_data(data)
+        settings = replace(
+            demo.SETTINGS[data], **{k: v for k, v in given.items() if v is not None}
+        )
         experiment = demo.Experiment(settings, seeds=seeds, output=output)
+    typer.echo(f"Data: {demo_data.TITLES[data]}, from {demo_data.place_of(data)}.")
     if experiment.finished:
         typer.echo(f"{len(experiment.finished)} runs are in {output} already.")
     runs = experiment.run(console)
-    console.print(demo_report.results_table(runs))
-    demo_report.draw_results(runs, output / "demo.png")
+    console.print(demo_report.results_table(runs, data=data, console=console))
+    demo_report.draw_results(runs, output / "demo.png", data)
     typer.echo(f"Written: {output / 'runs.json'} and {output / 'demo.png'}")
+    console.print(f"Decision: {demo_report.decision(runs)}", highlight=False)
+    typer.echo(
+        "Next, with your own model and data:\n"
+        "keras-nrs tune SCRIPT.py:make_model --data DATA.npz --epochs 30"
+    )
 
 
 @app.command()
@@ -152,24 +212,44 @@ def flatness(  # noqa: PLR0913
 @app.command()
 def train(
     recipe: Annotated[
-        str, typer.Argument(help="DATASET-NETWORK-AUGMENTATION-SCHEME, or 'list'.")
+        str,
+        typer.Argument(
+            help="DATASET-NETWORK-AUGMENTATION-SCHEME, or 'list'.",
+            autocompletion=_complete_recipe,
+        ),
     ],
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(help="After 'list': parts of names, such as cifar10 vit."),
+    ] = None,
     settings: RecipeSettings = None,
     output: Annotated[
         Path, typer.Option(help="Folder of runs; a stopped run goes on.")
     ] = Path("runs"),
     data_dir: DataFolder = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Train a cell of the paper's tables, once for each of its seeds."""
-    from keras_nrs.experiments import recipes
+    from keras_nrs.experiments import plans
 
     if recipe == "list":
-        typer.echo("\n".join(recipes.recipes()))
+        _list_recipes(words or [])
         return
+    if words:
+        raise typer.BadParameter(
+            f"Only 'list' takes more words. Received: {' '.join(words)}. Change values "
+            "of a recipe with --set."
+        )
     changed = _recipe(recipe, settings)
-    from keras_nrs.data.download import check_connection
-    from keras_nrs.experiments.training import RecipeError
-    from keras_nrs.experiments.training import Training
+    plan = plans.train_plan(recipe, changed, output=output, data_dir=data_dir)
+    typer.echo("\n".join([*plan, plans.DRY] if dry_run else plan))
+    if dry_run:
+        return
+    with without_logs():
+        from keras_nrs.data.download import check_connection
+        from keras_nrs.experiments.progress import RunProgress
+        from keras_nrs.experiments.training import RecipeError
+        from keras_nrs.experiments.training import Training
 
     check_connection(changed.dataset, data_dir, typer.echo)
 
@@ -178,13 +258,24 @@ def train(
             Training(changed, seed, output / recipe / f"seed-{seed}", data_dir)
             for seed in changed.seeds
         ]
-    for training in trainings:
-        state = "finished before" if training.is_finished else "training"
-        typer.echo(f"{training.folder}: {state}")
-        with _bad_parameters(RecipeError):
-            summary = training.run(verbose=1 if sys.stdout.isatty() else 2)
-        metrics = [f"{k} {v:.4f}" for k, v in summary.items() if k.startswith("test_")]
-        typer.echo(f"{training.folder}: {', '.join(metrics)}")
+    number = sum(not training.is_finished for training in trainings)
+    has_bar = sys.stdout.isatty() and number > 0
+    progress = RunProgress(number, changed.epochs, metric="val_accuracy")
+    with progress if has_bar else nullcontext():
+        for training in trainings:
+            if training.is_finished:
+                progress.print(f"{training.folder}: finished before")
+            else:
+                progress.print(f"{training.folder}: training")
+                progress.start(f"seed {training.seed}")
+            with _bad_parameters(RecipeError):
+                summary = training.run(
+                    verbose=0 if has_bar else 2, callbacks=[progress]
+                )
+            metrics = [
+                f"{k} {v:.4f}" for k, v in summary.items() if k.startswith("test_")
+            ]
+            progress.print(f"{training.folder}: {', '.join(metrics)}")
 
 
 @app.command()
@@ -212,21 +303,35 @@ def sweep(  # noqa: PLR0913
         Path, typer.Option(help="Folder of sweeps; a stopped sweep goes on.")
     ] = Path("sweeps"),
     data_dir: DataFolder = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Search a recipe's hyperparameters on held-out training images."""
-    from keras_nrs.data.download import check_connection
-    from keras_nrs.experiments.paper_sweeps import sweeps
-    from keras_nrs.experiments.search import role
-    from keras_nrs.experiments.space import parse_space
-    from keras_nrs.experiments.training import RecipeError
-
     changed = _recipe(recipe, settings)
+    with without_logs():
+        from keras_nrs.data.download import check_connection
+        from keras_nrs.experiments import plans
+        from keras_nrs.experiments.paper_sweeps import planned_trials
+        from keras_nrs.experiments.paper_sweeps import sweeps
+        from keras_nrs.experiments.progress import RunProgress
+        from keras_nrs.experiments.search import role
+        from keras_nrs.experiments.space import parse_space
+        from keras_nrs.experiments.training import RecipeError
+
+    with _bad_parameters(TypeError, ValueError):
+        space = parse_space(vary or [])
+        numbers = planned_trials(
+            recipe, changed, space, search=search, trials=trials, seed=seed
+        )
+    plan = plans.sweep_plan(recipe, changed, numbers, output=output, data_dir=data_dir)
+    typer.echo("\n".join([*plan, plans.DRY] if dry_run else plan))
+    if dry_run:
+        return
     check_connection(changed.dataset, data_dir, typer.echo)
     with _bad_parameters(TypeError, ValueError):
         planned = sweeps(
             recipe,
             changed,
-            parse_space(vary or []),
+            space,
             search=search,
             trials=trials,
             seed=seed,
@@ -238,8 +343,11 @@ def sweep(  # noqa: PLR0913
             current = next(planned, None)
         if current is None:
             return
-        with _bad_parameters(RecipeError):
-            current.run(typer.echo)
+        left = current.number_left(numbers[current.recipe_name])
+        has_bar = sys.stdout.isatty() and role() == "alone" and left is not None
+        progress = RunProgress(left or 0, current.recipe.epochs)
+        with _bad_parameters(RecipeError), progress if has_bar else nullcontext():
+            current.run(progress.print, progress)
         if role() == "worker":
             continue
         Console().print(current.table)
@@ -281,6 +389,18 @@ def report(
     if left_out:
         typer.echo("\n  ".join(["Left out, and why:", *left_out]) + "\n")
     typer.echo(f"Written: {output / 'report.md'} and {output / 'report.html'}")
+
+
+def _list_recipes(words: list[str]) -> None:
+    """Show a table of recipes, or plain names where another program reads them."""
+    from keras_nrs.experiments import recipe_list
+
+    with _bad_parameters(ValueError):
+        names = recipe_list.matching(words)
+    if sys.stdout.isatty():
+        Console().print(recipe_list.recipe_table(names))
+    else:
+        typer.echo("\n".join(names))
 
 
 def _recipe(name: str, settings: list[str] | None) -> Any:

@@ -28,8 +28,8 @@ from keras_nrs.experiments.demo import NRS
 from keras_nrs.experiments.demo import Settings
 from keras_nrs.experiments.demo import accuracy_and_loss
 from keras_nrs.experiments.demo import compiled_model
-from keras_nrs.experiments.demo import load_split
 from keras_nrs.experiments.demo import train
+from keras_nrs.experiments.demo_data import load_split
 
 SEEDS = range(1000, 1006)
 LEARNING_RATES = (1e-3, 2e-3, 4e-3, 8e-3, 16e-3)

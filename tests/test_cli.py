@@ -40,7 +40,7 @@ def no_training(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def _demo(*arguments: str) -> Any:
-    return CliRunner().invoke(cli.build_app(), ["demo", *arguments])
+    return CliRunner().invoke(cli.build_app(), ["demo", "--data", "digits", *arguments])
 
 
 @pytest.mark.only_torch
@@ -54,6 +54,9 @@ def test_demo_prints_a_table_and_writes_its_files(
     assert all(call["epochs"] == 3 for call in no_training)
     for arm in ("RPR", "NRS", "baseline"):
         assert arm in result.output
+    assert "Data: Handwritten digits, from scikit-learn." in result.output
+    assert "Decision: keep the baseline on these data" in result.output
+    assert result.output.splitlines()[-1].startswith("keras-nrs tune ")
     assert {path.name for path in (tmp_path / "new").iterdir()} == {
         "demo.png",
         "runs.json",
@@ -84,7 +87,7 @@ def test_bad_options(option: str, value: str, message: str, tmp_path: Path) -> N
 def test_help_names_the_options() -> None:
     result = _demo("--help")
     assert result.exit_code == 0
-    for option in ("--seeds", "--train-images", "--epochs", "--output"):
+    for option in ("--data", "--seeds", "--train-images", "--epochs", "--output"):
         assert option in result.output
 
 
@@ -97,8 +100,9 @@ def test_a_missing_extra_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.delitem(sys.modules, "keras_nrs.commands", raising=False)
-    monkeypatch.delitem(sys.modules, demo.__name__)
-    monkeypatch.delattr(keras_nrs.experiments, "demo")
+    for name in ("demo", "demo_data"):
+        monkeypatch.delitem(sys.modules, f"keras_nrs.experiments.{name}")
+        monkeypatch.delattr(keras_nrs.experiments, name)
     monkeypatch.setattr(sys, "argv", ["keras-nrs", "demo", "--output", str(tmp_path)])
     with pytest.raises(SystemExit) as exit_info:
         cli.main()
@@ -278,8 +282,8 @@ TOO_LONG = "x" * 300
 @pytest.mark.parametrize(
     ("command", "output", "message"),
     [
-        (["demo"], "a file/runs", "Not a directory"),
-        (["demo"], TOO_LONG, "File name too long"),
+        (["demo", "--data", "digits"], "a file/runs", "Not a directory"),
+        (["demo", "--data", "digits"], TOO_LONG, "File name too long"),
         (["train", DIGITS], "a file", "Not a directory"),
         (["train", DIGITS], "a file/runs", "Not a directory"),
         (["train", DIGITS], TOO_LONG, "File name too long"),
@@ -387,3 +391,83 @@ def test_damaged_measurements_name_themselves(tmp_path: Path) -> None:
         assert f"{name}' is damaged" in result.stderr.splitlines()[-1]
         (measured / name).write_bytes(whole)
     assert _flatness(*arguments).exit_code == 0
+
+
+@pytest.mark.only_torch
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_both_names_of_the_help(option: str) -> None:
+    result = CliRunner().invoke(cli.build_app(), [option])
+    assert result.exit_code == 0
+    assert "--version" in result.output
+    assert "Neighborhood Region Smoothing" in result.output
+
+
+@pytest.mark.only_torch
+def test_versions() -> None:
+    result = CliRunner().invoke(cli.build_app(), ["--version"])
+    assert result.exit_code == 0
+    assert result.output.startswith(f"keras-nrs {keras_nrs.__version__} (Keras ")
+    assert result.output.endswith(" on torch)\n")
+
+
+@pytest.mark.only_torch
+def test_names_of_recipes_are_completed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_KERAS_NRS_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "keras-nrs train digits-")
+    monkeypatch.setenv("COMP_CWORD", "2")
+    result = CliRunner().invoke(cli.build_app(), prog_name="keras-nrs")
+    schemes = ("nrs", "rpr", "baseline")
+    names = [f"digits-wide_resnet_10_1-none-{scheme}" for scheme in schemes]
+    assert result.output.split() == names
+
+
+@pytest.mark.only_torch
+def test_train_list_has_a_filter() -> None:
+    listed = _train("list", "cifar100", "cutout", "vgg").output.split()
+    schemes = ("nrs", "rpr", "baseline")
+    assert listed == [f"cifar100-vgg16-cutout-{scheme}" for scheme in schemes]
+    result = _train("list", "mnist2")
+    assert result.exit_code == 2
+    assert "must be parts of the name of a recipe" in " ".join(result.output.split())
+    result = _train(DIGITS, "eps=0.3")
+    assert result.exit_code == 2
+    assert "Change values of a recipe with --set" in " ".join(result.output.split())
+
+
+@pytest.mark.only_torch
+@pytest.mark.parametrize("name", ["train", "sweep"])
+def test_a_dry_run_says_what_would_be_done_and_touches_nothing(
+    name: str, tmp_path: Path
+) -> None:
+    data, output = tmp_path / "data", tmp_path / "out"
+    arguments = [name, "cifar10-resnet18-basic-nrs", "--dry-run", "--set", "seeds=0,1"]
+    arguments += ["--output", str(output), "--data-dir", str(data)]
+    result = CliRunner().invoke(cli.build_app(), arguments)
+    assert result.exit_code == 0, result.output
+    for text in (f"Data: {data}", str(output), "Dry run: nothing was read, trained"):
+        assert text in result.output
+    assert ("18 trainings" if name == "sweep" else "2, one for") in result.output
+    assert not list(tmp_path.iterdir())
+
+
+# Answered before TensorFlow Datasets is imported, or an address is tried.
+@pytest.mark.only_torch
+@pytest.mark.parametrize("name", ["train", "sweep"])
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("augmentation=mixup", "`augmentation` must be one of"),
+        ("validation_percent=95", "`validation_percent` must be an integer from 0"),
+        ("label_smoothing=2", "`label_smoothing` must be >= 0 and < 1"),
+        ("image_size=0", "`image_size` must be an integer >= 1"),
+        ("scheme=sam", "`perturbation` must not be given with scheme='sam'"),
+    ],
+)
+def test_bad_settings_are_named_before_data_are_touched(
+    monkeypatch: pytest.MonkeyPatch, name: str, setting: str, message: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "keras_nrs.data", None)
+    arguments = [name, "cifar10-resnet18-basic-nrs", "--set", setting]
+    result = CliRunner().invoke(cli.build_app(), arguments)
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())

@@ -23,8 +23,8 @@ FLOORS = [
     "divergences batches stateless models data preprocessing",
     "backend",
     "forwarding labels noise saving backups unit_axes",
-    "_locks _fashion_mnist",
-    "_checks _digits _files keras_internals versions",
+    "_locks _fashion_mnist _image_settings",
+    "_checks _digits _files _signatures keras_internals versions",
 ]
 FLOOR_OF = {name: i for i, names in enumerate(FLOORS) for name in names.split()}
 

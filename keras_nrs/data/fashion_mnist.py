@@ -1,6 +1,5 @@
 """Fashion-MNIST from files at hand as a TensorFlow Datasets builder."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import tensorflow_datasets as tfds
 from keras_nrs._fashion_mnist import SPLITS
 from keras_nrs._fashion_mnist import folder_at_hand
 from keras_nrs._fashion_mnist import load_split
+from keras_nrs._fashion_mnist import place_of_prepared
 
 _Downloaded: Any = tfds.image_classification.FashionMNIST
 
@@ -52,7 +52,4 @@ def builder_of(name: str, data_dir: str | None) -> Any:
     folder = folder_at_hand(data_dir)
     if folder is None:
         return builder
-    if data_dir is not None and folder == Path(data_dir):
-        # The files may be in a folder of the system.
-        data_dir = data_dir if os.access(folder, os.W_OK) else None
-    return FashionMNIST(folder, data_dir)
+    return FashionMNIST(folder, place_of_prepared(folder, data_dir))

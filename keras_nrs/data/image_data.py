@@ -12,10 +12,9 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from keras_nrs._checks import check_choice
 from keras_nrs._checks import check_int
-from keras_nrs._checks import check_rate
 from keras_nrs._checks import check_seed
+from keras_nrs._image_settings import check_image_settings
 from keras_nrs.data.augmentation import AUGMENTATIONS
 from keras_nrs.data.augmentation import CUTOUT_SIZE
 from keras_nrs.data.augmentation import PADDING
@@ -35,7 +34,6 @@ MOMENTS = {
     "fashion_mnist": ((0.2860,), (0.3530,)),
     "imagenet2012": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
-SOURCES = ("paper", "released")
 # The test splits of these sets have no public labels.
 _TEST_SPLITS = {"imagenet2012": "validation", "places365_small": "validation"}
 # Training sets up to this size are kept in memory and shuffled as a whole.
@@ -102,13 +100,14 @@ class ImageData:
     data_dir: str | None = None
 
     def __post_init__(self) -> None:
-        check_int("batch_size", self.batch_size, minimum=1)
-        check_choice("augmentation", self.augmentation, AUGMENTATIONS)
-        check_choice("source", self.source, SOURCES)
-        if self.image_size is not None:
-            check_int("image_size", self.image_size, minimum=1)
-        check_rate("label_smoothing", self.label_smoothing)
-        check_int("validation_percent", self.validation_percent, 0, 90)
+        check_image_settings(
+            augmentation=self.augmentation,
+            source=self.source,
+            image_size=self.image_size,
+            label_smoothing=self.label_smoothing,
+            validation_percent=self.validation_percent,
+            batch_size=self.batch_size,
+        )
         check_seed("seed", self.seed)
         check_int("num_shards", self.num_shards, minimum=1)
         check_int("shard_index", self.shard_index, 0, self.num_shards - 1)

@@ -1,4 +1,4 @@
-"""NRS and its controls on scikit-learn's handwritten digits: `keras-nrs demo`.
+"""NRS and its controls on small image data: `keras-nrs demo`.
 
 A small network is trained on few images in five ways, the arms. For each seed the arms
 share split, initial weights and batches, so that they can be compared in pairs. All of
@@ -12,18 +12,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
-from typing import NamedTuple
 
 import keras
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn
-from rich.progress import Progress
-from rich.progress import TextColumn
-from rich.progress import TimeRemainingColumn
 
 import keras_nrs
+from keras_nrs._checks import check_bool
 from keras_nrs._checks import check_choice
 from keras_nrs._checks import check_int
 from keras_nrs._checks import check_nonnegative
@@ -31,17 +27,23 @@ from keras_nrs._checks import check_number
 from keras_nrs._checks import check_positive
 from keras_nrs._checks import check_seed
 from keras_nrs._checks import check_share
+from keras_nrs.experiments.progress import RunProgress
 from keras_nrs.experiments.run_store import Row
 from keras_nrs.experiments.run_store import RunStore
 
 try:
     from scipy.special import log_softmax
-    from sklearn.model_selection import train_test_split
 
     from keras_nrs import flatness
     from keras_nrs._digits import NUM_CLASSES
-    from keras_nrs._digits import load_digits
-    from keras_nrs._digits import pool_and_test
+    from keras_nrs.experiments.demo_data import DIGITS
+    from keras_nrs.experiments.demo_data import FASHION_MNIST
+    from keras_nrs.experiments.demo_data import MAX_TRAIN_IMAGES
+    from keras_nrs.experiments.demo_data import Split
+    from keras_nrs.experiments.demo_data import load_split
+    from keras_nrs.experiments.demo_networks import initial_weights
+    from keras_nrs.experiments.demo_networks import mlp
+    from keras_nrs.experiments.demo_networks import small_cnn
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         f"The demo needs the package {error.name}. Install it with: "
@@ -58,7 +60,6 @@ NRS_ALPHA_0 = "NRS, alpha 0"
 NRS = "NRS"
 ARMS = (BASELINE, TWICE_THE_LOSS, RPR, NRS_ALPHA_0, NRS)
 
-MAX_TRAIN_IMAGES = 900
 BATCH_SIZE = 25
 NUM_DELTAS = 16
 
@@ -67,52 +68,75 @@ NUM_DELTAS = 16
 class Settings:
     """Settings that all arms and seeds of an experiment share.
 
+    Those of the digits are the defaults, `SETTINGS` has those of each set.
+
     Args:
-        train_images: Number of training images, from 10 to 900. The other images of
-            the pool of 1,000 are the validation split.
+        data: `"digits"`, for which a small CNN is trained, or `"fashion-mnist"`, for
+            which it is an MLP.
+        train_images: Number of training images: of the digits from 10 to 900, of
+            Fashion-MNIST to 50,000. Others are the validation split.
         epochs: Passes over the training images, >= 1.
+        batch_size: Images in a step, >= 1.
         learning_rate: AdamW's, at the first step; a cosine takes it to zero.
         weight_decay: AdamW's, which multiplies it by the learning rate, >= 0.
+        clip_norm: Global norm at which gradients are clipped, > 0 or `None`.
         eps: Norm of delta relative to the norm of the weights, >= 0.
         alpha: Weight of the model divergence, >= 0.
+        normalize: As in `wrap()`.
 
     Raises:
         TypeError, ValueError: if an argument is not as described.
     """
 
+    data: str = DIGITS
     train_images: int = 100
     epochs: int = 100
+    batch_size: int = BATCH_SIZE
     # Chosen by `KERAS_BACKEND=jax python -m studies.tune_demo`: the best of 20 for the
     # baseline (validation accuracy 92.65 %), then the best of 20 for NRS (93.43 %). All
     # 16 settings with eps >= 0.2 reached between 92.89 and 93.43 %.
     learning_rate: float = 4e-3
     weight_decay: float = 0.3
+    clip_norm: float | None = None
     eps: float = 0.5
     alpha: float = 4.0
+    normalize: bool = False
 
     def __post_init__(self) -> None:
+        check_choice("data", self.data, MAX_TRAIN_IMAGES)
         check_int("train_images", self.train_images, minimum=NUM_CLASSES)
-        if self.train_images > MAX_TRAIN_IMAGES:
+        most = MAX_TRAIN_IMAGES[self.data]
+        if self.train_images > most:
             raise ValueError(
-                f"`train_images` must be <= {MAX_TRAIN_IMAGES}, to leave images for "
-                f"validation. Received: train_images={self.train_images}."
+                f"`train_images` must be <= {most} with data={self.data!r}, to leave "
+                f"images for validation. Received: train_images={self.train_images}."
             )
         check_int("epochs", self.epochs, minimum=1)
+        check_int("batch_size", self.batch_size, minimum=1)
         check_positive("learning_rate", self.learning_rate)
         check_nonnegative("weight_decay", self.weight_decay)
+        if self.clip_norm is not None:
+            check_positive("clip_norm", self.clip_norm)
         check_nonnegative("eps", self.eps)
         check_nonnegative("alpha", self.alpha)
+        check_bool("normalize", self.normalize)
 
 
-class Split(NamedTuple):
-    """Images of shape `(n, 8, 8, 1)` in [0, 1] and labels of shape `(n,)`."""
-
-    x_train: Array
-    y_train: Array
-    x_validation: Array
-    y_validation: Array
-    x_test: Array
-    y_test: Array
+SETTINGS = {
+    DIGITS: Settings(),
+    # What the study chose on validation images for its task fashion-mlp-3000.
+    FASHION_MNIST: Settings(
+        data=FASHION_MNIST,
+        train_images=3000,
+        epochs=30,
+        batch_size=64,
+        learning_rate=1e-3,
+        weight_decay=0.03,
+        clip_norm=1.0,
+        eps=0.6,
+        normalize=True,
+    ),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,77 +168,14 @@ class Run:
             check_number(name, getattr(self, name))
 
 
-def split_indices(
-    labels: Array, *, train_images: int, seed: int
-) -> tuple[Array, Array, Array]:
-    """Indices of the training, validation and test images.
-
-    The three parts are disjoint and stratified. All seeds share the test images.
-    """
-    pool, test = pool_and_test(labels)
-    train, validation = train_test_split(
-        pool, train_size=train_images, stratify=labels[pool], random_state=seed
-    )
-    return train, validation, test
+def network_of(data: str) -> keras.Model:
+    """The network that is trained on a set."""
+    return small_cnn() if data == DIGITS else mlp()
 
 
-def load_split(*, train_images: int, seed: int) -> Split:
-    """The digits, split by `split_indices`."""
-    images, labels = load_digits()
-    indices = split_indices(labels, train_images=train_images, seed=seed)
-    return Split(*(array[i] for i in indices for array in (images, labels)))
-
-
-def small_cnn(
-    input_shape: tuple[int, ...] = (8, 8, 1), num_classes: int = NUM_CLASSES
-) -> keras.Model:
-    """Convolutions of 16, 32 and 32 channels and a head that returns logits.
-
-    Args:
-        input_shape: `(height, width, channels)` of images, or `(length, channels)` of
-            sequences.
-        num_classes: Number of logits.
-    """
-    layers = keras.layers
-    is_image = len(input_shape) == 3
-    convolution = layers.Conv2D if is_image else layers.Conv1D
-    pooling = layers.MaxPooling2D if is_image else layers.MaxPooling1D
-    options = {
-        "padding": "same",
-        "activation": "relu",
-        "kernel_initializer": "he_normal",
-    }
-    return keras.Sequential(
-        [
-            keras.Input(input_shape),
-            convolution(16, 3, **options),
-            convolution(32, 3, **options),
-            pooling(),
-            convolution(32, 3, **options),
-            pooling(),
-            layers.Flatten(),
-            layers.Dense(num_classes),
-        ]
-    )
-
-
-def initial_weights(model: keras.Model, seed: int) -> list[Array]:
-    """Zero biases and normal kernels of variance 2 / fan-in, equal on all backends.
-
-    Reference: [He et al., 2015](https://arxiv.org/abs/1502.01852), Equation 10.
-    """
-    rng = np.random.default_rng(seed)
-    return [
-        rng.normal(size=v.shape) * np.sqrt(2 / np.prod(v.shape[:-1]))
-        if len(v.shape) > 1
-        else np.zeros(v.shape)
-        for v in model.weights
-    ]
-
-
-def steps_per_epoch(train_images: int) -> int:
+def steps_per_epoch(train_images: int, batch_size: int = BATCH_SIZE) -> int:
     """Batches in an epoch. Left-over images are dropped: all batches have one shape."""
-    return max(1, train_images // BATCH_SIZE)
+    return max(1, train_images // batch_size)
 
 
 def alpha_of(arm: str, settings: Settings) -> float:
@@ -230,12 +191,15 @@ def crossentropy() -> keras.losses.Loss:
 def compiled_model(arm: str, settings: Settings) -> keras.Model:
     """The compiled model of an arm, wrapped unless the arm is a baseline."""
     check_choice("arm", arm, ARMS)
-    steps = settings.epochs * steps_per_epoch(settings.train_images)
-    model = small_cnn()
+    steps = settings.epochs * steps_per_epoch(
+        settings.train_images, settings.batch_size
+    )
+    model = network_of(settings.data)
     model.compile(
         keras.optimizers.AdamW(
             keras.optimizers.schedules.CosineDecay(settings.learning_rate, steps),
             weight_decay=settings.weight_decay,
+            global_clipnorm=settings.clip_norm,
         ),
         crossentropy(),
         loss_weights=2.0 if arm == TWICE_THE_LOSS else 1.0,
@@ -248,7 +212,7 @@ def compiled_model(arm: str, settings: Settings) -> keras.Model:
         alpha=alpha_of(arm, settings),
         scheme="rpr" if arm == RPR else "nrs",
         perturbation="relative",
-        normalize=False,
+        normalize=settings.normalize,
     )
 
 
@@ -276,10 +240,12 @@ def reset(
         state.assign(np.array([seed, 0], keras.backend.standardize_dtype(state.dtype)))
 
 
-def batches(x: Array, y: Array, *, seed: int) -> Iterator[tuple[Array, Array]]:
+def batches(
+    x: Array, y: Array, *, seed: int, batch_size: int = BATCH_SIZE
+) -> Iterator[tuple[Array, Array]]:
     """Endless batches, in an order that depends only on the seed."""
     rng = np.random.default_rng(seed)
-    size = min(BATCH_SIZE, len(x))
+    size = min(batch_size, len(x))
     while True:
         order = rng.permutation(len(x))
         for start in range(0, len(x) - size + 1, size):
@@ -293,13 +259,14 @@ def train(
     *,
     epochs: int,
     seed: int,
+    batch_size: int = BATCH_SIZE,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> keras.callbacks.History:
     """Train a compiled model from the initial weights of a seed."""
     reset(model, seed)
     return model.fit(
-        batches(split.x_train, split.y_train, seed=seed),
-        steps_per_epoch=steps_per_epoch(len(split.x_train)),
+        batches(split.x_train, split.y_train, seed=seed, batch_size=batch_size),
+        steps_per_epoch=steps_per_epoch(len(split.x_train), batch_size),
         epochs=epochs,
         shuffle=False,
         verbose=0,
@@ -381,7 +348,7 @@ class Experiment:
         self._wanted = [(arm, seed) for arm in ARMS for seed in range(seeds)]
         self._models: dict[str, keras.Model] = {}
         # The loss weight of "twice the loss" would double its eigenvalue.
-        self._measured = small_cnn()
+        self._measured = network_of(settings.data)
         self._measured.compile(loss=crossentropy())
         versions = {
             "backend": keras.backend.backend(),
@@ -407,15 +374,10 @@ class Experiment:
     def _run_missing(self, console: Console | None) -> list[Run]:
         finished = {(run.arm, run.seed) for run in self.finished}
         missing = [pair for pair in self._wanted if pair not in finished]
-        columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
-        with Progress(*columns, console=console) as progress:
-            task = progress.add_task("", total=len(missing) * self.settings.epochs)
-            advance = keras.callbacks.LambdaCallback(
-                on_epoch_end=lambda epoch, logs: progress.advance(task)
-            )
+        with RunProgress(len(missing), self.settings.epochs, console) as progress:
             for arm, seed in missing:
-                progress.update(task, description=f"{arm}, seed {seed}")
-                run = partial(self._run, arm, seed, advance)
+                progress.start(f"{arm}, seed {seed}")
+                run = partial(self._run, arm, seed, progress)
                 self._store.get({"arm": arm, "seed": seed}, run)
         return self.finished
 
@@ -431,7 +393,16 @@ class Experiment:
 
     def _run(self, arm: str, seed: int, callback: keras.callbacks.Callback) -> Row:
         settings, model = self.settings, self._model(arm)
-        split = load_split(train_images=settings.train_images, seed=seed)
-        train(model, split, epochs=settings.epochs, seed=seed, callbacks=[callback])
+        split = load_split(
+            train_images=settings.train_images, seed=seed, data=settings.data
+        )
+        train(
+            model,
+            split,
+            epochs=settings.epochs,
+            seed=seed,
+            batch_size=settings.batch_size,
+            callbacks=[callback],
+        )
         self._measured.set_weights(base_model(model).get_weights())
         return measure(self._measured, split, settings)

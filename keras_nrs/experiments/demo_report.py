@@ -1,4 +1,4 @@
-"""The demo's table and figure."""
+"""The demo's table, figure and decision."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,13 +9,20 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from matplotlib.ticker import NullFormatter
 from matplotlib.ticker import StrMethodFormatter
+from rich import box
+from rich.console import Console
 from rich.table import Table
 
 from keras_nrs._files import atomic_write
 from keras_nrs.experiments.demo import ARMS
 from keras_nrs.experiments.demo import BASELINE
+from keras_nrs.experiments.demo import NRS
+from keras_nrs.experiments.demo import RPR
 from keras_nrs.experiments.demo import Array
 from keras_nrs.experiments.demo import Run
+from keras_nrs.experiments.demo_data import DIGITS
+from keras_nrs.experiments.demo_data import TITLES
+from keras_nrs.experiments.t_test import TTest
 from keras_nrs.experiments.t_test import t_test
 from keras_nrs.experiments.t_test import with_interval
 from keras_nrs.flatness import plots
@@ -45,31 +52,111 @@ _PANELS = {
 _COLORS = (plots.BLACK, plots.SKY, plots.ORANGE, plots.GREEN, plots.BLUE)
 
 
-def results_table(runs: Sequence[Run]) -> Table:
+def results_table(
+    runs: Sequence[Run], *, data: str = DIGITS, console: Console | None = None
+) -> Table:
     """A row for each arm: means and standard deviations over the seeds.
 
     The last column is the mean difference in accuracy to the baseline of the same seed,
     and half the width of its 95 % confidence interval.
+
+    Args:
+        runs: The runs of all arms.
+        data: The set that they were trained on.
+        console: Where the table is to fit. If it is too narrow, the table has no
+            standard deviations.
     """
-    baseline = values(runs, BASELINE, "test_accuracy")
+    table = _table(runs, data, has_deviations=True)
+    if console is None or console.measure(table).maximum < console.width:
+        return table
+    return _table(runs, data, has_deviations=False)
+
+
+def _table(runs: Sequence[Run], data: str, *, has_deviations: bool) -> Table:
+    seeds = len(values(runs, BASELINE, "seed"))
+    what = "mean ± standard deviation" if has_deviations else "means"
     table = Table(
-        title=f"Handwritten digits, {len(baseline)} seeds: mean ± standard deviation",
+        title=f"{TITLES[data]}, {seeds} seeds: {what}",
         caption="Eigenvalue: the largest of the last layer's Hessian on the training "
         "images. Gain: accuracy - that of the baseline with the same seed, mean ± half "
         "its 95 % confidence interval.",
+        box=box.HEAVY_HEAD if has_deviations else box.SIMPLE,
+        padding=(0, 1 if has_deviations else 0),
+        pad_edge=has_deviations,
     )
-    table.add_column("arm", no_wrap=True)
-    for heading in (*_COLUMNS, "gain (points)"):
-        table.add_column(heading, justify="right")
-    for arm in ARMS:
-        cells = []
-        for name, scale, form in _COLUMNS.values():
-            x = scale * values(runs, arm, name)
-            cells.append(f"{np.mean(x):{form}} ± {np.std(x, ddof=1):{form}}")
-        test = t_test(100 * (values(runs, arm, "test_accuracy") - baseline))
-        gain = with_interval(test.mean, test.width)
-        table.add_row(arm, *cells, "" if arm == BASELINE else gain)
+    columns = {"arm": list(ARMS)}
+    for heading, (name, scale, form) in _COLUMNS.items():
+        columns[heading] = [
+            _cell(scale * values(runs, arm, name), form, has_deviations) for arm in ARMS
+        ]
+    gains = [_difference(runs, arm, BASELINE, "test_accuracy", 100) for arm in ARMS]
+    texts = [with_interval(gain.mean, gain.width) for gain in gains]
+    columns["gain (points)"] = ["", *texts[1:]]
+    for heading, cells in columns.items():
+        # Headings wrap between words, and cells not at all.
+        widest = max(map(len, [*heading.split(), *cells]))
+        justify: Any = "left" if heading == "arm" else "right"
+        table.add_column(heading, justify=justify, width=widest)
+    for row in zip(*columns.values(), strict=True):
+        table.add_row(*row)
     return table
+
+
+def _cell(x: Array, form: str, has_deviation: bool) -> str:
+    deviation = f" ± {np.std(x, ddof=1):{form}}" if has_deviation else ""
+    return f"{np.mean(x):{form}}{deviation}"
+
+
+def decision(runs: Sequence[Run]) -> str:
+    """What the runs say about NRS on their data.
+
+    NRS is for use if the 95 % interval of its paired gain in accuracy is above 0.
+    """
+    gain = _difference(runs, NRS, BASELINE, "test_accuracy", 100)
+    loss = _difference(runs, NRS, BASELINE, "test_loss")
+    found = (
+        f"{with_interval(gain.mean, gain.width)} points of accuracy (95 % interval, "
+        f"{gain.n} pairs)."
+    )
+    if _is_clear(gain) and gain.mean > 0:
+        return f"use NRS on these data, because it gains {found} {_rivals(runs)}"
+    text = "keep the baseline on these data, because "
+    if _is_clear(gain):
+        text += f"NRS loses: {found}"
+    else:
+        text += (
+            f"the gain of NRS is not distinguishable from 0: {found} More pairs narrow "
+            "the interval: --seeds."
+        )
+    if _is_clear(loss) and loss.mean < 0:
+        text += (
+            f" Its test loss is lower, {with_interval(loss.mean, loss.width, 3)} nats: "
+            "use it if you need probabilities, not classes alone."
+        )
+    return text
+
+
+def _rivals(runs: Sequence[Run]) -> str:
+    """What else may gain as much as NRS, whose step costs two plain ones."""
+    rpr = _difference(runs, RPR, BASELINE, "test_accuracy", 100)
+    over_rpr = _difference(runs, NRS, RPR, "test_accuracy", 100)
+    text = "A step costs about two plain ones: try twice the epochs without NRS, too."
+    if _is_clear(rpr) and rpr.mean > 0 and not _is_clear(over_rpr):
+        gain = with_interval(rpr.mean, rpr.width)
+        text = f"RPR gains {gain} at the cost of a plain step: try it first. {text}"
+    return text
+
+
+def _difference(
+    runs: Sequence[Run], arm: str, other: str, name: str, scale: float = 1
+) -> TTest:
+    """The paired difference of two arms in a measurement."""
+    return t_test(scale * (values(runs, arm, name) - values(runs, other, name)))
+
+
+def _is_clear(difference: TTest) -> bool:
+    """Whether the interval leaves 0 out; `False` if there is none."""
+    return abs(difference.mean) > difference.width
 
 
 def _draw_panel(axes: Any, points: Sequence[Array], label: str) -> None:
@@ -90,8 +177,8 @@ def _draw_panel(axes: Any, points: Sequence[Array], label: str) -> None:
         axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def draw_results(runs: Sequence[Run], path: Path) -> None:
-    """Write a PNG of all runs: one panel for each measurement."""
+def draw_results(runs: Sequence[Run], path: Path, data: str = DIGITS) -> None:
+    """Write a PNG of all runs on a set: one panel for each measurement."""
     accuracy = {arm: 100 * values(runs, arm, "test_accuracy") for arm in ARMS}
     differences = [accuracy[arm] - accuracy[BASELINE] for arm in ARMS]
     # One panel above the other, so that a phone shows large letters.
@@ -105,7 +192,7 @@ def draw_results(runs: Sequence[Run], path: Path) -> None:
     panels[0].set_yticks(range(len(ARMS)), ARMS)
     panels[0].invert_yaxis()
     figure.suptitle(
-        f"Handwritten digits, {len(differences[0])} seeds:\n"
+        f"{TITLES[data]}, {len(differences[0])} seeds:\n"
         "a dot for each seed, a bar for the mean",
         fontsize=14,
     )

@@ -1,18 +1,19 @@
 """The paper's searches: the baseline's first, then those that build on it."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from keras_nrs.experiments.recipes import Recipe
+from keras_nrs.experiments.recipes import changes
 from keras_nrs.experiments.recipes import recipes
 from keras_nrs.experiments.recipes import with_values
 from keras_nrs.experiments.search import role
 from keras_nrs.experiments.space import Space
 from keras_nrs.experiments.space import check_space
 from keras_nrs.experiments.sweep import Sweep
-from keras_nrs.experiments.sweep import changes
 from keras_nrs.experiments.sweep import check_search
 from keras_nrs.experiments.sweep import command
 
@@ -27,6 +28,62 @@ PAPER_SPACES: dict[str, Space] = {
 }
 # A baseline does not depend on these keys.
 _PERTURBATION = ("scheme", "eps", "alpha", "perturbation", "interval", "normalize")
+
+
+def spaces_of(recipe_name: str, recipe: Recipe, space: Space) -> dict[str, Space]:
+    """The space of each sweep of a recipe, by the name of the sweep's recipe, in order.
+
+    An empty space stands for the paper's, whose first sweep may be the baseline's.
+
+    Raises:
+        ValueError: if the paper varies nothing.
+    """
+    if space:
+        return {recipe_name: space}
+    scheme = recipe.scheme
+    is_given = recipe.optimizer == "adam" or recipe.dataset == "imagenet2012"
+    if scheme not in PAPER_SPACES or (scheme == "baseline" and is_given):
+        raise ValueError(
+            f"The paper gives all values of {recipe_name!r}, and varies none. Say what "
+            "to vary: --vary KEY=V1,V2."
+        )
+    of_recipe = {recipe_name: PAPER_SPACES[scheme]}
+    if scheme == "baseline" or is_given:
+        return of_recipe
+    return {_baseline(recipe_name): PAPER_SPACES["baseline"]} | of_recipe
+
+
+def planned_trials(
+    recipe_name: str,
+    recipe: Recipe,
+    space: Space,
+    *,
+    search: str,
+    trials: int | None,
+    seed: int,
+) -> dict[str, int | None]:
+    """The largest number of trials of each sweep of a recipe, in order.
+
+    `None` is for Hyperband to say.
+
+    Raises:
+        TypeError, ValueError: as in `sweeps()`, but for what the data decide.
+    """
+    trials = check_search(search, trials, seed)
+    planned: dict[str, int | None] = {}
+    for name, of_sweep in spaces_of(recipe_name, recipe, space).items():
+        # The baseline's sweep is a whole grid.
+        kind, most = (search, trials) if name == recipe_name else ("grid", None)
+        check_space(of_sweep, recipe, kind)
+        planned[name] = most
+        if kind == "grid":
+            whole = math.prod(len(values) for values in of_sweep.values())
+            planned[name] = whole if most is None else min(whole, most)
+    return planned
+
+
+def _baseline(recipe_name: str) -> str:
+    return f"{recipe_name.rpartition('-')[0]}-baseline"
 
 
 def sweeps(
@@ -47,15 +104,9 @@ def sweeps(
         TypeError, ValueError: as in `Sweep`; if the paper varies nothing; or if, in
             KerasTuner's distributed mode, the baseline's sweep has not finished.
     """
-    is_given = recipe.optimizer == "adam" or recipe.dataset == "imagenet2012"
-    if not space and recipe.scheme == "baseline" and is_given:
-        raise ValueError(
-            f"The paper gives all values of {recipe_name!r}, and varies none. Say what "
-            "to vary: --vary KEY=V1,V2."
-        )
-    needs_baseline = not space and recipe.scheme != "baseline" and not is_given
-    space = space or PAPER_SPACES[recipe.scheme]
-    if needs_baseline:
+    spaces = spaces_of(recipe_name, recipe, space)
+    space = spaces[recipe_name]
+    if len(spaces) > 1:
         # Check the second sweep before the first one runs.
         search = options.get("search", "grid")
         check_search(search, options.get("trials"), options.get("seed", 0))
@@ -84,7 +135,7 @@ def _baseline_sweep(
     recipe_name: str, recipe: Recipe, output: Path, data_dir: str | None
 ) -> Sweep:
     """The baseline's sweep, shared by recipes that differ only in the perturbation."""
-    name = f"{recipe_name.rpartition('-')[0]}-baseline"
+    name = _baseline(recipe_name)
     changed = changes(recipe_name, recipe)
     kept = {key: changed[key] for key in changed if key not in _PERTURBATION}
     baseline = with_values(recipes()[name], kept)

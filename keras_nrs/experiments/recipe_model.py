@@ -49,13 +49,8 @@ def build_model(recipe: Recipe, data: ImageData, seed: int) -> keras_nrs.NRSMode
         network,
         recipe.eps,
         recipe.alpha,
-        scheme=recipe.scheme,
-        # The paper's tables compare divergences, and accuracies at theta.
-        clean_pass=recipe.scheme == "rpr",
-        perturbation=recipe.perturbation,
-        interval=recipe.interval,
-        normalize=recipe.normalize,
         seed=seed,
+        **recipe.step_arguments(),
     )
 
 

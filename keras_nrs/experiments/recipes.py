@@ -24,9 +24,12 @@ from keras_nrs._checks import check_nonnegative
 from keras_nrs._checks import check_positive
 from keras_nrs._checks import check_seed
 from keras_nrs._files import expect_object
+from keras_nrs._image_settings import check_image_settings
 from keras_nrs.perturbations import NAMES
 from keras_nrs.step.objective import PAPER_SCHEMES
 from keras_nrs.step.objective import SCHEMES
+from keras_nrs.step.options import StepArguments
+from keras_nrs.step.options import StepOptions
 
 NETWORKS: dict[str, Callable[..., keras.Model]] = {
     "vgg16": models.vgg16,
@@ -127,6 +130,9 @@ class Recipe:
                 "`dataset` must be the name of a data set in TensorFlow Datasets. "
                 f"Received: dataset={self.dataset!r}."
             )
+        settings = self.data_settings()
+        del settings["name"]
+        check_image_settings(**settings)
         check_int("epochs", self.epochs, minimum=1)
         if self.steps_per_epoch is not None:
             check_int("steps_per_epoch", self.steps_per_epoch, minimum=1)
@@ -142,6 +148,7 @@ class Recipe:
         check_choice("perturbation", self.perturbation, NAMES)
         check_int("interval", self.interval, minimum=1)
         check_bool("normalize", self.normalize)
+        StepOptions.from_arguments(self.step_arguments())
         try:
             keras.dtype_policies.get(self.dtype_policy)
         except (TypeError, ValueError):
@@ -158,6 +165,17 @@ class Recipe:
         for seed in self.seeds:
             check_seed("seeds", seed)
         check_bool("flatness", self.flatness)
+
+    def step_arguments(self) -> StepArguments:
+        """The options of `wrap()`, without eps and alpha."""
+        return {
+            "scheme": self.scheme,
+            # The paper's tables compare divergences, and accuracies at theta.
+            "clean_pass": self.scheme == "rpr",
+            "perturbation": self.perturbation,
+            "interval": self.interval,
+            "normalize": self.normalize,
+        }
 
     def data_settings(self) -> dict[str, Any]:
         """The arguments of `ImageData`."""
@@ -214,6 +232,15 @@ def with_values(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
     """
     of_source = SOURCES.get(str(changes.get("source")), {})
     return dataclasses.replace(recipe, **of_source | changes)
+
+
+def changes(recipe_name: str, recipe: Recipe) -> dict[str, Any]:
+    """The values that make a recipe of the original with the name."""
+    original = recipes()[recipe_name]
+    given = {} if recipe.source == original.source else {"source": recipe.source}
+    expected = dataclasses.asdict(with_values(original, given))
+    values = dataclasses.asdict(recipe)
+    return given | {key: values[key] for key in values if values[key] != expected[key]}
 
 
 def split_setting(setting: str) -> tuple[str, str]:

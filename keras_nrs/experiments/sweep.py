@@ -24,10 +24,11 @@ from keras_nrs._files import expect_object
 from keras_nrs._files import read_json
 from keras_nrs._files import write_text
 from keras_nrs._locks import locked
+from keras_nrs.experiments.progress import RunProgress
 from keras_nrs.experiments.recipes import VALUES_OF_OLD_FILES
 from keras_nrs.experiments.recipes import Recipe
+from keras_nrs.experiments.recipes import changes
 from keras_nrs.experiments.recipes import recipes
-from keras_nrs.experiments.recipes import with_values
 from keras_nrs.experiments.search import OBJECTIVE
 from keras_nrs.experiments.search import REMEDY
 from keras_nrs.experiments.search import SEARCHES
@@ -35,7 +36,6 @@ from keras_nrs.experiments.search import Tuner
 from keras_nrs.experiments.search import read_state
 from keras_nrs.experiments.search import role
 from keras_nrs.experiments.space import Space
-from keras_nrs.experiments.space import Values
 from keras_nrs.experiments.space import check_space
 from keras_nrs.experiments.space import describe
 from keras_nrs.experiments.space import to_hyperparameters
@@ -103,6 +103,7 @@ class Sweep:
         self.trials, self.seed = check_search(search, trials, seed), seed
         self.folder, self.data_dir, self._role = folder, data_dir, role()
         self._path = folder / "search.json"
+        self._progress: RunProgress | None = None
         percent = recipe.validation_percent or _VALIDATION_PERCENT
         self.recipe = replace(recipe, validation_percent=percent)
         for changed in [self.recipe, *check_space(space, self.recipe, search)]:
@@ -164,16 +165,32 @@ class Sweep:
         """The results with their scores, best first."""
         return to_table(self.recipe_name, self.results)
 
-    def run(self, report: Callable[[str], None] = print) -> None:
+    def number_left(self, trials: int | None) -> int | None:
+        """The largest number of trainings that are missing; `None` if none is known.
+
+        Args:
+            trials: The largest number of trials, `None` if none is known.
+        """
+        if trials is None:
+            return None
+        return max(0, trials - len(self.results)) * len(self.recipe.seeds)
+
+    def run(
+        self,
+        report: Callable[[str], None] = print,
+        progress: RunProgress | None = None,
+    ) -> None:
         """Run the trials that are missing.
 
         Args:
             report: Called with a line of text for each finished trial.
+            progress: Shows trainings and epochs.
 
         Raises:
             RecipeError: if the network cannot have the data's images.
             InUseError: if another process runs the sweep. Workers may be several.
         """
+        self._progress = progress
         if self._role == "worker":
             self._run(report)
             return
@@ -211,7 +228,12 @@ class Sweep:
                 training = Training(
                     recipe, seed, folder / f"seed-{seed}", self.data_dir, test=False
                 )
-                summary = training.run(verbose=0, until=result.epochs)
+                if self._progress is not None:
+                    self._progress.start(f"{result.name}, seed {seed}")
+                callbacks = [self._progress] if self._progress is not None else []
+                summary = training.run(
+                    verbose=0, until=result.epochs, callbacks=callbacks
+                )
                 metrics[f"seed-{seed}"] = summary["validation_accuracy"]
                 metrics["seconds"] += summary["training_seconds"]
         except FloatingPointError as error:
@@ -291,15 +313,6 @@ def check_search(search: str, trials: int | None, seed: int) -> int | None:
     if trials is None and search in ("random", "bayesian"):
         return _TRIALS
     return None if trials is None else check_int("trials", trials, minimum=1)
-
-
-def changes(recipe_name: str, recipe: Recipe) -> Values:
-    """The values that make a recipe of the original with the name."""
-    original = recipes()[recipe_name]
-    given = {} if recipe.source == original.source else {"source": recipe.source}
-    expected = dataclasses.asdict(with_values(original, given))
-    values = dataclasses.asdict(recipe)
-    return given | {key: values[key] for key in values if values[key] != expected[key]}
 
 
 def command(name: str, recipe_name: str, recipe: Recipe, **options: Any) -> str:

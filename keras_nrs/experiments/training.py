@@ -5,6 +5,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,7 @@ class Training:
         self.recipe, self.seed, self.folder, self.test = recipe, seed, folder, test
         if not test:
             check_int("validation_percent", recipe.validation_percent, 1, 90)
+        self._callbacks: list[keras.callbacks.Callback] = []
         self._summary_path = folder / "summary.json"
         self._checkpoints = Checkpoints(folder, recipe.epochs, self._check_description)
         self._check_folder()
@@ -95,18 +97,25 @@ class Training:
         """Whether the summary is written."""
         return self._summary_path.exists()
 
-    def run(self, verbose: int = 2, until: int | None = None) -> Row:
+    def run(
+        self,
+        verbose: int = 2,
+        until: int | None = None,
+        callbacks: Sequence[keras.callbacks.Callback] = (),
+    ) -> Row:
         """Train the epochs that are missing.
 
         Args:
             verbose: As in `fit()`.
             until: Number of epochs after which to stop; `None` is the recipe's. A
                 later call can go on.
+            callbacks: Others than those that write files.
 
         Returns:
             After the last epoch, the summary: test metrics, costs, number of weights
             and images. Before it, validation metrics and the time so far.
         """
+        self._callbacks = list(callbacks)
         epochs = self.recipe.epochs
         until = epochs if until is None else check_int("until", until, 1, epochs)
         if not self.is_finished:
@@ -177,6 +186,7 @@ class Training:
                 keras.callbacks.TensorBoard(
                     str(self.folder / "tensorboard"), write_graph=False
                 ),
+                *self._callbacks,
             ],
         )
 

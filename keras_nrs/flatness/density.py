@@ -13,6 +13,7 @@ from scipy.linalg import eigh_tridiagonal
 from keras_nrs._checks import check_int
 from keras_nrs._checks import check_positive
 from keras_nrs._checks import check_seed
+from keras_nrs._signatures import with_options_of
 from keras_nrs.flatness import plots
 from keras_nrs.flatness.operator import HessianOperator
 from keras_nrs.flatness.operator import OperatorOptions
@@ -89,6 +90,7 @@ class SpectralDensity:
         return plots.draw_densities({"": self}, path, bandwidth=bandwidth)
 
 
+@with_options_of(hessian_operator)
 def hessian_density(
     model: keras.Model,
     x: Any,

@@ -19,6 +19,7 @@ from keras_nrs._checks import check_choice
 from keras_nrs._checks import check_int
 from keras_nrs._checks import check_positive
 from keras_nrs._checks import check_seed
+from keras_nrs._signatures import with_options_of
 from keras_nrs.flatness.operator import HessianOperator
 from keras_nrs.flatness.operator import OperatorOptions
 from keras_nrs.flatness.operator import hessian_operator
@@ -64,6 +65,7 @@ class Eigenvalues:
     eigenvectors: list[list[Array]] | None = None
 
 
+@with_options_of(hessian_operator)
 def hessian_eigenvalues(  # noqa: PLR0913
     model: keras.Model,
     x: Any,

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from keras_nrs import stateless
 from keras_nrs._checks import check_bool
 from keras_nrs._checks import check_choice
+from keras_nrs._signatures import with_options_of
 from keras_nrs.backend import compile_function
 from keras_nrs.backend import gradient
 from keras_nrs.backend import hessian_at
@@ -312,3 +313,6 @@ def _make_operator(  # noqa: PLR0913
     key = curvature, regularizers, str(divergence), *(id(v) for v in selected)
     loss, compiled = stateless.cached_on_model(model, key, make_loss)
     return HessianOperator(batches, loss, compiled, checkpoint=checkpoint)
+
+
+with_options_of(_make_operator)(hessian_operator)

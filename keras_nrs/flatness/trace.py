@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from keras_nrs._checks import check_choice
 from keras_nrs._checks import check_int
 from keras_nrs._checks import check_seed
+from keras_nrs._signatures import with_options_of
 from keras_nrs.flatness.operator import OperatorOptions
 from keras_nrs.flatness.operator import hessian_operator
 from keras_nrs.flatness.progress import Progress
@@ -39,6 +40,7 @@ class Trace:
     num_products: int
 
 
+@with_options_of(hessian_operator)
 def hessian_trace(
     model: keras.Model,
     x: Any,

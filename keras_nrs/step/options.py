@@ -3,12 +3,10 @@
 import dataclasses
 import difflib
 import inspect
-from collections.abc import Callable
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from typing import TypedDict
-from typing import TypeVar
 
 import keras
 
@@ -17,13 +15,14 @@ from keras_nrs._checks import check_choice
 from keras_nrs._checks import check_fraction
 from keras_nrs._checks import check_int
 from keras_nrs._checks import check_nonnegative
+from keras_nrs._signatures import Function
+from keras_nrs._signatures import spell_out
 from keras_nrs.perturbations import AdaptiveAscent
 from keras_nrs.perturbations import Ascent
 from keras_nrs.perturbations import Perturbation
 from keras_nrs.perturbations import get_perturbation
 from keras_nrs.step.objective import SCHEMES
 
-Function = TypeVar("Function", bound=Callable[..., Any])
 # The perturbations of schemes that have their own.
 _ASCENTS: dict[str, type[Ascent]] = {"sam": Ascent, "asam": AdaptiveAscent}
 # The setting of the study whose worst task lost least: `python -m studies default`.
@@ -215,11 +214,7 @@ OPTION_NAMES = tuple(field.name for field in dataclasses.fields(StepOptions))
 
 
 def with_spelled_options(function: Function) -> Function:
-    """Let the signature of a function with `**options` name every option.
-
-    `help()`, notebooks and `inspect.signature()` read it.
-    """
-    *parameters, _ = inspect.signature(function).parameters.values()
+    """Let the signature of a function with `**options` name every option."""
     options = [
         inspect.Parameter(
             field.name,
@@ -229,6 +224,4 @@ def with_spelled_options(function: Function) -> Function:
         )
         for field in dataclasses.fields(StepOptions)
     ]
-    signature = inspect.signature(function).replace(parameters=parameters + options)
-    function.__signature__ = signature  # type: ignore[attr-defined]
-    return function
+    return spell_out(function, options)

@@ -1,6 +1,7 @@
 """Sweeps whose trainings are made up."""
 
 from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,9 @@ class FakeTraining:
         assert not test
         self.recipe, self.seed, self.folder = recipe, seed, folder
 
-    def run(self, verbose: int, until: int) -> dict[str, float]:
+    def run(
+        self, verbose: int, until: int, callbacks: Sequence[Any] = ()
+    ) -> dict[str, float]:
         path = self.folder / "epochs"
         trained = int(path.read_text()) if path.exists() else 0
         if trained < until:

@@ -91,7 +91,17 @@ def test_demos_with_other_settings(tmp_path: Path, script: Script) -> None:
     """Both exited with 0, and the runs of one were gone."""
     runs = []
     for images in ("20", "25"):
-        arguments = ["demo", "--seeds", "2", "--epochs", "1", "--train-images", images]
+        arguments = [
+            "demo",
+            "--data",
+            "digits",
+            "--seeds",
+            "2",
+            "--epochs",
+            "1",
+            "--train-images",
+            images,
+        ]
         runs.append((("none", *arguments, "--output", str(tmp_path)), {}))
     results = script.run_together(*runs)
     check_codes(results, refused=1)

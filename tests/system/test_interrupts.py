@@ -153,7 +153,7 @@ def flatness(folder: Path, begun: Callable[[], None]) -> None:
 def demo(folder: Path, begun: Callable[[], None]) -> None:
     """`keras-nrs demo`: ten runs."""
     begun()
-    more = ["--seeds", 2, "--epochs", 2, "--train-images", 50]
+    more = ["--data", "digits", "--seeds", 2, "--epochs", 2, "--train-images", 50]
     invoke("demo", "--output", folder, *more)
 
 

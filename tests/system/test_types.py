@@ -60,3 +60,54 @@ def test_misspelled_attributes_of_the_step_are_errors(tmp_path: Path) -> None:
 def test_no_self_is_of_any_type() -> None:
     texts = {p.name: p.read_text("utf-8") for p in PACKAGE.rglob("*.py")}
     assert [name for name, text in texts.items() if "self: Any" in text] == []
+
+
+# A user's program, and what a checker says of its lines.
+PROGRAM = """
+import keras
+import keras_nrs
+from keras_nrs import flatness
+
+model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+nrs = keras_nrs.wrap(model, 0.2, alpha=keras.optimizers.schedules.CosineDecay(1.0, 9))
+nrs.eps = 0.3
+flatness.hessian_eigenvalues(nrs, [], k=2, variables="all")
+keras_nrs.wrap(model, schem="rpr")  # Unexpected keyword argument "schem"
+keras_nrs.wrap(model, eps="0.2")  # Argument "eps" to "wrap" has incompatible type "str"
+keras_nrs.wrap(model, interval=1.5)  # Argument "interval" to "wrap" has incompatible
+keras_nrs.wrap(model, 0.2, 1.0, 2.0)  # Too many positional arguments for "wrap"
+flatness.hessian_eigenvalues(nrs, [], k="two")  # Argument "k" to "hessian_eigenvalues"
+flatness.hessian_trace(nrs, [], batchsize=9)  # Unexpected keyword argument "batchsize"
+keras_nrs.calibrate_eps(nrs, [])  # Missing named argument "target_divergence"
+keras_nrs.callbacks.FlatnessMonitor([], every="5")  # Argument "every" to
+keras_nrs.perturbations.RelativeBall(radius=1)  # Argument "radius" to "RelativeBall"
+"""
+
+
+def test_a_checker_sees_wrong_arguments_in_a_program_of_a_user(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM, "utf-8")
+    result = subprocess.run(
+        [sys.executable, "-m", "mypy", "--no-incremental", tmp_path / "program.py"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    errors = {
+        int(number): message
+        for number, message in re.findall(
+            r"program\.py:(\d+): error: (.*)", result.stdout
+        )
+    }
+    comments = {
+        i: line.partition("  # ")[2]
+        for i, line in enumerate(PROGRAM.splitlines(), start=1)
+        if "  # " in line
+    }
+    assert errors.keys() == comments.keys(), result.stdout
+    for number, comment in comments.items():
+        assert errors[number].startswith(comment)
+
+
+def test_the_package_says_that_it_is_typed() -> None:
+    # The wheel has all files of the folder.
+    assert (PACKAGE / "py.typed").exists()

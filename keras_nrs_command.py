@@ -1,0 +1,58 @@
+"""The entry point of `keras-nrs`, which keeps the backends quiet.
+
+It is beside the package, whose import imports the backend.
+"""
+
+import logging
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# What TensorFlow, XLA and gRPC read at their import; 3 leaves fatal errors.
+_QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "GRPC_VERBOSITY": "ERROR"}
+_LOGGERS = ("absl", "jax", "tensorflow")
+# Information and warnings that their libraries write in C++, whatever the levels are.
+_LOG = re.compile(
+    rb"[IW]\d{4} \d\d:|[IW]0000 00:|\d{4}-\d\d-\d\d .*: [IW] |"
+    rb"WARNING: All log messages before absl::|To enable the following instructions:"
+)
+
+
+@contextmanager
+def without_logs() -> Iterator[None]:
+    """A context for imports, in which logs of backends below errors are left out.
+
+    All else that is written to standard error is shown at the end.
+    """
+    sys.stderr.flush()
+    try:
+        standard_error = os.dup(2)
+    except OSError:  # There is none.
+        yield
+        return
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(standard_error, 2)
+            os.close(standard_error)
+            file.seek(0)
+            for line in file:
+                if not _LOG.match(line):
+                    os.write(2, line)
+
+
+def main() -> None:
+    """Run the command. Levels that the user set in the environment hold."""
+    for name, level in _QUIET.items():
+        os.environ.setdefault(name, level)
+    for name in _LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with without_logs():
+        from keras_nrs import cli
+    cli.main()

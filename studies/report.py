@@ -16,7 +16,8 @@ from keras_nrs.experiments.report_tables import Table
 from keras_nrs.experiments.t_test import mean_width
 from keras_nrs.experiments.t_test import t_test
 from keras_nrs.experiments.t_test import with_interval
-from keras_nrs.flatness.plots import COLORS
+from keras_nrs.flatness.palette import Style
+from keras_nrs.flatness.palette import styles
 from studies.arms import ARMS
 from studies.arms import BASELINE
 from studies.arms import DEFAULT
@@ -253,8 +254,9 @@ def accuracy_by_cost(runs: dict[str, pd.DataFrame]) -> Figure:
     panels = figure.subplots(rows, columns, squeeze=False)
     for axes, (task, found) in zip(panels.flat, runs.items(), strict=False):
         axes.set_title(task)
+        style_of = styles(_LINES)
         for i, (label, arms) in enumerate(_LINES.items()):
-            _draw_line(axes, found, arms, label=label, place=i)
+            _draw_line(axes, found, arms, label=label, place=i, style=style_of[label])
         axes.set_xscale("log", base=2)
         axes.set_xticks([1, 2, 4], ["1", "2", "4"])
         axes.set_xlim(0.8, 5)
@@ -270,7 +272,13 @@ def accuracy_by_cost(runs: dict[str, pd.DataFrame]) -> Figure:
 
 
 def _draw_line(
-    axes: Any, runs: pd.DataFrame, arms: tuple[str, ...], *, label: str, place: int
+    axes: Any,
+    runs: pd.DataFrame,
+    arms: tuple[str, ...],
+    *,
+    label: str,
+    place: int,
+    style: Style,
 ) -> None:
     points = []
     for arm in arms:
@@ -284,9 +292,9 @@ def _draw_line(
         costs * 1.03 ** (place - 1),
         means,
         yerr=widths,
-        marker="o",
+        marker=style.marker,
         label=label,
-        color=COLORS[place],
+        **style.line,
         capsize=2,
     )
 

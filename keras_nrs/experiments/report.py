@@ -18,9 +18,7 @@ from keras_nrs.experiments.paired_tests import paired_differences
 from keras_nrs.experiments.report_tables import Table
 from keras_nrs.experiments.report_tables import tables
 from keras_nrs.experiments.results import CELL
-from keras_nrs.flatness.plots import BLUE
-from keras_nrs.flatness.plots import COLORS
-from keras_nrs.flatness.plots import LINES
+from keras_nrs.flatness.palette import styles
 
 # A phone can show two columns of panels with letters of 12 points.
 _COLUMNS, _FONT_SIZE = 2, 12
@@ -152,7 +150,7 @@ def _panels(
 def _curves(runs: pd.DataFrame, left_out: list[str]) -> Figure | None:
     """Accuracy after each epoch, as in Figure 2: mean and deviation over seeds.
 
-    A dashed line marks the baseline's last accuracy.
+    A dotted line marks the baseline's last accuracy.
     """
     histories = []
     for row in runs[[*CELL, "arm", "baseline", "folder"]].to_dict("records"):
@@ -168,22 +166,26 @@ def _curves(runs: pd.DataFrame, left_out: list[str]) -> Figure | None:
     if not histories:
         return None
 
+    together = pd.concat(histories)
+    style_of = styles(map(str, together["arm"].unique()))
+
     def draw_panel(axes: Any, cell: pd.DataFrame) -> None:
-        for i, (arm, of_arm) in enumerate(cell.groupby("arm", sort=False)):
+        for arm, of_arm in cell.groupby("arm", sort=False):
             by_epoch = of_arm.groupby("epoch")["val_accuracy"]
             mean, spread = 100 * by_epoch.mean(), 100 * by_epoch.std().fillna(0)
             epochs = mean.index + 1
-            color, style = COLORS[i % len(COLORS)], LINES[i % len(LINES)]
-            axes.plot(epochs, mean, style, color=color, label=arm, linewidth=1.2)
+            style = style_of[str(arm)]
+            color = style.color
+            axes.plot(epochs, mean, **style.line, label=arm, linewidth=1.5)
             axes.fill_between(
                 epochs, mean - spread, mean + spread, color=color, alpha=0.15
             )
             if arm in set(of_arm["baseline"]):
-                axes.axhline(mean.iloc[-1], color=color, linestyle="--", linewidth=0.8)
+                axes.axhline(mean.iloc[-1], color=color, linestyle=":", linewidth=1)
         axes.set_xlabel("epoch", fontsize=_FONT_SIZE)
         axes.legend(fontsize=_FONT_SIZE - 2, frameon=False)
 
-    figure, panels = _panels(pd.concat(histories), 2.8, draw_panel)
+    figure, panels = _panels(together, 2.8, draw_panel)
     for axes in panels[:, 0]:
         axes.set_ylabel("accuracy on held-out samples (%)", fontsize=_FONT_SIZE)
     return figure
@@ -195,19 +197,23 @@ def _differences(runs: pd.DataFrame) -> Figure | None:
     if differences.empty:
         return None
     arms = list(dict.fromkeys(differences["arm"]))
+    style_of = styles(arms)
 
     def draw_panel(axes: Any, cell: pd.DataFrame) -> None:
         rows = [arms.index(arm) for arm in cell["arm"]]
         axes.axvline(0, color="0.6", linewidth=1)
-        axes.errorbar(
-            100 * cell["mean"],
-            rows,
-            xerr=100 * np.nan_to_num(cell["width"]),
-            fmt="o",
-            markersize=4,
-            color=BLUE,
-            elinewidth=1,
-        )
+        means, widths = 100 * cell["mean"], 100 * np.nan_to_num(cell["width"])
+        for row, arm, mean, width in zip(rows, cell["arm"], means, widths, strict=True):
+            color, _, marker = style_of[arm]
+            axes.errorbar(
+                mean,
+                row,
+                xerr=width,
+                marker=marker,
+                markersize=5,
+                color=color,
+                elinewidth=1.5,
+            )
         axes.grid(axis="x", color="0.9")
         axes.set_axisbelow(True)
 

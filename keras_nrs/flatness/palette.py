@@ -56,14 +56,16 @@ def method_of(name: str) -> str | None:
 def styles(names: Iterable[str]) -> dict[str, Style]:
     """The styles of what a figure shows.
 
-    Methods have their own colours. Other names get the remaining colours in order. What
-    shares a colour differs in line style and marker.
+    Methods have their own colours. Other names get the colours in order, beside methods
+    gray first and those that no method in the figure has. What shares a colour differs
+    in line style and marker.
     """
     names = list(dict.fromkeys(names))
     own = {name: METHODS[method] for name in names if (method := method_of(name))}
     taken = {color for color, _ in own.values()}
     others = [name for name in names if name not in own]
-    free = [color for color in COLORS if color not in taken] or list(COLORS)
+    order = (GRAY, *reversed(COLORS)) if taken else COLORS
+    free = [color for color in order if color not in taken]
     for i, name in enumerate(others):
         own[name] = free[i % len(free)], i
     counts: dict[str, int] = {}

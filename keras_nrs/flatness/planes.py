@@ -143,8 +143,10 @@ def _draw_paths(axes: Any, trajectory: Paths) -> None:
             label=name or None,
             path_effects=[withStroke(linewidth=4, foreground="white")],
         )
-        _draw_marker(axes, path[0], "o", style.color, 7)
-        _draw_marker(axes, path[-1], "*", style.color, 14)
+    # Ends lie over all lines, and those of the first run over the others.
+    for marker, end, size in (("o", 0, 7), ("*", -1, 14)):
+        for name, path in reversed(trajectory.paths.items()):
+            _draw_marker(axes, path[end], marker, style_of[name].color, size)
 
 
 def _draw_marker(axes: Any, place: Any, marker: str, color: str, size: int) -> None:

@@ -90,6 +90,7 @@ def test_all_of_a_figure_differ() -> None:
     others = [found[name].color for name in "xyz"]
     assert len(set(others)) == 3
     assert not set(others) & {found[name].color for name in names[:-1]}
+    assert [found[name].color for name in "xy"] == [palette.GRAY, palette.LAVENDER]
     many = styles(map(str, range(20)))
     assert len(many) == 20
     assert styles(["NRS"])["NRS"].line == {"color": palette.BLUE, "linestyle": "-"}

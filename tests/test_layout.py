@@ -24,7 +24,7 @@ FLOORS = [
     "backend",
     "labels noise preprocessing saving backups unit_axes",
     "_locks _fashion_mnist",
-    "_checks _digits _files keras_internals",
+    "_checks _digits _files _page keras_internals",
 ]
 FLOOR_OF = {name: i for i, names in enumerate(FLOORS) for name in names.split()}
 

@@ -12,7 +12,7 @@ from keras_nrs.flatness.palette import styles
 
 Array = NDArray[Any]
 
-_COLORMAP = "viridis"
+COLORMAP = "viridis"
 _MOST_LEVELS = 12
 
 
@@ -36,7 +36,8 @@ class Paths(Protocol):
     def explained_variance(self) -> Array: ...
 
 
-def _pooled(landscapes: Mapping[str, Losses]) -> Array:
+def pooled(landscapes: Mapping[str, Losses]) -> Array:
+    """The finite losses of all landscapes together."""
     losses = np.concatenate([a.losses.ravel() for a in landscapes.values()])
     finite: Array = losses[np.isfinite(losses)]
     return finite
@@ -80,8 +81,8 @@ def draw_contours(
     from matplotlib import colormaps
     from matplotlib.colors import BoundaryNorm
 
-    levels = levels_of(_pooled(landscapes), log=log)
-    colormap = colormaps[_COLORMAP]
+    levels = levels_of(pooled(landscapes), log=log)
+    colormap = colormaps[COLORMAP]
     norm = BoundaryNorm(levels, colormap.N, extend="both")
     for axes, (name, landscape) in zip(drawing.panels, landscapes.items(), strict=True):
         x, y = landscape.coordinates
@@ -162,24 +163,32 @@ def _draw_marker(axes: Any, place: Any, marker: str, color: str, size: int) -> N
     )
 
 
+def height_scale(losses: Array, *, log: bool) -> tuple[float, float, bool]:
+    """The lowest and highest height of surfaces, and whether it is the logarithm.
+
+    A few far higher losses are cut off.
+    """
+    low, high = float(losses.min()), float(np.quantile(losses, 0.98))
+    high = high if high > low else low + (abs(low) or 1.0)
+    if log and low > 0:
+        return float(np.log10(low)), float(np.log10(high)), True
+    return low, high, False
+
+
 def draw_surfaces(
     drawing: Drawing, landscapes: Mapping[str, Losses], *, log: bool, label: str
 ) -> None:
     """Draw surfaces on common axes."""
     from matplotlib.ticker import FuncFormatter
 
-    losses = _pooled(landscapes)
-    is_log = log and losses.min() > 0
-    low, high = float(losses.min()), float(np.quantile(losses, 0.98))
-    high = high if high > low else low + 1.0
-    low, high = np.log10([low, high]) if is_log else (low, high)
+    low, high, is_log = height_scale(pooled(landscapes), log=log)
     for axes, (name, landscape) in zip(drawing.panels, landscapes.items(), strict=True):
         grid = np.meshgrid(*landscape.coordinates, indexing="ij")
         heights = landscape.losses
         heights = np.log10(heights) if is_log else heights
         heights = np.clip(np.nan_to_num(heights, nan=high, posinf=high), low, high)
         axes.plot_surface(
-            *grid, heights, cmap=_COLORMAP, vmin=low, vmax=high, linewidth=0
+            *grid, heights, cmap=COLORMAP, vmin=low, vmax=high, linewidth=0
         )
         axes.set_zlim(low, high)
         if is_log:

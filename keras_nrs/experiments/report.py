@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from keras_nrs import _page
 from keras_nrs._files import atomic_write
@@ -148,7 +149,8 @@ def _panels(
         # The text below the panels needs 6.6 inches, even below a single panel.
         figsize=(max(6.6, 3.4 * columns + 1.6), height * rows + 0.6),
         dpi=110,
-        layout="constrained",
+        # Room between a panel's title and the numbers above it.
+        layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.12),
     )
     panels = figure.subplots(rows, columns, squeeze=False, **options)
     for axes, (cell, of_cell) in zip(panels.flat, cells, strict=False):

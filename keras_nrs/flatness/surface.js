@@ -7,13 +7,15 @@
   const canvases = [...script.parentNode.querySelectorAll("canvas")];
   const HEIGHT = 1.3;
   let yaw = -0.8;
-  let pitch = 0.55;
+  let pitch = 0.7;
 
   // x and y are in [-1, 1], z in [0, 1]. The third value is the distance.
   const projection = (canvas) => {
-    const scale = Math.min(canvas.width, canvas.height * 1.25) * 0.3;
     const [sin, cos] = [Math.sin(yaw), Math.cos(yaw)];
     const [up, along] = [Math.cos(pitch), Math.sin(pitch)];
+    // Corners of the floor are 1.42 from its middle.
+    const half = 1.42 * along + (HEIGHT / 2) * up;
+    const scale = 0.45 * Math.min(canvas.width / 1.9, canvas.height / half);
     return (x, y, z) => {
       const right = x * cos - y * sin;
       const depth = x * sin + y * cos;
@@ -59,7 +61,7 @@
     context.textAlign = "left";
     context.fillText(label, size / 2, size);
     context.textAlign = "center";
-    for (const [text, x, y] of [["1st direction", 0, -1.25], ["2nd direction", 1.25, 0]]) {
+    for (const [text, x, y] of [["1st direction", 0, -1.5], ["2nd direction", 1.5, 0]]) {
       const [a, b] = project(x, y, 0);
       context.fillText(text, a, b);
     }

@@ -99,9 +99,6 @@ def landscapes(folder: Path) -> None:
         planes[arm] = flatness.loss_landscape(
             models[arm], *data, num_points=31, batch_size=100
         )
-        for eps in (0.3, 0.03):
-            result = flatness.sharpness(models[arm], *data, eps=eps, batch_size=10)
-            print(arm, "sharpness, eps", eps, result)
     label = "training loss (nats)"
     flatness.draw_landscapes(planes, folder / "landscape.png", label=label)
     ends = models[demo.BASELINE], models[demo.NRS]

@@ -136,12 +136,18 @@ def connect(  # noqa: PLR0913
 
     Example:
 
-    ```python
-    curve = flatness.connect(model, other, x_train, y_train, epochs=10)
-    line = flatness.interpolate(model, other, x, y, span=(0, 1))
-    bent = flatness.interpolate(model, other, x, y, span=(0, 1), curve=curve)
-    flatness.draw_landscapes({"line": line, "curve": bent})
-    ```
+    >>> import keras, keras_nrs, numpy as np
+    >>> def make_model(weight):
+    ...     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    ...     model.compile(loss="mse")
+    ...     model.set_weights([np.full((1, 1), weight), np.zeros(1)])
+    ...     return model
+    >>> x, y = np.ones((8, 1), "float32"), np.zeros((8, 1), "float32")
+    >>> ends = make_model(1.0), make_model(3.0)
+    >>> curve = keras_nrs.flatness.connect(*ends, x, y, epochs=5)
+    >>> kernels = [kernel.item() for kernel, _ in curve.points(3)]
+    >>> kernels[0], kernels[1] < 2, kernels[2]
+    (1.0, True, 3.0)
     """
     model = base_model(model)
     other = base_model(other, needs_loss=False)

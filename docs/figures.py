@@ -1,23 +1,28 @@
-"""The guide's figures: `KERAS_BACKEND=jax python docs/figures.py` (one minute)."""
+"""The guide's figures: `KERAS_BACKEND=jax python docs/figures.py` (two minutes)."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
 from matplotlib.patches import FancyBboxPatch
 
 from keras_nrs import flatness
+from keras_nrs.callbacks import WeightRecorder
 from keras_nrs.experiments import demo
-from keras_nrs.flatness.plots import BLUE
-from keras_nrs.flatness.plots import GREEN
-from keras_nrs.flatness.plots import VERMILION
+from keras_nrs.flatness.palette import BLUE
+from keras_nrs.flatness.palette import GREEN
+from keras_nrs.flatness.palette import VERMILION
+from keras_nrs.flatness.palette import styles
 
 FOLDER = Path(__file__).parent
 # Points, on figures 6 inches wide: readable at the width of a phone.
 FONT_SIZE = 15
 SEEDS = 10
+ARMS = (demo.BASELINE, demo.NRS)
 
 
 def new_axes(height: float) -> tuple[Figure, Any]:
@@ -25,17 +30,25 @@ def new_axes(height: float) -> tuple[Figure, Any]:
     return figure, figure.subplots()
 
 
+def trained(
+    model: keras.Model, seed: int, callbacks: Sequence[keras.callbacks.Callback] = ()
+) -> tuple[keras.Model, demo.Split]:
+    """The base of a model of the digits' demo, trained with a seed, and the data."""
+    settings = demo.Settings()
+    split = demo.load_split(train_images=settings.train_images, seed=seed)
+    demo.train(model, split, epochs=settings.epochs, seed=seed, callbacks=callbacks)
+    return demo.base_model(model), split
+
+
 def losses_around_minima() -> dict[str, np.ndarray]:
     """Training losses along a random direction, for each arm, seed and distance."""
-    settings = demo.Settings()
     losses: dict[str, list[np.ndarray]] = {}
-    for arm in (demo.BASELINE, demo.NRS):
-        model = demo.compiled_model(arm, settings)
+    for arm in ARMS:
+        model = demo.compiled_model(arm, demo.Settings())
         for seed in range(SEEDS):
-            split = demo.load_split(train_images=settings.train_images, seed=seed)
-            demo.train(model, split, epochs=settings.epochs, seed=seed)
+            base, split = trained(model, seed)
             landscape = flatness.loss_landscape(
-                demo.base_model(model),
+                base,
                 split.x_train,
                 split.y_train,
                 directions=1,
@@ -51,12 +64,14 @@ def minimum(path: Path) -> None:
     """How the loss rises around the minima of the digits' demo."""
     figure, axes = new_axes(height=4)
     coordinates = np.linspace(-1, 1, 41)
-    styles = {demo.BASELINE: (VERMILION, "--"), demo.NRS: (BLUE, "-")}
+    style_of = styles(ARMS)
     for arm, losses in losses_around_minima().items():
-        color, line = styles[arm]
+        style = style_of[arm]
         low, median, high = np.quantile(losses, [0.25, 0.5, 0.75], axis=0)
-        axes.plot(coordinates, median, line, color=color, linewidth=3, label=arm)
-        axes.fill_between(coordinates, low, high, color=color, alpha=0.2, linewidth=0)
+        axes.plot(coordinates, median, **style.line, linewidth=3, label=arm)
+        axes.fill_between(
+            coordinates, low, high, color=style.color, alpha=0.2, linewidth=0
+        )
         print(arm, "median loss at 0, 0.25, 0.5:", median[[20, 25, 30]].round(4))
     axes.set_xlabel(
         "distance from the trained weights\n(1 = their own norm, by filter)"
@@ -70,6 +85,46 @@ def minimum(path: Path) -> None:
     axes.locator_params(axis="x", nbins=5)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path)
+
+
+def landscapes(folder: Path) -> None:
+    """The planes around both minima of the first seed, and the way to them."""
+    models, runs, planes = {}, {}, {}
+    for arm in ARMS:
+        recorder = WeightRecorder(every=4)
+        model = demo.compiled_model(arm, demo.Settings())
+        models[arm], split = trained(model, 0, [recorder])
+        runs[arm] = recorder.weights
+        data = split.x_train, split.y_train
+        planes[arm] = flatness.loss_landscape(
+            models[arm], *data, num_points=31, batch_size=100
+        )
+    label = "training loss (nats)"
+    flatness.draw_landscapes(planes, folder / "landscape.png", label=label)
+    ends = models[demo.BASELINE], models[demo.NRS]
+    curve = flatness.connect(*ends, *data, epochs=50, batch_size=25)
+    for name, path in (("line", None), ("curve", curve)):
+        along = flatness.interpolate(
+            *ends, *data, span=(0, 1), curve=path, batch_size=100
+        )
+        print(name, "barrier", round(along.barrier(), 4), along.losses.round(4))
+    plane = flatness.trajectory(
+        models[demo.NRS], runs | {"low-loss curve": curve.points()}
+    )
+    print("explained", plane.explained_variance.round(3))
+    for name, distances in plane.distances.items():
+        print(name, "distances from the plane", distances.round(2))
+    losses = flatness.loss_landscape(
+        models[demo.NRS],
+        *data,
+        directions=plane.directions,
+        span=plane.span(),
+        num_points=31,
+        batch_size=100,
+    )
+    flatness.draw_landscapes(
+        {"": losses}, folder / "trajectory.png", trajectory=plane, label=label
+    )
 
 
 def box(axes: Any, center: tuple[float, float], text: str, color: str) -> None:
@@ -119,4 +174,5 @@ _NOTE = {"ha": "center", "va": "center", "fontsize": FONT_SIZE - 2, "color": "0.
 
 if __name__ == "__main__":
     how_it_works(FOLDER / "how_it_works.png")
+    landscapes(FOLDER)
     minimum(FOLDER / "minimum.png")

@@ -59,16 +59,31 @@ def update_batch_norm(
             f"{model!r}. Call it on a batch of data first."
         )
     batches = Batches(model, x, batch_size=batch_size, steps=steps)
-    layers = [
-        layer
-        for layer in sublayers(model, recursive=True)
-        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
-    ]
+    moments = _moments(model)
+    weights, state = stateless.current_values(model)
+    measured = measured_state(model, batches, weights, state)
+    for variable, value in zip(model.non_trainable_variables, measured, strict=True):
+        if id(variable) in moments:
+            variable.assign(value)
+
+
+def measured_state(
+    model: Any, batches: Batches, weights: Sequence[Tensor], state: Sequence[Tensor]
+) -> list[Tensor]:
+    """The state of a model with BatchNorm's moments of a data set at given weights.
+
+    Args:
+        model: A built model, which must not be wrapped.
+        batches: The data.
+        weights: Values of its trainable variables.
+        state: Values of its non-trainable variables.
+    """
+    layers = _batch_norms(model)
+    measured = list(state)
     if not layers:
-        return
-    moments = [v for sub in layers for v in (sub.moving_mean, sub.moving_variance)]
+        return measured
     at = {id(v): i for i, v in enumerate(model.non_trainable_variables)}
-    places = [at[id(v)] for v in moments]
+    places = [at[place] for place in _moments(model)]
 
     def make_pass() -> Any:
         def one_pass(weights: Sequence[Tensor], state: Sequence[Tensor], x: Any) -> Any:
@@ -78,28 +93,46 @@ def update_batch_norm(
         return compile_function(one_pass)
 
     one_pass = stateless.cached_on_model(
-        model, (update_batch_norm, len(moments)), make_pass
+        model, (update_batch_norm, len(places)), make_pass
     )
-    weights, state = stateless.current_values(model)
+    in_pass = list(state)
     for i in places:
         # Moments that are not finite would stay so, even times zero.
-        state[i] = ops.zeros_like(state[i])
+        in_pass[i] = ops.zeros_like(in_pass[i])
     total, means, squares = 0, [0.0] * len(layers), [0.0] * len(layers)
     with _without_momentum(layers):
         for batch in batches:
-            state = one_pass(weights, state, batch.x)
-            found = [ops.convert_to_numpy(state[i]).astype("float64") for i in places]
+            in_pass = one_pass(weights, in_pass, batch.x)
+            found = [ops.convert_to_numpy(in_pass[i]).astype("float64") for i in places]
             total += batch.num_samples
             for i, (mean, variance) in enumerate(
                 zip(found[::2], found[1::2], strict=True)
             ):
                 means[i] += batch.num_samples * mean
                 squares[i] += batch.num_samples * (variance + mean**2)
-    for layer, mean, square in zip(layers, means, squares, strict=True):
-        layer.moving_mean.assign(mean / total)
-        layer.moving_variance.assign(
-            np.maximum(square / total - (mean / total) ** 2, 0)
-        )
+    for i, (mean, square) in enumerate(zip(means, squares, strict=True)):
+        variance = np.maximum(square / total - (mean / total) ** 2, 0)
+        for place, value in zip(
+            places[2 * i :], (mean / total, variance), strict=False
+        ):
+            dtype = keras.backend.standardize_dtype(state[place].dtype)
+            measured[place] = ops.convert_to_tensor(value, dtype)
+    return measured
+
+
+def _batch_norms(model: Any) -> list[Any]:
+    """The layers of BatchNorm that are not frozen."""
+    return [
+        layer
+        for layer in sublayers(model, recursive=True)
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
+    ]
+
+
+def _moments(model: Any) -> list[int]:
+    """The ids of their means and variances, one after the other."""
+    pairs = [(sub.moving_mean, sub.moving_variance) for sub in _batch_norms(model)]
+    return [id(variable) for pair in pairs for variable in pair]
 
 
 @contextmanager

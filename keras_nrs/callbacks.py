@@ -225,6 +225,57 @@ class FlatnessMonitor(keras.callbacks.Callback):  # type: ignore[misc]
             logs.update(zip(names, values, strict=True))
 
 
+class WeightRecorder(keras.callbacks.Callback):  # type: ignore[misc]
+    """Keeps the trainable weights in memory while a model trains.
+
+    `keras_nrs.flatness.trajectory(model, recorder.weights)` shows their way. It keeps
+    the weights before the first epoch, and after every `every`-th one. Training again
+    adds to them. For large models let Keras's `ModelCheckpoint` write files instead.
+
+    Args:
+        every: Number of epochs between two copies, >= 1.
+
+    Attributes:
+        weights: A list with a list of arrays, one for each trainable variable of the
+            model (of the base model, if it is wrapped), for each copy.
+
+    Raises:
+        TypeError, ValueError: if `every` is not as described.
+
+    Example:
+
+    ```python
+    recorder = keras_nrs.callbacks.WeightRecorder()
+    model.fit(x, y, epochs=50, callbacks=[recorder])
+    keras_nrs.flatness.trajectory(model, recorder.weights)
+    ```
+    """
+
+    def __init__(self, *, every: int = 1) -> None:
+        super().__init__()
+        self.every = check_int("every", every, minimum=1)
+        self.weights: list[list[Any]] = []
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        # A model that is built in `fit()` has no weights yet.
+        if not self.weights and self._variables():
+            self._keep()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        if (epoch + 1) % self.every == 0:
+            self._keep()
+
+    def _variables(self) -> list[keras.Variable]:
+        model: Any = getattr(self.model, "base_model", self.model)
+        variables: list[keras.Variable] = model.trainable_variables
+        return variables
+
+    def _keep(self) -> None:
+        arrays = map(keras.ops.convert_to_numpy, self._variables())
+        # PyTorch's arrays share the memory of the weights.
+        self.weights.append([array.copy() for array in arrays])
+
+
 def _check_options(name: str, value: Any, arguments: Iterable[str]) -> dict[str, Any]:
     """The options for a measurement, or an error if it has no such arguments."""
     # A checkpoint is of one measurement, and these are many.

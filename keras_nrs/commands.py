@@ -192,12 +192,13 @@ def flatness(  # noqa: PLR0913
         Path, typer.Option(help="Folder of results; finished ones are not repeated.")
     ] = Path("flatness"),
 ) -> None:
-    """Measure how flat saved models are: a table, landscapes, spectra."""
+    """Measure how flat saved models are: a table, landscapes, spectra, a page."""
+    from keras_nrs.flatness import measurements
     from keras_nrs.flatness import report
 
     console = Console()
     with _bad_parameters(TypeError, ValueError):
-        settings = report.Settings(
+        settings = measurements.Settings(
             variables=variables, k=k, eps=eps, points=points, batch_size=batch_size
         )
         loaded = report.load_models(models)
@@ -206,7 +207,8 @@ def flatness(  # noqa: PLR0913
     with _bad_parameters(TypeError, ValueError, NotImplementedError):
         measured.run(console)
     console.print(measured.table())
-    typer.echo(f"Written: {output / 'landscape.png'} and {output / 'density.png'}")
+    names = "report.html", "landscape.png", "density.png"
+    typer.echo(f"Written: {', '.join(str(output / name) for name in names)}")
 
 
 @app.command()

@@ -16,7 +16,8 @@ from keras_nrs.experiments.report_tables import Table
 from keras_nrs.experiments.t_test import mean_width
 from keras_nrs.experiments.t_test import t_test
 from keras_nrs.experiments.t_test import with_interval
-from keras_nrs.flatness.plots import COLORS
+from keras_nrs.flatness.palette import Style
+from keras_nrs.flatness.palette import styles
 from studies.arms import ARMS
 from studies.arms import BASELINE
 from studies.arms import DEFAULT
@@ -251,13 +252,20 @@ def accuracy_by_cost(runs: dict[str, pd.DataFrame]) -> Figure:
     rows = -(-len(runs) // columns)
     figure = Figure(figsize=(4 * columns, 3.4 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False)
+    drawn = {arm for arms in _LINES.values() for arm in arms}
+    highest = max(
+        (ARMS[a].cost for found in runs.values() for a in drawn & set(found["arm"])),
+        default=1,
+    )
     for axes, (task, found) in zip(panels.flat, runs.items(), strict=False):
         axes.set_title(task)
+        style_of = styles(_LINES)
         for i, (label, arms) in enumerate(_LINES.items()):
-            _draw_line(axes, found, arms, label=label, place=i)
+            _draw_line(axes, found, arms, label=label, place=i, style=style_of[label])
         axes.set_xscale("log", base=2)
-        axes.set_xticks([1, 2, 4], ["1", "2", "4"])
-        axes.set_xlim(0.8, 5)
+        costs = [c for c in (1, 2, 4) if c <= highest]
+        axes.set_xticks(costs, [str(cost) for cost in costs])
+        axes.set_xlim(0.8, 1.25 * highest)
         axes.grid(color="0.9")
         axes.set_axisbelow(True)
     for axes in panels.flat[len(runs) :]:
@@ -270,7 +278,13 @@ def accuracy_by_cost(runs: dict[str, pd.DataFrame]) -> Figure:
 
 
 def _draw_line(
-    axes: Any, runs: pd.DataFrame, arms: tuple[str, ...], *, label: str, place: int
+    axes: Any,
+    runs: pd.DataFrame,
+    arms: tuple[str, ...],
+    *,
+    label: str,
+    place: int,
+    style: Style,
 ) -> None:
     points = []
     for arm in arms:
@@ -281,12 +295,12 @@ def _draw_line(
     costs, means, widths = np.array(points).reshape(-1, 3).T
     axes.errorbar(
         # Intervals of the same cost stand beside each other.
-        costs * 1.03 ** (place - 1),
+        costs * 1.02 ** (place - 2),
         means,
         yerr=widths,
-        marker="o",
+        marker=style.marker,
         label=label,
-        color=COLORS[place],
+        **style.line,
         capsize=2,
     )
 

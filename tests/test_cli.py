@@ -158,10 +158,22 @@ def test_flatness_compares_saved_models(tmp_path: Path) -> None:
     exact = keras_nrs.flatness.hessian_eigenvalues(model, x, y, k=2).eigenvalues
     for number in (*exact, model.evaluate(x, y, verbose=0)[0]):
         assert f"{number:.3g}" in result.output
-    for word in ("one", "two", "accuracy", "loss", "trace", "divergence, relative"):
+    for word in (
+        "one",
+        "two",
+        "accuracy",
+        "loss",
+        "trace",
+        "divergence, relative",
+        "increase",
+    ):
         assert word in result.output
     for name in ("landscape.png", "density.png"):
         assert (output / name).read_bytes().startswith(b"\x89PNG")
+    page = (output / "report.html").read_text("utf-8")
+    assert page.count("data:image/png;base64,") == 2
+    assert page.count("<canvas") == 2
+    assert "largest loss increase, eps 0.1" in page
     again = _flatness(first, second, *options)
     assert again.exit_code == 0
     assert "trace" in again.output

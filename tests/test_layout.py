@@ -14,8 +14,8 @@ FLOORS = [
     "experiments",
     "__init__",
     "callbacks wrapping",
-    "flatness calibration batch_norm",
-    "divergence_meter",
+    "flatness calibration",
+    "divergence_meter batch_norm",
     "nrs_model",
     "trainers",
     "step fit_checks model_checks",
@@ -24,7 +24,7 @@ FLOORS = [
     "backend",
     "forwarding labels noise saving backups unit_axes",
     "_locks _fashion_mnist _image_settings",
-    "_checks _digits _files _signatures keras_internals versions",
+    "_checks _digits _files _page _signatures keras_internals versions",
 ]
 FLOOR_OF = {name: i for i, names in enumerate(FLOORS) for name in names.split()}
 

@@ -25,7 +25,7 @@ from keras_nrs.experiments.demo_data import TITLES
 from keras_nrs.experiments.t_test import TTest
 from keras_nrs.experiments.t_test import t_test
 from keras_nrs.experiments.t_test import with_interval
-from keras_nrs.flatness import plots
+from keras_nrs.flatness.palette import styles
 
 
 def values(runs: Sequence[Run], arm: str, name: str) -> Array:
@@ -48,8 +48,6 @@ _PANELS = {
     "largest eigenvalue of the last layer's Hessian\n"
     "(nats per squared weight), log scale": "eigenvalue",
 }
-# A color for each arm.
-_COLORS = (plots.BLACK, plots.SKY, plots.ORANGE, plots.GREEN, plots.BLUE)
 
 
 def results_table(
@@ -161,9 +159,11 @@ def _is_clear(difference: TTest) -> bool:
 
 def _draw_panel(axes: Any, points: Sequence[Array], label: str) -> None:
     """Draw a row of dots for each arm, and a bar for their mean."""
-    for row, (x, color) in enumerate(zip(points, _COLORS, strict=True)):
-        offsets = np.linspace(-0.2, 0.2, len(x))
-        axes.scatter(x, row + offsets, s=16, color=color, alpha=0.5, linewidths=0)
+    style_of = styles(ARMS)
+    for row, (x, arm) in enumerate(zip(points, ARMS, strict=True)):
+        color, _, marker = style_of[arm]
+        rows = row + np.linspace(-0.2, 0.2, len(x))
+        axes.scatter(x, rows, s=16, marker=marker, color=color, alpha=0.5, linewidths=0)
         axes.plot([np.mean(x)] * 2, [row - 0.36, row + 0.36], color=color, linewidth=3)
     axes.set_xlabel(label, fontsize=12)
     axes.tick_params(labelsize=12)

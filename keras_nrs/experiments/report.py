@@ -1,8 +1,9 @@
 """The report of finished runs: tables and figures, as Markdown, HTML, CSV and PNG."""
 
-import html
+import io
 import re
 from collections.abc import Callable
+from collections.abc import Mapping
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from keras_nrs import _page
 from keras_nrs._files import atomic_write
 from keras_nrs._files import write_text
 from keras_nrs._locks import locked
@@ -18,12 +21,16 @@ from keras_nrs.experiments.paired_tests import paired_differences
 from keras_nrs.experiments.report_tables import Table
 from keras_nrs.experiments.report_tables import tables
 from keras_nrs.experiments.results import CELL
-from keras_nrs.flatness.plots import BLUE
-from keras_nrs.flatness.plots import COLORS
-from keras_nrs.flatness.plots import LINES
+from keras_nrs.flatness.palette import styles
 
 # A phone can show two columns of panels with letters of 12 points.
 _COLUMNS, _FONT_SIZE = 2, 12
+_DESCRIPTIONS = {
+    "curves.png": "Accuracy on held-out samples after each epoch: mean and standard "
+    "deviation over seeds. Dotted: the baseline's last.",
+    "differences.png": "Differences in test accuracy to the baseline of the same seed, "
+    "with 95 % intervals.",
+}
 
 
 def write_report(
@@ -49,17 +56,17 @@ def write_report(
         "curves.png": _curves(runs, left_out),
         "differences.png": _differences(runs),
     }
-    drawn = {name: figure for name, figure in figures.items() if figure is not None}
+    drawn = {name: _png(figure) for name, figure in figures.items() if figure}
     with locked(folder):
-        for name, figure in drawn.items():
+        for name, content in drawn.items():
             with atomic_write(folder / name) as unfinished:
-                figure.savefig(unfinished, format="png")
+                unfinished.write_bytes(content)
         for table in made:
             write_text(folder / f"{table.name}.csv", to_csv(table.cells))
         images = "".join(f"![{name}]({name})\n\n" for name in drawn)
         text = "\n".join([*map(to_markdown, made), *_left_out_section(left_out)])
         write_text(folder / "report.md", f"{text}\n{images}".rstrip() + "\n")
-        write_text(folder / "report.html", to_html(made, list(drawn), left_out))
+        write_text(folder / "report.html", to_html(made, drawn, left_out))
         # Last: beside the page it is known as a report's.
         write_text(folder / "runs.csv", to_csv(runs))
     return made
@@ -100,26 +107,32 @@ def _left_out_section(left_out: Sequence[str]) -> list[str]:
     return ["**Left out, and why**\n", *(f"- {_in_markdown(s)}" for s in left_out), ""]
 
 
+def _png(figure: Figure) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
+
+
 def to_html(
-    made: Sequence[Table], figures: Sequence[str], left_out: Sequence[str] = ()
+    made: Sequence[Table], figures: Mapping[str, bytes], left_out: Sequence[str] = ()
 ) -> str:
-    """An HTML page of all tables and figures."""
-    style = (
-        "body{font-family:sans-serif;margin:2em}table{border-collapse:collapse}"
-        "td,th{padding:.2em .6em;border-bottom:1px solid #ddd;text-align:left}"
-    )
-    parts = [
-        "<!doctype html><meta charset='utf-8'><title>keras_nrs report</title>"
-        f"<style>{style}</style>"
-    ]
+    """An HTML page, in one file, of all tables and figures.
+
+    Args:
+        made: The tables.
+        figures: PNG files by their names, of which `_DESCRIPTIONS` has some.
+        left_out: Lines of a last section.
+    """
+    parts = []
     for table in made:
-        parts.append(f"<h2>{html.escape(table.title)}</h2>")
-        parts.append(table.cells.to_html(index=False, border=0))
+        rows = [list(table.cells), *table.cells.to_numpy().tolist()]
+        parts.append(_page.heading(table.title))
+        parts.append(_page.table([[str(c) for c in row] for row in rows], is_text=True))
+    for name, content in figures.items():
+        parts.append(_page.picture(content, _DESCRIPTIONS.get(name, name)))
     if left_out:
-        items = "".join(f"<li>{html.escape(line)}</li>" for line in left_out)
-        parts.append(f"<h2>Left out, and why</h2><ul>{items}</ul>")
-    parts += [f"<p><img src='{name}' style='max-width:100%'></p>" for name in figures]
-    return "\n".join(parts) + "\n"
+        parts += [_page.heading("Left out, and why"), _page.bullets(left_out)]
+    return _page.page("keras_nrs report", parts)
 
 
 def _panels(
@@ -136,7 +149,8 @@ def _panels(
         # The text below the panels needs 6.6 inches, even below a single panel.
         figsize=(max(6.6, 3.4 * columns + 1.6), height * rows + 0.6),
         dpi=110,
-        layout="constrained",
+        # Room between a panel's title and the numbers above it.
+        layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.12),
     )
     panels = figure.subplots(rows, columns, squeeze=False, **options)
     for axes, (cell, of_cell) in zip(panels.flat, cells, strict=False):
@@ -152,7 +166,7 @@ def _panels(
 def _curves(runs: pd.DataFrame, left_out: list[str]) -> Figure | None:
     """Accuracy after each epoch, as in Figure 2: mean and deviation over seeds.
 
-    A dashed line marks the baseline's last accuracy.
+    A dotted line marks the baseline's last accuracy.
     """
     histories = []
     for row in runs[[*CELL, "arm", "baseline", "folder"]].to_dict("records"):
@@ -168,22 +182,26 @@ def _curves(runs: pd.DataFrame, left_out: list[str]) -> Figure | None:
     if not histories:
         return None
 
+    together = pd.concat(histories)
+    style_of = styles(map(str, together["arm"].unique()))
+
     def draw_panel(axes: Any, cell: pd.DataFrame) -> None:
-        for i, (arm, of_arm) in enumerate(cell.groupby("arm", sort=False)):
+        for arm, of_arm in cell.groupby("arm", sort=False):
             by_epoch = of_arm.groupby("epoch")["val_accuracy"]
             mean, spread = 100 * by_epoch.mean(), 100 * by_epoch.std().fillna(0)
             epochs = mean.index + 1
-            color, style = COLORS[i % len(COLORS)], LINES[i % len(LINES)]
-            axes.plot(epochs, mean, style, color=color, label=arm, linewidth=1.2)
+            style = style_of[str(arm)]
+            color = style.color
+            axes.plot(epochs, mean, **style.line, label=arm, linewidth=1.5)
             axes.fill_between(
                 epochs, mean - spread, mean + spread, color=color, alpha=0.15
             )
             if arm in set(of_arm["baseline"]):
-                axes.axhline(mean.iloc[-1], color=color, linestyle="--", linewidth=0.8)
+                axes.axhline(mean.iloc[-1], color=color, linestyle=":", linewidth=1)
         axes.set_xlabel("epoch", fontsize=_FONT_SIZE)
         axes.legend(fontsize=_FONT_SIZE - 2, frameon=False)
 
-    figure, panels = _panels(pd.concat(histories), 2.8, draw_panel)
+    figure, panels = _panels(together, 2.8, draw_panel)
     for axes in panels[:, 0]:
         axes.set_ylabel("accuracy on held-out samples (%)", fontsize=_FONT_SIZE)
     return figure
@@ -195,19 +213,23 @@ def _differences(runs: pd.DataFrame) -> Figure | None:
     if differences.empty:
         return None
     arms = list(dict.fromkeys(differences["arm"]))
+    style_of = styles(arms)
 
     def draw_panel(axes: Any, cell: pd.DataFrame) -> None:
         rows = [arms.index(arm) for arm in cell["arm"]]
         axes.axvline(0, color="0.6", linewidth=1)
-        axes.errorbar(
-            100 * cell["mean"],
-            rows,
-            xerr=100 * np.nan_to_num(cell["width"]),
-            fmt="o",
-            markersize=4,
-            color=BLUE,
-            elinewidth=1,
-        )
+        means, widths = 100 * cell["mean"], 100 * np.nan_to_num(cell["width"])
+        for row, arm, mean, width in zip(rows, cell["arm"], means, widths, strict=True):
+            color, _, marker = style_of[arm]
+            axes.errorbar(
+                mean,
+                row,
+                xerr=width,
+                marker=marker,
+                markersize=5,
+                color=color,
+                elinewidth=1.5,
+            )
         axes.grid(axis="x", color="0.9")
         axes.set_axisbelow(True)
 

@@ -77,17 +77,23 @@ class SpectralDensity:
         path: str | os.PathLike[str] | None = None,
         *,
         bandwidth: float | None = None,
+        ax: Any = None,
+        show: bool = False,
     ) -> Any:
         """Draw the density, on a logarithmic scale.
 
         Args:
             path: Path of an image to write, in PNG or another format of matplotlib.
             bandwidth: As in `density()`. Defaults to 1 % of the range of the nodes.
+            ax: Axes of matplotlib to draw in. Defaults to a new figure.
+            show: Whether to show the figure, as `matplotlib.pyplot.show()` does.
 
         Returns:
             A `matplotlib.figure.Figure`.
         """
-        return plots.draw_densities({"": self}, path, bandwidth=bandwidth)
+        return plots.draw_densities(
+            {"": self}, path, bandwidth=bandwidth, ax=ax, show=show
+        )
 
 
 @with_options_of(hessian_operator)

@@ -88,14 +88,16 @@ def full_precision(model: Any) -> Iterator[None]:
 class BatchLoss:
     """The loss of a batch as a pure function of the selected weights.
 
-    In inference mode, and in the dtype of the weights. The loss of a data set is the
-    mean over its batches, weighted by their numbers of samples, as in `evaluate()`.
+    In inference mode by default, and in the dtype of the weights. The loss of a data
+    set is the mean over its batches, weighted by their numbers of samples, as in
+    `evaluate()`.
 
     Args:
         model: A compiled model, which must not be wrapped.
         variables: The selected variables.
         regularizers: Whether losses of layers count.
         first_batch: A batch, to build the compiled loss if `compile()` did not.
+        training: Whether layers are in training mode.
     """
 
     def __init__(
@@ -105,7 +107,9 @@ class BatchLoss:
         *,
         regularizers: bool,
         first_batch: Batch,
+        training: bool = False,
     ) -> None:
+        self._training = training
         self.model = model
         self.variables = list(variables)
         self.regularizers = regularizers
@@ -143,7 +147,8 @@ class BatchLoss:
         model, batch = self.model, inputs.batch
         values = self._all_weights(weights, inputs)
         with full_precision(model), stateless.scope(model, values, inputs.state):
-            y_pred = model(batch.x, **stateless.call_kwargs(model, training=False))
+            kwargs = stateless.call_kwargs(model, training=self._training)
+            y_pred = model(batch.x, **kwargs)
             losses = model.losses if self.regularizers else []
             with (
                 naming_labels(batch.y, y_pred, batch.sample_weight),
@@ -155,7 +160,7 @@ class BatchLoss:
                     batch.y,
                     y_pred,
                     copied_weights(batch.sample_weight),
-                    training=False,
+                    training=self._training,
                 )
 
 

@@ -233,8 +233,11 @@ def hessian_operator(
         y: Labels, if `x` is arrays.
         variables: The weights in which to differentiate. `"last_layer"`: the weights
             of the last layer with weights, for each output, or those that a subclassed
-            model itself uses there. `"all"`: all trainable weights. Or a predicate of a
-            `keras.Variable` that selects among them. Defaults to `"last_layer"`.
+            model itself uses there. `"all"`: all trainable weights. A layer, a
+            variable, the name or path of a layer, the path of a variable, or a
+            regular expression (an `re.Pattern`: `re.compile("kernel")`) to search in
+            the paths of variables; or a list of such items. Or a predicate of a
+            `keras.Variable`. Defaults to `"last_layer"`.
         curvature: `"hessian"`, or `"fisher"`: the Fisher information of the outputs,
             which is the Hessian of the model divergence d(theta, theta') at theta' =
             theta. For cross-entropies of logits it is the generalized Gauss-Newton

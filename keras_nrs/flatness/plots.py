@@ -8,27 +8,18 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from keras_nrs._checks import check_bool
 from keras_nrs._checks import check_positive
-from keras_nrs._files import atomic_write
+from keras_nrs.flatness.figures import Drawing
+from keras_nrs.flatness.palette import styles
+from keras_nrs.flatness.planes import Losses
+from keras_nrs.flatness.planes import Paths
+from keras_nrs.flatness.planes import draw_contours
+from keras_nrs.flatness.planes import draw_surfaces
 
 Array = NDArray[Any]
 
-# Okabe and Ito's palette, whose colours the colour-blind can tell apart.
-BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
-SKY, VERMILION, BLACK = "#56B4E9", "#D55E00", "#000000"
-COLORS = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION, BLACK)
-LINES = ("-", "--", "-.", ":")
-_NUM_LEVELS = 16
-
-
-class Losses(Protocol):
-    """A `Landscape`, as far as figures need one."""
-
-    @property
-    def coordinates(self) -> tuple[Array, ...]: ...
-
-    @property
-    def losses(self) -> Array: ...
+_GRID = {"color": "0.5", "alpha": 0.25, "linewidth": 0.8}
 
 
 class Spectrum(Protocol):
@@ -46,37 +37,6 @@ class Spectrum(Protocol):
     def density(self, points: Array, *, bandwidth: float) -> Array: ...
 
 
-def _new_figure(columns: int, width: float = 4.6, height: float = 4.0) -> Any:
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"Figures need the package {error.name}. Install it with: "
-            'pip install "keras-nrs[flatness]"',
-            name=error.name,
-        ) from error
-    return Figure(figsize=(width * columns, height), dpi=150, layout="constrained")
-
-
-def _style_axes(axes: Any, *, columns: int = 1) -> None:
-    """Set letters that remain readable when the figure is as wide as a phone."""
-    size = 13 + 3 * min(columns - 1, 2)
-    for label in (axes.xaxis.label, axes.yaxis.label, axes.title):
-        label.set_fontsize(size)
-    axes.tick_params(labelsize=size - 2)
-    axes.locator_params(axis="x", nbins=5)
-    if axes.get_legend_handles_labels()[1]:
-        axes.legend(frameon=False, fontsize=size)
-
-
-def _save_figure(figure: Any, path: str | os.PathLike[str] | None) -> Any:
-    """Write a figure whole or not at all, if there is a path, and return it."""
-    if path is not None:
-        with atomic_write(path) as unfinished:
-            figure.savefig(unfinished, format=unfinished.suffix.lstrip(".") or "png")
-    return figure
-
-
 def _check_mapping(name: str, value: Any, attribute: str) -> None:
     """Raise an error unless `value` is a dict with at least one measurement."""
     is_mapping = isinstance(value, Mapping) and len(value) > 0
@@ -87,24 +47,35 @@ def _check_mapping(name: str, value: Any, attribute: str) -> None:
         )
 
 
-def draw_landscapes(
+def draw_landscapes(  # noqa: PLR0913
     landscapes: Mapping[str, Losses],
     path: str | os.PathLike[str] | None = None,
     *,
     kind: str = "contour",
     log: bool = True,
+    label: str = "loss",
+    trajectory: Paths | None = None,
+    ax: Any = None,
+    show: bool = False,
 ) -> Any:
     """Draw the landscapes of several models on one scale.
 
     Landscapes with one direction are curves in one panel. Landscapes with two are
-    panels with common levels (`kind="contour"`) or common axes (`"surface"`).
+    panels with common levels and a colour bar (`kind="contour"`), or common axes
+    (`"surface"`). The names of methods ("baseline", "NRS", "RPR", "SAM" and others,
+    "NRS, relative" too) have the same colours in all figures of this package.
 
     Args:
         landscapes: A dict from the names that the figure shows to `Landscape`s.
         path: Path of an image to write, in PNG or another format of matplotlib.
         kind: `"contour"` or `"surface"`; for two directions only.
-        log: Whether levels of contours are spaced evenly in the logarithm of the
-            loss.
+        log: Whether levels of contours, or the height of surfaces, are spaced evenly
+            in the logarithm of the loss, if all losses are positive.
+        label: What the losses are, with their unit: `"training loss (nats)"`.
+        trajectory: A `Trajectory`, whose paths are drawn on each panel of contours.
+            The landscapes must be along its directions.
+        ax: Axes of matplotlib to draw in, one for each panel. Defaults to a new figure.
+        show: Whether to show the figure, as `matplotlib.pyplot.show()` does.
 
     Returns:
         A `matplotlib.figure.Figure`.
@@ -114,6 +85,7 @@ def draw_landscapes(
             differ in their number of directions.
     """
     _check_mapping("landscapes", landscapes, "coordinates")
+    check_bool("show", show)
     dimensions = {len(landscape.coordinates) for landscape in landscapes.values()}
     if len(dimensions) != 1 or kind not in ("contour", "surface"):
         raise ValueError(
@@ -121,75 +93,60 @@ def draw_landscapes(
             f"be 'contour' or 'surface'. Received: {sorted(dimensions)} directions and "
             f"kind={kind!r}."
         )
+    if trajectory is not None and (dimensions == {1} or kind == "surface"):
+        raise ValueError(
+            "`trajectory` must be None, except on contours of two directions. "
+            f"Received: a trajectory, {sorted(dimensions)} directions and "
+            f"kind={kind!r}."
+        )
     if dimensions == {1}:
-        figure = _draw_curves(landscapes)
+        drawing = Drawing(ax, size=(6, 4), show=show)
+        _draw_curves(drawing, landscapes, label)
     else:
-        figure = _draw_panels(landscapes, kind, log)
-    return _save_figure(figure, path)
-
-
-def _draw_curves(landscapes: Mapping[str, Losses]) -> Any:
-    figure = _new_figure(1, width=6)
-    axes = figure.subplots()
-    for i, (name, landscape) in enumerate(landscapes.items()):
-        axes.plot(*landscape.coordinates, landscape.losses, **_line_style(i, name))
-    axes.set_xlabel("distance (multiples of the direction)")
-    axes.set_ylabel("loss")
-    axes.grid(color="0.9")
-    axes.spines[["top", "right"]].set_visible(False)
-    _style_axes(axes)
-    return figure
-
-
-def _line_style(i: int, name: str) -> dict[str, Any]:
-    """The style of the i-th curve, which differs in colour and in black and white."""
-    color, line = COLORS[i % len(COLORS)], LINES[i % len(LINES)]
-    return {"color": color, "linestyle": line, "linewidth": 2, "label": name or None}
-
-
-def _draw_panels(landscapes: Mapping[str, Losses], kind: str, log: bool) -> Any:
-    losses = np.concatenate([a.losses.ravel() for a in landscapes.values()])
-    losses = losses[np.isfinite(losses)]
-    if not len(losses):
-        raise ValueError("`landscapes` must have finite losses. Received: none.")
-    low, high = float(losses.min()), float(losses.max())
-    high = high if high > low else low + 1.0
-    levels, norm = np.linspace(low, high, _NUM_LEVELS), "linear"
-    if log and low > 0:
-        norm = "log"
-        levels = np.geomspace(low, high, _NUM_LEVELS)
-    figure = _new_figure(len(landscapes))
-    subplot_kw = {"projection": "3d"} if kind == "surface" else {}
-    panels = figure.subplots(
-        1,
-        len(landscapes),
-        squeeze=False,
-        sharex=True,
-        sharey=True,
-        subplot_kw=subplot_kw,
-    )[0]
-    for axes, (name, landscape) in zip(panels, landscapes.items(), strict=True):
-        x, y = landscape.coordinates
-        # Axis 0 of the losses is the first coordinate, and matplotlib takes it for y.
+        _check_finite(landscapes)
+        drawing = Drawing(
+            ax,
+            len(landscapes),
+            size=(4.4, 4.0),
+            beside=0.0 if kind == "surface" else 1.2,
+            show=show,
+            projection="3d" if kind == "surface" else None,
+        )
         if kind == "surface":
-            grid = np.meshgrid(x, y, indexing="ij")
-            axes.plot_surface(
-                *grid, landscape.losses, cmap="viridis", vmin=low, vmax=high
-            )
-            axes.set_zlim(low, high)
+            draw_surfaces(drawing, landscapes, log=log, label=label)
         else:
-            lines = axes.contour(
-                x, y, landscape.losses.T, levels=levels, cmap="viridis", norm=norm
-            )
-            axes.clabel(lines, lines.levels[::3], fontsize=10, fmt="%.2g")
-            axes.plot(0, 0, marker="+", color="black")
-            axes.set_aspect("equal")
-        axes.set_title(name)
-        axes.set_xlabel("distance, first direction")
-        axes.set_ylabel("distance, second direction")
-        _style_axes(axes, columns=len(landscapes))
-        axes.locator_params(axis="y", nbins=5)
-    return figure
+            draw_contours(drawing, landscapes, trajectory, log=log, label=label)
+    return drawing.finish(path)
+
+
+def _check_finite(landscapes: Mapping[str, Losses]) -> None:
+    if not any(np.isfinite(a.losses).any() for a in landscapes.values()):
+        raise ValueError("`landscapes` must have finite losses. Received: none.")
+
+
+def _draw_curves(
+    drawing: Drawing, landscapes: Mapping[str, Losses], label: str
+) -> None:
+    (axes,) = drawing.panels
+    style_of = styles(landscapes)
+    for name, landscape in landscapes.items():
+        axes.plot(
+            *landscape.coordinates,
+            landscape.losses,
+            **style_of[name].line,
+            linewidth=2,
+            label=name or None,
+        )
+    axes.set_xlabel("distance (multiples of the direction)")
+    axes.set_ylabel(label)
+    _open_frame(axes)
+    drawing.set_letters(axes)
+
+
+def _open_frame(axes: Any) -> None:
+    axes.grid(**_GRID)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def draw_densities(
@@ -197,19 +154,28 @@ def draw_densities(
     path: str | os.PathLike[str] | None = None,
     *,
     bandwidth: float | None = None,
+    ax: Any = None,
+    show: bool = False,
 ) -> Any:
     """Draw spectral densities of several models into one panel.
 
     Args:
         densities: A dict from the names that the figure shows to `SpectralDensity`s.
+            Names of methods have the colours that they have in `draw_landscapes`.
         path: Path of an image to write, in PNG or another format of matplotlib.
         bandwidth: As in `SpectralDensity.density()`. Defaults to 1 % of the range of
             all nodes.
+        ax: Axes of matplotlib to draw in. Defaults to a new figure.
+        show: Whether to show the figure, as `matplotlib.pyplot.show()` does.
 
     Returns:
         A `matplotlib.figure.Figure`.
+
+    Raises:
+        TypeError, ValueError: if an argument is not as described.
     """
     _check_mapping("densities", densities, "nodes")
+    check_bool("show", show)
     nodes = np.concatenate([d.nodes[d.weights > 0] for d in densities.values()])
     low, high = float(nodes.min()), float(nodes.max())
     width = (high - low) or abs(high) or 1.0
@@ -217,19 +183,20 @@ def draw_densities(
         bandwidth = 0.01 * width
     bandwidth = check_positive("bandwidth", bandwidth)
     points = np.linspace(low - 0.05 * width, high + 0.05 * width, 500)
-    figure = _new_figure(1, width=6)
-    axes = figure.subplots()
+    drawing = Drawing(ax, size=(6, 4), show=show)
+    (axes,) = drawing.panels
+    style_of = styles(densities)
     highest = 0.0
-    for i, (name, density) in enumerate(densities.items()):
+    for name, density in densities.items():
         values = density.density(points, bandwidth=bandwidth)
-        axes.semilogy(points, values, **_line_style(i, name))
+        style = style_of[name].line
+        axes.semilogy(points, values, **style, linewidth=2, label=name or None)
         highest = max(highest, values.max())
     # The axis starts below the density of one eigenvalue, the smallest one to see.
     size = max(density.size for density in densities.values())
     axes.set_ylim(0.1 / (size * bandwidth * np.sqrt(2 * np.pi)), 2 * highest)
     axes.set_xlabel("eigenvalue (loss per squared weight)")
     axes.set_ylabel("density (share per unit)")
-    axes.grid(color="0.9")
-    axes.spines[["top", "right"]].set_visible(False)
-    _style_axes(axes)
-    return _save_figure(figure, path)
+    _open_frame(axes)
+    drawing.set_letters(axes)
+    return drawing.finish(path)

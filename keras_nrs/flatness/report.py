@@ -1,11 +1,10 @@
-"""A table and figures of the flatness of saved models: `keras-nrs flatness`."""
+"""A table, figures and a page of the flatness of models: `keras-nrs flatness`."""
 
 import hashlib
 import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,6 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from keras_nrs._checks import check_choice
-from keras_nrs._checks import check_int
-from keras_nrs._checks import check_nonnegative
 from keras_nrs._files import expect_object
 from keras_nrs._files import read_json
 from keras_nrs._files import write_text
@@ -30,64 +26,21 @@ from keras_nrs.flatness.eigenvalues import hessian_eigenvalues
 from keras_nrs.flatness.landscape import Landscape
 from keras_nrs.flatness.landscape import loss_landscape
 from keras_nrs.flatness.loss import base_model
+from keras_nrs.flatness.measurements import Measurements
+from keras_nrs.flatness.measurements import Settings
 from keras_nrs.flatness.plots import draw_densities
 from keras_nrs.flatness.plots import draw_landscapes
+from keras_nrs.flatness.report_page import results_page
+from keras_nrs.flatness.report_page import results_table
+from keras_nrs.flatness.sharpness import sharpness
 from keras_nrs.flatness.trace import hessian_trace
 
 Array = NDArray[Any]
 
 # Results of another format, in a folder of an earlier version, are measured again.
-_FORMAT = 3
+_FORMAT = 4
 # A loss is that of chance if right labels lower it by less than this share.
 _CHANCE = 0.1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """The settings of all measurements, the same for all models.
-
-    Args:
-        variables: `"last_layer"` or `"all"`: the weights of the Hessian.
-        k: Number of eigenvalues, >= 1.
-        eps: Size of the divergence's perturbations relative to the norm of the
-            weights, >= 0.
-        points: Points along each of the two directions of the landscape, >= 2.
-        batch_size: Samples in a batch, >= 1.
-
-    Raises:
-        TypeError, ValueError: if an argument is not as described.
-    """
-
-    variables: str = "last_layer"
-    k: int = 1
-    eps: float = 0.1
-    points: int = 21
-    batch_size: int = 128
-
-    def __post_init__(self) -> None:
-        check_choice("variables", self.variables, ("last_layer", "all"))
-        check_int("k", self.k, minimum=1)
-        check_nonnegative("eps", self.eps)
-        check_int("points", self.points, minimum=2)
-        check_int("batch_size", self.batch_size, minimum=1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measurements:
-    """The measurements of one model. Pairs are a mean and its standard error.
-
-    `chance_loss` is the loss with the labels in random order. Neither it nor the loss
-    of the data, `data_loss`, has weight penalties, which `loss` has.
-    """
-
-    loss: float
-    data_loss: float
-    chance_loss: float
-    accuracy: float | None
-    divergence: tuple[float, float]
-    eigenvalues: list[float]
-    converged: bool
-    trace: tuple[float, float]
 
 
 def load_data(name: str, model: keras.Model) -> tuple[Array, Array]:
@@ -187,6 +140,18 @@ class Report:
             self._warn_of_chance(name, console)
         draw_landscapes(self.landscapes, self.output / "landscape.png")
         draw_densities(self.densities, self.output / "density.png")
+        write_text(self.output / "report.html", self._page())
+
+    def _page(self) -> str:
+        """An HTML page of all results, in one file."""
+        return results_page(
+            self.measurements,
+            self.landscapes,
+            self.settings,
+            len(self._x),
+            landscape=(self.output / "landscape.png").read_bytes(),
+            density=(self.output / "density.png").read_bytes(),
+        )
 
     def _measure_model(self, name: str, model: keras.Model) -> None:
         settings = self.settings
@@ -221,6 +186,7 @@ class Report:
         divergence = model_divergence(
             model, *data, eps=settings.eps, perturbation="relative", **shared
         )
+        sharp = sharpness(model, *data, eps=settings.eps, **shared)
         logs, chance_logs = (
             model.evaluate(
                 self._x, y, batch_size=settings.batch_size, verbose=0, return_dict=True
@@ -238,6 +204,8 @@ class Report:
             chance_loss=chance_logs["loss"] - penalty,
             accuracy=logs.get("accuracy", self._accuracy(model)),
             divergence=(divergence.mean, divergence.standard_error),
+            mean_increase=(sharp.mean_increase, *sharp.mean_interval),
+            largest_increase=(sharp.largest_increase, *sharp.largest_interval),
             eigenvalues=[float(value) for value in result.eigenvalues],
             converged=result.converged,
             trace=(trace.value, trace.standard_error),
@@ -249,6 +217,7 @@ class Report:
         """Raise an error if a file of measurements has another form."""
         loss = dict.fromkeys(("loss", "data_loss", "chance_loss"), (int, float))
         lengths = {"divergence": 2, "trace": 2, "eigenvalues": self.settings.k}
+        lengths |= dict.fromkeys(("mean_increase", "largest_increase"), 3)
         expect_object(content, **loss, **dict.fromkeys(lengths, list), converged=bool)
         for name, length in lengths.items():
             values = content[name]
@@ -290,38 +259,4 @@ class Report:
 
     def table(self) -> Table:
         """One row for each measurement, one column for each model."""
-        settings = self.settings
-        measured = self.measurements.values()
-        rows = {
-            "accuracy": [_format_share(m.accuracy) for m in measured],
-            "loss": [f"{m.loss:.4g}" for m in measured],
-        }
-        rows[f"model divergence, relative eps {settings.eps:g}"] = [
-            _format_estimate(m.divergence) for m in measured
-        ]
-        for i in range(settings.k):
-            number = f" {i + 1}" if settings.k > 1 else ""
-            rows[f"largest Hessian eigenvalue{number}"] = [
-                f"{m.eigenvalues[i]:.4g}{'' if m.converged else ' (not converged)'}"
-                for m in measured
-            ]
-        rows["trace of the Hessian"] = [_format_estimate(m.trace) for m in measured]
-        table = Table(
-            title=f"Flatness on {len(self._x)} samples, weights: {settings.variables}",
-            caption="±: standard error over the random vectors or perturbations.",
-        )
-        table.add_column("")
-        for name in self.measurements:
-            table.add_column(name, justify="right")
-        for row, cells in rows.items():
-            table.add_row(row, *cells)
-        return table
-
-
-def _format_share(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f} %"
-
-
-def _format_estimate(estimate: Sequence[float]) -> str:
-    mean, error = estimate
-    return f"{mean:.4g} ± {error:.2g}"
+        return results_table(self.measurements, self.settings, len(self._x))

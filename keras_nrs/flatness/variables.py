@@ -1,28 +1,27 @@
 """The choice of the weights that a measurement is about."""
 
-import functools
-import math
+import difflib
+import re
 from collections.abc import Callable
-from collections.abc import Iterator
 from collections.abc import Sequence
-from contextlib import contextmanager
 from typing import Any
+from typing import TypeAlias
 
 import keras
-from keras import ops
 
-from keras_nrs import stateless
-from keras_nrs.backend import compile_function
-from keras_nrs.backend import gradient
 from keras_nrs.batches import Batches
-from keras_nrs.flatness.loss import full_precision
-from keras_nrs.keras_internals import Functional
-from keras_nrs.keras_internals import producer
-from keras_nrs.keras_internals import producer_inputs
+from keras_nrs.flatness.last_layer import last_layer
 from keras_nrs.keras_internals import sublayers
 
-Selection = str | Callable[[Any], bool]
-Tensor = Any
+# `str` is "last_layer", "all", or the name or path of a layer or variable.
+Item: TypeAlias = "str | re.Pattern[str] | keras.Variable | keras.Layer"
+Selection: TypeAlias = "Item | Callable[[Any], bool] | Sequence[Item]"
+
+_ALLOWED = (
+    "'last_layer', 'all', the name of a layer, a compiled regular expression of "
+    "variables' paths, a layer, a variable, a list of these, or a function of a "
+    "variable"
+)
 
 
 def select(model: Any, variables: Selection, batches: Batches) -> list[keras.Variable]:
@@ -30,182 +29,133 @@ def select(model: Any, variables: Selection, batches: Batches) -> list[keras.Var
 
     Args:
         model: A built model, which must not be wrapped.
-        variables: `"last_layer"`: the weights of the layer that makes an output, or of
-            the last layer with weights before it, for each output. Where a model itself
-            multiplies by a kernel after that, this kernel, and the biases and scales
-            after it. `"all"`. Or a predicate of a `keras.Variable`.
+        variables: One of these, or a list of them, of which each counts:
+
+            - `"last_layer"`: the weights of the layer that makes an output, or of the
+              last layer with weights before it, for each output. Where a model itself
+              multiplies by a kernel after that, this kernel, and the biases and scales
+              after it.
+            - `"all"`.
+            - The name or the path of a layer, anywhere in the model, or the path of a
+              variable.
+            - A compiled regular expression, `re.compile(...)`, that is found somewhere
+              in the path of a variable.
+            - A layer or a variable of the model.
+
+            Or a predicate of a `keras.Variable`.
         batches: The data. A subclassed model is called with the first batch, to find
             its last layer.
 
     Raises:
-        TypeError, ValueError: if `variables` is not as described, or selects nothing.
+        TypeError, ValueError: if `variables` is not as described, or an item of it
+            selects nothing.
     """
     trainable = model.trainable_variables
-    if callable(variables) and not isinstance(variables, keras.Layer):
+    chosen: list[keras.Variable]
+    if isinstance(variables, list | tuple):
+        chosen = [v for item in variables for v in _of_item(model, item, batches)]
+    elif callable(variables) and not isinstance(variables, keras.Layer):
         chosen = [v for v in trainable if variables(v)]
-    elif variables == "all":
-        chosen = list(trainable)
-    elif variables == "last_layer":
-        try:
-            layers = list(_last_layers_of(model))
-        except _UnknownGraphError:
-            chosen = stateless.cached_on_model(
-                model, "last_layer", lambda: _last_variables_in_call(model, batches)
-            )
-        else:
-            ids = {id(v) for layer in layers for v in layer.trainable_variables}
-            chosen = [v for v in trainable if id(v) in ids]
     else:
-        received = repr(variables) if isinstance(variables, str) else "a value"
-        raise ValueError(
-            "`variables` must be 'last_layer', 'all' or a function of a variable. "
-            f"Received: {received} of type {type(variables).__name__}. For example: "
-            "variables=lambda v: 'kernel' in v.path"
-        )
-    chosen = [v for v in chosen if keras.backend.is_float_dtype(v.dtype)]
+        chosen = _of_item(model, variables, batches)
+    ids = {id(v) for v in chosen}
+    chosen = [
+        v for v in trainable if id(v) in ids and keras.backend.is_float_dtype(v.dtype)
+    ]
     if not chosen:
-        paths = [v.path for v in trainable]
-        shown = paths if len(paths) < 10 else [*paths[:9], "..."]
         raise ValueError(
             "`variables` must select at least one trainable variable. Received: "
-            f"variables={variables!r}, which selects none of {shown}. Pass 'all' or a "
-            "predicate, for example: variables=lambda v: 'kernel' in v.path"
+            f"variables={variables!r}, which selects none of {_shown(_paths(model))}. "
+            "Pass 'all' or a predicate, for example: "
+            "variables=lambda v: 'kernel' in v.path"
         )
     return chosen
 
 
-class _UnknownGraphError(Exception):
-    """Keras does not know all operations that make an output."""
-
-
-def _last_layers_of(model: Any) -> Iterator[keras.Layer]:
-    """The last layers with trainable weights, for each output."""
-    outputs = keras.tree.flatten(getattr(model, "outputs", None) or [])
-    if not outputs or type(model).call not in (Functional.call, keras.Sequential.call):
-        raise _UnknownGraphError
-    for output in outputs:
-        yield from _last_layers(output)
-
-
-def _last_layers(output: Any) -> Iterator[keras.Layer]:
-    """The first layers with trainable weights on the paths back from an output."""
-    operation = producer(output)
-    # Other operations may have weights as arguments.
-    if not isinstance(operation, keras.Layer):
-        raise _UnknownGraphError
-    if not operation.trainable_variables:
-        for tensor in producer_inputs(output):
-            yield from _last_layers(tensor)
-    elif isinstance(operation, keras.Model):
-        yield from _last_layers_of(operation)
-    else:
-        yield operation
-
-
-def _last_variables_in_call(model: Any, batches: Batches) -> list[keras.Variable]:
-    """The weights of the last layers, from derivatives of the outputs in all weights.
-
-    All inputs of layers with weights are constants, so that only the weights of the
-    last layers have a derivative.
-    """
-    variables = [
-        v for v in model.trainable_variables if keras.backend.is_float_dtype(v.dtype)
-    ]
-    layers = list(_outermost_layers(model))
-    read_by_model: set[int] = set()
-
-    def total(values: list[Tensor], x: Any) -> Tensor:
-        pairs = list(zip(variables, values, strict=True))
-        scope = _LastLayerScope(pairs)
-        with full_precision(model), scope, scope.constant_inputs(layers):
-            outputs = model(x, **stateless.call_kwargs(model, training=False))
-        read_by_model.update(scope.read_by_model)
-        # The outputs may be without any derivative.
-        nothing = 0.0 * ops.sum(values[0])
-        return sum(map(_weighted_sum, keras.tree.flatten(outputs)), nothing)
-
-    gradients = compile_function(
-        lambda values, x: gradient(lambda v: total(v, x), values)
-    )([ops.convert_to_tensor(v.value) for v in variables], next(iter(batches)).x)
-    found = {
-        id(v)
-        for v, g in zip(variables, gradients, strict=True)
-        if ops.any(ops.not_equal(g, 0))
-    }
-    for layer in layers:
-        ids = {id(v) for v in layer.trainable_variables}
-        if found & ids - read_by_model:
-            found |= ids
-    return [v for v in variables if id(v) in found]
-
-
-def _outermost_layers(model: Any) -> Iterator[keras.Layer]:
-    """The layers with trainable weights that a model, or one inside of it, calls."""
-    for layer in sublayers(model):
-        if isinstance(layer, keras.Model):
-            yield from _outermost_layers(layer)
-        elif layer.trainable_variables:
-            yield layer
-
-
-def _weighted_sum(output: Any) -> Tensor:
-    """A sum with unequal weights: the plain sum of a softmax is constant."""
-    if output is None or not keras.backend.is_float_dtype(output.dtype):
-        return 0.0
-    numbers = ops.arange(1, math.prod(output.shape) + 1, dtype="float32")
-    return ops.sum(
-        ops.cast(output, "float32") * ops.reshape(ops.cos(numbers), output.shape)
+def _of_item(model: Any, item: Any, batches: Batches) -> list[keras.Variable]:
+    """The trainable variables of an item of a selection, at least one."""
+    trainable: list[keras.Variable] = model.trainable_variables
+    if isinstance(item, str):
+        if item == "all":
+            return trainable
+        if item == "last_layer":
+            return last_layer(model, batches)
+        return _named(model, item)
+    if isinstance(item, re.Pattern):
+        found = [v for v in trainable if item.search(v.path)]
+        if not found:
+            raise ValueError(
+                "A regular expression in `variables` must be found in the path of a "
+                f"trainable variable. Received: {item!r}, which is in none of "
+                f"{_shown(_paths(model))}."
+            )
+        return found
+    if isinstance(item, keras.Layer):
+        return _of_layer(model, item)
+    if isinstance(item, keras.Variable):
+        if not any(item is v for v in trainable):
+            raise ValueError(
+                "A variable in `variables` must be a trainable one of the model. "
+                f"Received: {item.path!r}, which is none of {_shown(_paths(model))}."
+            )
+        return [item]
+    raise TypeError(
+        f"`variables` must be {_ALLOWED}. Received: {item!r} of type "
+        f"{type(item).__name__}. For example: variables=lambda v: 'kernel' in v.path"
     )
 
 
-class _LastLayerScope(keras.StatelessScope):  # type: ignore[misc]
-    """A scope in which no derivative passes through a layer or kernel to its input.
+def _of_layer(model: Any, layer: keras.Layer) -> list[keras.Variable]:
+    """The trainable variables of a layer of the model."""
+    if not any(layer is known for known in (model, *_layers(model))):
+        raise ValueError(
+            "A layer in `variables` must be one of the model. Received: a layer named "
+            f"{layer.name!r} that is not in the model named {model.name!r}, whose "
+            f"layers with weights are {_shown(_names(model))}."
+        )
+    found: list[keras.Variable] = layer.trainable_variables
+    if not found:
+        raise ValueError(
+            "A layer in `variables` must have trainable weights. Received: "
+            f"{layer.name!r}, which has none, or is frozen (trainable=False). Layers "
+            f"with some are {_shown(_names(model))}."
+        )
+    return found
 
-    A kernel that the model reads by itself, outside of layers, has the value 0.
 
-    Attributes:
-        read_by_model: The ids of the variables that the model read by itself.
-    """
+def _named(model: Any, name: str) -> list[keras.Variable]:
+    """The trainable variables of the layers, or the variable, of a name."""
+    layers = [sub for sub in _layers(model) if name in (sub.name, sub.path)]
+    if layers:
+        return [v for layer in layers for v in _of_layer(model, layer)]
+    found = [v for v in model.trainable_variables if v.path == name]
+    if not found:
+        known = [*_names(model), *_paths(model)]
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        hint = f"Near it are {near}" if near else f"There are {_shown(_names(model))}"
+        raise ValueError(
+            f"`variables` must be {_ALLOWED}. Received: {name!r}, which no layer and "
+            f"no variable of the model named {model.name!r} is called. {hint}. For a "
+            f"part of a name: variables=re.compile({name!r})"
+        )
+    return found
 
-    def __init__(self, values: Sequence[tuple[keras.Variable, Tensor]]) -> None:
-        super().__init__(values, collect_losses=True)
-        self.read_by_model: set[int] = set()
-        self._depth = 0
 
-    def get_current_value(self, variable: keras.Variable) -> Tensor:
-        value = super().get_current_value(variable)
-        if value is None or self._depth:
-            return value
-        self.read_by_model.add(id(variable))
-        return value - ops.stop_gradient(value) if len(variable.shape) > 1 else value
+def _layers(model: Any) -> list[keras.Layer]:
+    return sublayers(model, recursive=True)
 
-    @contextmanager
-    def constant_inputs(self, layers: Sequence[keras.Layer]) -> Iterator[None]:
-        """A context in which the inputs of these layers are constants."""
-        names = "call", "quantized_call"
-        for layer in layers:
-            vars(layer).update(
-                {n: self._with_constants(getattr(layer, n)) for n in names}
-            )
-        try:
-            yield
-        finally:
-            for layer in layers:
-                for name in names:
-                    vars(layer).pop(name, None)
 
-    def _with_constants(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(call)
-        def call_with_constants(*args: Any, **kwargs: Any) -> Any:
-            if not self._depth:
-                args, kwargs = keras.tree.map_structure(
-                    lambda a: ops.stop_gradient(a) if ops.is_tensor(a) else a,
-                    (args, kwargs),
-                )
-            self._depth += 1
-            try:
-                return call(*args, **kwargs)
-            finally:
-                self._depth -= 1
+def _names(model: Any) -> list[str]:
+    """The names of the layers with trainable weights, in the order of these."""
+    place = {id(v): i for i, v in enumerate(model.trainable_variables)}
+    layers = [layer for layer in _layers(model) if layer.trainable_variables]
+    layers.sort(key=lambda layer: place[id(layer.trainable_variables[0])])
+    return [layer.name for layer in layers]
 
-        return call_with_constants
+
+def _paths(model: Any) -> list[str]:
+    return [v.path for v in model.trainable_variables]
+
+
+def _shown(names: list[str]) -> list[str]:
+    return names if len(names) < 10 else [*names[:9], "..."]

@@ -1,4 +1,4 @@
-"""What flatness measurements cost, and how they compare: tables and a figure.
+"""What flatness measurements cost, and how they compare: tables.
 
 KERAS_BACKEND=torch python -m tests.benchmarks.curvature pyhessian
 KERAS_BACKEND=jax python -m tests.benchmarks.curvature resnet
@@ -7,7 +7,6 @@ KERAS_BACKEND=jax python -m tests.benchmarks.curvature digits
 
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -91,11 +90,10 @@ def resnet() -> None:
 
 
 def digits(seeds: int = 5) -> None:
-    """The demo's baseline and NRS: eigenvalues, KFRA's share, and both landscapes."""
+    """The demo's baseline and NRS: eigenvalues and KFRA's share."""
     settings = demo.Settings()
     values: dict[str, list[tuple[float, float]]] = {}
     ratios: dict[str, list[float]] = {}
-    landscapes = {}
     for arm in (demo.BASELINE, demo.NRS):
         model = demo.compiled_model(arm, settings)
         base = demo.base_model(model)
@@ -111,10 +109,6 @@ def digits(seeds: int = 5) -> None:
             values.setdefault(arm, []).append(pair)
             kfra = flatness.kfra_max_eigenvalue(base, data[0]).eigenvalue
             ratios.setdefault(f"CNN, {arm}", []).append(kfra / pair[0])
-            if seed == 0:
-                landscapes[arm] = flatness.loss_landscape(
-                    base, *data, num_points=31, batch_size=100
-                )
     for arm, pairs in values.items():
         means, deviations = np.mean(pairs, axis=0), np.std(pairs, axis=0, ddof=1)
         print(
@@ -133,9 +127,6 @@ def digits(seeds: int = 5) -> None:
     for name, of_network in ratios.items():
         low, high = min(of_network), max(of_network)
         print(f"KFRA / exact, {name}: {np.mean(of_network):.2f} ({low:.2f}-{high:.2f})")
-    path = Path("landscape.png")
-    flatness.draw_landscapes(landscapes, path)
-    print(f"Written: {path}")
 
 
 def _kfra_of_other_networks(seeds: int) -> dict[str, list[float]]:

@@ -286,7 +286,7 @@ def test_what_cannot_be_differentiated_twice_is_named() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"variables": "first"}, "`variables` must be 'last_layer', 'all' or a funct"),
+        ({"variables": "first"}, "`variables` must be 'last_layer', 'all', the name"),
         ({"variables": lambda v: False}, "`variables` must select at least one"),
         ({"curvature": "newton"}, "`curvature` must be one of"),
         ({"batch_size": 0}, "`batch_size` must be an integer >= 1"),

@@ -1,5 +1,6 @@
 """Which variables are measured."""
 
+import re
 from typing import Any
 
 import keras
@@ -216,3 +217,83 @@ def test_an_output_without_a_derivative_asks_for_a_choice() -> None:
     model(x)
     with pytest.raises(ValueError, match="`variables` must select at least one"):
         hessian_operator(model, x, np.ones(4))
+
+
+def blocks() -> keras.Model:
+    """A model in a model, with a frozen layer."""
+    block = keras.Sequential(
+        [layers.Dense(4, name="first"), layers.Dense(4, name="second")], name="block"
+    )
+    frozen = layers.Dense(4, name="frozen", trainable=False)
+    stack = [keras.Input((3,)), block, frozen, layers.Dense(2, name="head")]
+    model = keras.Sequential(stack)
+    model.compile(loss="mse")
+    return model
+
+
+X, Y = np.ones((4, 3), "float32"), np.ones((4, 2), "float32")
+
+
+def selected(model: keras.Model, variables: Any) -> list[str]:
+    """The layers and names of the selected variables."""
+    found = hessian_operator(model, X, Y, variables=variables).variables
+    return ["/".join(v.path.split("/")[-2:]) for v in found]
+
+
+def test_layers_names_and_expressions() -> None:
+    model = blocks()
+    block, _, head = model.layers
+    first = ["first/kernel", "first/bias"]
+    second = ["second/kernel", "second/bias"]
+    last = ["head/kernel", "head/bias"]
+    for variables, expected in (
+        (head, last),
+        (block, first + second),
+        ("first", first),
+        ("block", first + second),
+        (block.layers[1].path, second),
+        (head.kernel.path, ["head/kernel"]),
+        (head.bias, ["head/bias"]),
+        (re.compile("kernel$"), ["first/kernel", "second/kernel", "head/kernel"]),
+        (re.compile(r"(first|head)/b"), ["first/bias", "head/bias"]),
+        ([head, "first"], first + last),
+        (["last_layer", block.layers[0].kernel], ["first/kernel", *last]),
+        ([re.compile("head"), head], last),
+    ):
+        assert selected(model, variables) == expected
+
+
+def test_the_hessian_of_a_layer_is_a_block_of_the_whole() -> None:
+    x, y = hessians.data(16)
+    model = hessians.classifier()
+    whole = hessian_operator(model, x, y, variables="all").to_dense()
+    layer = model.layers[1]
+    of_layer = hessian_operator(model, x, y, variables=[layer]).to_dense()
+    start = sum(int(np.prod(v.shape)) for v in model.layers[0].trainable_variables)
+    block = slice(start, start + len(of_layer))
+    assert relative_error(of_layer, whole[block, block]) < 1e-5
+    trace = hessian_trace(model, x, y, variables=layer.name, num_products=500)
+    assert trace.value == pytest.approx(np.trace(of_layer), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("variables", "error", "message"),
+    [
+        ("frist", ValueError, r"'frist', which no layer.*Near it are \['first'"),
+        ("zzz", ValueError, r"There are \['block', 'first', 'second', 'head'\]"),
+        ("frozen", ValueError, "'frozen', which has none, or is frozen"),
+        (["head", "hed"], ValueError, r"'hed'.*Near it are \['head'"),
+        (re.compile("gamma"), ValueError, "expression.*gamma.*none of"),
+        (layers.Dense(1, name="new"), ValueError, "'new' that is not in the model"),
+        (3, TypeError, "Received: 3 of type int"),
+        ([None], TypeError, "Received: None of type NoneType"),
+        ([], ValueError, "must select at least one"),
+        (lambda v: False, ValueError, "must select at least one"),
+    ],
+)
+def test_what_is_not_found(variables: Any, error: Any, message: str) -> None:
+    with pytest.raises(error, match=re.compile(message, re.DOTALL)):
+        selected(blocks(), variables)
+    foreign = blocks().layers[-1].kernel
+    with pytest.raises(ValueError, match="A variable in `variables` must be"):
+        selected(blocks(), foreign)

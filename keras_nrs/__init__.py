@@ -14,12 +14,15 @@ from keras_nrs.nrs_model import NRSModel as NRSModel
 from keras_nrs.nrs_model import unwrap as unwrap
 from keras_nrs.nrs_model import wrap as wrap
 from keras_nrs.step.objective import nrs_objective as nrs_objective
+from keras_nrs.tuning import TuneResult as TuneResult
+from keras_nrs.tuning import tune as tune
 
 __version__ = "0.1.0"
 
 __all__ = [
     "CalibratedEps",
     "NRSModel",
+    "TuneResult",
     "calibrate_eps",
     "callbacks",
     "data",
@@ -28,6 +31,7 @@ __all__ = [
     "models",
     "nrs_objective",
     "perturbations",
+    "tune",
     "unwrap",
     "update_batch_norm",
     "wrap",

@@ -13,6 +13,7 @@ FLOORS = [
     "commands",
     "experiments",
     "__init__",
+    "tuning",
     "callbacks",
     "flatness calibration batch_norm",
     "divergence_meter",
@@ -22,9 +23,9 @@ FLOORS = [
     "perturbations coefficients",
     "divergences batches stateless models data",
     "backend",
-    "labels noise preprocessing saving backups unit_axes",
+    "labels noise preprocessing saving backups unit_axes _run_store",
     "_locks _fashion_mnist",
-    "_checks _digits _files keras_internals",
+    "_checks _digits _files _student_t keras_internals",
 ]
 FLOOR_OF = {name: i for i, names in enumerate(FLOORS) for name in names.split()}
 

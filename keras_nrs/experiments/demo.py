@@ -31,8 +31,8 @@ from keras_nrs._checks import check_number
 from keras_nrs._checks import check_positive
 from keras_nrs._checks import check_seed
 from keras_nrs._checks import check_share
-from keras_nrs.experiments.run_store import Row
-from keras_nrs.experiments.run_store import RunStore
+from keras_nrs._run_store import Row
+from keras_nrs._run_store import RunStore
 
 try:
     from scipy.special import log_softmax

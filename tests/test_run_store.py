@@ -8,7 +8,7 @@ import pytest
 
 from keras_nrs._files import DamagedFileError
 from keras_nrs._locks import InUseError
-from keras_nrs.experiments.run_store import RunStore
+from keras_nrs._run_store import RunStore
 
 # Nothing here depends on the backend; this one starts soonest.
 pytestmark = pytest.mark.only_torch

@@ -1,5 +1,6 @@
 """Student's t distribution with whole degrees of freedom, without SciPy."""
 
+import functools
 import math
 from typing import Any
 
@@ -31,6 +32,7 @@ def mean_and_width(differences: NDArray[Any]) -> tuple[float, float]:
     return mean, error * quantile(0.95, len(differences) - 1)
 
 
+@functools.cache
 def quantile(probability: float, freedom: int) -> float:
     """The t for which |T| < t has a probability in [0, 1)."""
     low, high = 0.0, math.pi / 2

@@ -60,6 +60,12 @@ class Folder:
         with self._store.locked():
             yield
 
+    def has(self, setting: Setting, seed: int, epochs: int) -> bool:
+        """Whether a training is finished."""
+        wanted = _wanted(setting, epochs)
+        rows = self._store.rows
+        return any(_is_of(row, wanted) and row["seed"] == seed for row in rows)
+
     def get(
         self,
         setting: Setting,
@@ -78,7 +84,7 @@ class Folder:
             kept_for: The metric by which weights are kept, the best of a setting's;
                 `None` to keep none.
         """
-        wanted = {"arguments": setting.identity, "epochs": epochs, "seed": seed}
+        wanted = _wanted(setting, epochs) | {"seed": seed}
         of_setting = [row for row in self._store.rows if _is_of(row, wanted)]
 
         def run() -> Row:
@@ -95,8 +101,7 @@ class Folder:
 
     def load_weights(self, model: keras.Model, setting: Setting, epochs: int) -> bool:
         """Give a model the weights that were kept. Whether there are some."""
-        wanted = {"arguments": setting.identity, "epochs": epochs}
-        path = self._weights_path(wanted)
+        path = self._weights_path(_wanted(setting, epochs))
         if path.exists():
             model.load_weights(path)
         return path.exists()
@@ -180,6 +185,10 @@ def _content(value: Any) -> Any:
 def _digest(content: Any) -> str:
     text = json.dumps(content, sort_keys=True, default=_content)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _wanted(setting: Setting, epochs: int) -> Row:
+    return {"arguments": setting.identity, "epochs": epochs}
 
 
 def _is_of(row: Row, wanted: Row) -> bool:

@@ -76,9 +76,9 @@ class TuneResult:
             "of a training, measured.",
         ]
         if not all(row["is_judged"] for row in self.table):
-            notes.append("(chosen by): left out after seeds that do not judge.")
+            notes.append("(choosing): of seeds that chose, and do not judge.")
         if self.not_run:
-            notes.append(f"Not run, for the budget: {', '.join(self.not_run)}.")
+            notes.append(f"Not run, for the budget: {'; '.join(self.not_run)}.")
         return "\n".join([*text, "", *notes, "", self.decision])
 
 
@@ -123,7 +123,7 @@ def table_of(
 def _shown(row: Row, metric: str) -> dict[str, str]:
     """A row of the table as text."""
     decisive = Metric(metric, 0)
-    seeds = f"{row['seeds']}" if row["is_judged"] else f"(chosen by {row['seeds']})"
+    seeds = f"{row['seeds']}" if row["is_judged"] else f"{row['seeds']} (choosing)"
     cells = {
         "setting": row["setting"],
         "cost": f"{row['cost']:g}",

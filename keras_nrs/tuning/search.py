@@ -125,6 +125,43 @@ def tune(  # noqa: PLR0913
     >>> [row["setting"] for row in result.table]
     ['baseline', 'baseline, twice the epochs', 'NRS']
     """
+    with _path_of(folder) as path:
+        search = prepare(
+            make_model,
+            x,
+            y,
+            fit=fit,
+            validation_data=validation_data,
+            settings=settings,
+            metric=metric,
+            seeds=seeds,
+            minutes=minutes,
+            max_epochs=max_epochs,
+            folder=path,
+            verbose=verbose,
+        )
+        return search.run()
+
+
+def prepare(  # noqa: PLR0913
+    make_model: MakeModel,
+    x: Any,
+    y: Any = None,
+    *,
+    fit: Mapping[str, Any],
+    validation_data: Any = None,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    metric: str | tuple[str, str] = "auto",
+    seeds: int = 5,
+    minutes: float | None = None,
+    max_epochs: float | None = None,
+    folder: Path,
+    verbose: int = 1,
+) -> "Search":
+    """The checked call of `tune()`, before any training.
+
+    Takes and raises what `tune()` does.
+    """
     checked_fit = check_fit(fit)
     of_settings = settings_from(settings)
     seeds = check_int("seeds", seeds, minimum=2, maximum=FIRST_CHOOSING_SEED)
@@ -141,10 +178,7 @@ def tune(  # noqa: PLR0913
     budget = Budget(task.epochs, minutes=minutes, epochs=max_epochs)
     race = Race(of_settings, chosen, seeds=seeds, budget=budget)
     request = request_of(task.first[0], data, validation, task.described_fit())
-    with _path_of(folder) as path:
-        opened = Folder(path, request)
-        with opened.locked():
-            return Search(task, opened, race, budget, chosen, verbose).run()
+    return Search(task, Folder(folder, request), race, budget, chosen, verbose)
 
 
 class Search:
@@ -172,9 +206,18 @@ class Search:
         self._budget, self._metric, self._verbose = budget, metric, verbose
         self._settings = [*race.plain, *race.others]
         self._runs: list[Row] = []
+        self._was_done = False
 
     def run(self) -> TuneResult:
-        """Train, decide, and load the best model."""
+        """Train, decide, and load the best model.
+
+        Raises:
+            InUseError: if another process uses the folder.
+        """
+        with self._folder.locked():
+            return self._run()
+
+    def _run(self) -> TuneResult:
         self._race.run(self._train, self._report)
         race, metric, plain_epochs = self._race, self._metric, self._task.epochs
         verdict = judge([*race.plain, *race.finalists], race.judging, metric)
@@ -202,10 +245,12 @@ class Search:
         return result
 
     def _train(self, setting: Setting, seed: int, is_judging: bool) -> Row:
+        epochs = setting.epochs(self._task.epochs)
+        self._was_done = self._folder.has(setting, seed, epochs)
         row = self._folder.get(
             setting,
             seed,
-            setting.epochs(self._task.epochs),
+            epochs,
             lambda: self._task.train(setting, seed),
             self._metric if is_judging or setting.is_baseline else None,
         )
@@ -215,11 +260,13 @@ class Search:
     def _report(self, setting: Setting, seed: int, row: Row, left: float) -> None:
         if not self._verbose:
             return
-        shown = f"{row['measured'][self._metric.name]:.4f}"
-        found = "failed" if row["failed"] else f"{self._metric.name} {shown}"
+        metric = self._metric
+        value = metric.scale * row["measured"][metric.name]
+        found = f"{metric.heading} {value:.{metric.digits}f}"
+        when = ", finished before" if self._was_done else ""
         print(
-            f"seed {seed}, {setting.name}: {found}, {row['seconds']:.1f} s; about "
-            f"{_duration(left)} left",
+            f"seed {seed}, {setting.name}: {'failed' if row['failed'] else found}, "
+            f"{row['seconds']:.1f} s{when}; about {_duration(left)} left",
             flush=True,
         )
 

@@ -80,7 +80,7 @@ class Task:
     @property
     def takes_epochs(self) -> bool:
         """Whether the factory is told the number of epochs."""
-        return "epochs" in inspect.signature(self._make_model).parameters
+        return takes_epochs(self._make_model)
 
     @property
     def has_schedule(self) -> bool:
@@ -100,8 +100,7 @@ class Task:
     def make_model(self, seed: int, epochs: int) -> keras.Model:
         """A new model, with the initial weights of a seed."""
         keras.utils.set_random_seed(seed)
-        arguments = {"epochs": epochs} if self.takes_epochs else {}
-        return self._make_model(**arguments)
+        return call_factory(self._make_model, epochs)
 
     def check_setting(self, setting: Setting) -> None:
         """Raise an error if a setting cannot train the model."""
@@ -162,6 +161,16 @@ class Task:
         if callable(given):
             return keras.tree.flatten(given() or [])
         return copy.deepcopy(keras.tree.flatten(given or []))
+
+
+def takes_epochs(make_model: MakeModel) -> bool:
+    """Whether a factory has a parameter `epochs`."""
+    return "epochs" in inspect.signature(make_model).parameters
+
+
+def call_factory(make_model: MakeModel, epochs: int) -> keras.Model:
+    """A model of a factory, for a number of epochs."""
+    return make_model(epochs=epochs) if takes_epochs(make_model) else make_model()
 
 
 def _check_models(model: Any, other: Any) -> None:

@@ -123,32 +123,45 @@ def sentence(verdict: Verdict, metric: Metric, epochs: int) -> str:
             "Keep the baseline, but lower its learning rate first: its trainings "
             "failed, with losses that are not finite."
         )
-    judged = {k: v for k, v in verdict.differences.items() if v and v[0].num}
+    judged = {
+        name: found
+        for name, found in verdict.differences.items()
+        if found and all(difference.num for difference in found)
+    }
     if not judged:
         return (
             "Keep the baseline: the budget did not suffice to compare it with a "
             "setting on seeds that judge."
         )
     num = min(difference.num for found in judged.values() for difference in found)
-    few = f" {num} seeds show large differences only." if num < FEW_SEEDS else ""
+    few = f" Few seeds ({num}) have judged: only large differences show."
+    few = few if num < FEW_SEEDS else ""
     if not verdict.winners:
+        nearest = max(judged, key=lambda name: _margin(judged[name], metric))
         return (
             "Keep the baseline: no setting is clearly better than each plain training "
-            f"that costs no more.{few}"
+            f"that costs no more. The nearest is {nearest!r}: "
+            f"{_texts(judged[nearest], metric)}.{few}"
         )
-    name = metric.name.replace("_", " ")
-    found = " and ".join(
-        f"{_text(difference, metric)} against {difference.rival.name!r}"
-        for difference in verdict.differences[best.name]
-    )
+    found = _texts(verdict.differences[best.name], metric)
     how = f" for {best.epochs(epochs)} epochs" if best.factor != 1 else ""
     if best.is_plain:
-        return f"Keep the baseline, and train it{how}: {name} {found}.{few}"
-    return f"Train {best.call}{how}: {name} {found}.{few}"
+        return f"Keep the baseline, and train it{how}: {found}.{few}"
+    return f"Train {best.call}{how}: {found}.{few}"
 
 
-def _text(difference: Difference, metric: Metric) -> str:
-    return with_interval(difference.mean, difference.width, metric)
+def _margin(found: list[Difference], metric: Metric) -> float:
+    """How much better a setting is than its best rival."""
+    return min(metric.sign * difference.mean for difference in found)
+
+
+def _texts(found: list[Difference], metric: Metric) -> str:
+    name, unit = metric.name.replace("_", " "), " points" if metric.is_share else ""
+    texts = [
+        f"{with_interval(d.mean, d.width, metric)}{unit} against {d.rival.name!r}"
+        for d in found
+    ]
+    return f"{name} {' and '.join(texts)}"
 
 
 def with_interval(mean: float, width: float, metric: Metric) -> str:

@@ -79,6 +79,7 @@ def objects_of_keras() -> list[Any]:
         model.layers[-1],
         keras_internals.compiled_loss(model),
         keras.losses.MeanSquaredError(),
+        keras.metrics.MeanSquaredError(),
         keras.callbacks.BackupAndRestore("unused"),
         keras.ops.softmax(keras.ops.ones((1, 2))),
         importlib.import_module(f"keras.src.backend.{BACKEND}.trainer"),

@@ -101,7 +101,7 @@ class Folder:
 
     def load_weights(self, model: keras.Model, setting: Setting, epochs: int) -> bool:
         """Give a model the weights that were kept. Whether there are some."""
-        path = self._weights_path(_wanted(setting, epochs))
+        path = self._kept_path(_wanted(setting, epochs))
         if path.exists():
             model.load_weights(path)
         return path.exists()
@@ -114,10 +114,10 @@ class Folder:
         write_text(self._path / "result.json", text + "\n")
 
     def _save_weights(self, model: keras.Model, wanted: Row) -> None:
-        with atomic_write(self._weights_path(wanted)) as unfinished:
+        with atomic_write(self._kept_path(wanted)) as unfinished:
             model.save_weights(unfinished)
 
-    def _weights_path(self, wanted: Row) -> Path:
+    def _kept_path(self, wanted: Row) -> Path:
         digest = _digest([wanted["arguments"], wanted["epochs"]])
         return self._path / f"best-{digest}.weights.h5"
 

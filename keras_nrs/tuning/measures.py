@@ -47,7 +47,7 @@ class Metric(NamedTuple):
     @property
     def digits(self) -> int:
         """Digits after the point in a table."""
-        return 2 if self.is_share else 4
+        return 2 if self.is_share else 3
 
     @property
     def scale(self) -> float:

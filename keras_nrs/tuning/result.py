@@ -70,13 +70,15 @@ class TuneResult:
             for line in lines
         ]
         notes = [
-            "Means ± standard deviations over seeds, of validation data; differences ± "
-            "half their 95 % intervals.",
-            "cost: passes through the model, counted, in plain trainings. s: seconds "
-            "of a training, measured.",
+            "Means of validation data, ± standard deviations over seeds; differences "
+            "± half their 95 % intervals.",
+            "cost: passes through the model in plain trainings, counted. s: seconds of "
+            "a training.",
         ]
         if not all(row["is_judged"] for row in self.table):
-            notes.append("(choosing): of seeds that chose, and do not judge.")
+            notes.append("(1), (2): the number of seeds that chose, and do not judge.")
+        if any(row["failed"] for row in self.table):
+            notes.append("2 of 3: the others failed, with a loss that is not finite.")
         if self.not_run:
             notes.append(f"Not run, for the budget: {'; '.join(self.not_run)}.")
         return "\n".join([*text, "", *notes, "", self.decision])
@@ -123,18 +125,22 @@ def table_of(
 def _shown(row: Row, metric: str) -> dict[str, str]:
     """A row of the table as text."""
     decisive = Metric(metric, 0)
-    seeds = f"{row['seeds']}" if row["is_judged"] else f"{row['seeds']} (choosing)"
+    finished = row["seeds"] - row["failed"]
+    seeds = f"{finished} of {row['seeds']}" if row["failed"] else f"{row['seeds']}"
     cells = {
         "setting": row["setting"],
         "cost": f"{row['cost']:g}",
-        "seeds": f"{seeds}, {row['failed']} failed" if row["failed"] else seeds,
+        "seeds": seeds if row["is_judged"] else f"({seeds})",
     }
     for shown in {m.name: m for m in (decisive, LOSS, CALIBRATION)}.values():
         mean = row.get(shown.name, math.nan)
-        deviation = row.get(f"{shown.name}_deviation", math.nan)
+        deviation = row[f"{metric}_deviation"] if shown == decisive else math.nan
         cells[shown.heading] = with_interval(mean, deviation, shown).removeprefix("+")
     cells["s"] = f"{row['seconds']:.1f}"
-    for heading, ending in (("- baseline", ""), ("- plain of that cost", "_same_cost")):
+    for heading, ending in (
+        ("vs baseline", ""),
+        ("vs same cost", "_same_cost"),
+    ):
         mean, width = row[f"difference{ending}"], row[f"width{ending}"]
         cells[heading] = with_interval(mean, width, decisive)
     return cells

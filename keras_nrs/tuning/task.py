@@ -4,6 +4,7 @@ import copy
 import inspect
 import math
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -57,7 +58,7 @@ class Task:
     def __init__(
         self, make_model: MakeModel, data: Row, validation: Row, fit: Row
     ) -> None:
-        if not callable(make_model):
+        if not callable(make_model) or isinstance(make_model, keras.Model):
             raise TypeError(
                 "`make_model` must be a function that returns a new compiled model. "
                 f"Received: make_model={make_model!r} of type "
@@ -133,7 +134,10 @@ class Task:
             arguments["validation_data"] = as_tuple(self.validation)
         # What wrapping and building have drawn must not change the order of the data.
         keras.utils.set_random_seed(seed)
-        history = trained.fit(**arguments).history
+        with warnings.catch_warnings():
+            # The table shows which eps is too small, too large, or makes NaN.
+            warnings.filterwarnings("ignore", message="eps=|In epoch .* mean")
+            history = trained.fit(**arguments).history
         measured = measure(
             model,
             self.validation,

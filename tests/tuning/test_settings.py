@@ -122,7 +122,11 @@ def test_identities_are_those_of_arguments() -> None:
         ({}, TypeError, "`settings` must be a dict of at least one"),
         ([{"eps": 1}], TypeError, "`settings` must be a dict of at least one"),
         ({"a": 0.4}, TypeError, "a dict from names to dicts of arguments of wrap"),
-        ({"a": {"epochs": 0}}, ValueError, r"`settings\['a'\]\['epochs'\]` must be > 0"),
+        (
+            {"a": {"epochs": 0}},
+            ValueError,
+            r"`settings\['a'\]\['epochs'\]` must be > 0",
+        ),
         ({"a": {"seed": 1}}, ValueError, "must not have a `seed`"),
         ({"a": {"scheme": "baseline", "eps": 1}}, ValueError, "no argument beside"),
         ({"a": {"scheme": "nsr"}}, ValueError, "`scheme` must be one of"),

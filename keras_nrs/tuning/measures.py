@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from keras_nrs import keras_internals
 from keras_nrs import stateless
-from keras_nrs.backend import compile_function
 from keras_nrs.batches import Batches
 from keras_nrs.divergences import BernoulliKL
 from keras_nrs.divergences import CategoricalKL
@@ -145,14 +144,11 @@ def _predictions(
     model: keras.Model, batches: Batches, outputs_are: Divergence
 ) -> tuple[Array, Array]:
     """Probabilities of classes, and labels."""
+    # Not compiled: each training has another model, and one pass is soon over.
     kwargs = stateless.call_kwargs(model, training=False)
-    forward = compile_function(
-        lambda weights, state, x: model.stateless_call(weights, state, x, **kwargs)[0]
-    )
-    weights, state = stateless.current_values(model)
     probabilities, labels = [], []
     for batch in batches:
-        outputs = ops.convert_to_numpy(forward(weights, state, batch.x))
+        outputs = ops.convert_to_numpy(model(batch.x, **kwargs))
         found = _probabilities(outputs.astype("float64"), outputs_are)
         probabilities.append(found)
         labels.append(_classes(ops.convert_to_numpy(batch.y), len(found)))

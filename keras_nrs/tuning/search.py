@@ -120,10 +120,10 @@ def tune(  # noqa: PLR0913
     >>> y = np.argmax(x[:, :3], axis=1)
     >>> result = keras_nrs.tune(
     ...     make_model, x[:30], y[:30], validation_data=(x[30:], y[30:]),
-    ...     fit={"epochs": 1}, settings={"NRS": {}}, seeds=2, verbose=0
+    ...     fit={"epochs": 1}, settings={"RPR": {"scheme": "rpr"}}, seeds=2, verbose=0
     ... )
     >>> [row["setting"] for row in result.table]
-    ['baseline', 'baseline, twice the epochs', 'NRS']
+    ['baseline', 'RPR']
     """
     with _path_of(folder) as path:
         search = prepare(

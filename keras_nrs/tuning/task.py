@@ -130,6 +130,11 @@ class Task:
         given = self._callbacks()
         arguments = self.data | self._fit | {"epochs": epochs, "verbose": 0}
         arguments["callbacks"] = [*given, StopIfNotFinite()]
+        if "y" not in self.data and not isinstance(
+            self.data["x"], keras.utils.PyDataset
+        ):
+            # Keras warns that it leaves the order to a data set.
+            arguments.setdefault("shuffle", False)
         if given or "validation_freq" in self._fit:
             arguments["validation_data"] = as_tuple(self.validation)
         # What wrapping and building have drawn must not change the order of the data.

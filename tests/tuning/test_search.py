@@ -30,7 +30,9 @@ def tune(make_model: Any = classifier, **changes: Any) -> keras_nrs.TuneResult:
 
 
 def test_a_call_from_data_to_a_decision(tmp_path: Path) -> None:
-    settings = {"RPR": {"scheme": "rpr"}, "too large": {"scheme": "rpr", "eps": 1e38}}
+    sphere = keras_nrs.perturbations.RelativeBall(radius="sphere")
+    too_large = {"scheme": "rpr", "eps": 3e38, "perturbation": sphere}
+    settings = {"RPR": {"scheme": "rpr"}, "too large": too_large}
     result = tune(settings=settings, folder=tmp_path)
     names = ["baseline", *settings]
     assert [line["setting"] for line in result.table] == names

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from keras_nrs import keras_internals
+from keras_nrs._files import DamagedFileError
 from keras_nrs._files import atomic_write
 from keras_nrs._files import expect_object
 from keras_nrs._files import write_text
@@ -99,12 +100,21 @@ class Folder:
 
         return self._store.get(wanted, run)
 
-    def load_weights(self, model: keras.Model, setting: Setting, epochs: int) -> bool:
-        """Give a model the weights that were kept. Whether there are some."""
-        path = self._kept_path(_wanted(setting, epochs))
-        if path.exists():
-            model.load_weights(path)
-        return path.exists()
+    def load_weights(self, model: keras.Model, setting: Setting, epochs: int) -> None:
+        """Give a model the weights that were kept, if a training has not failed.
+
+        Raises:
+            DamagedFileError: if their file is gone.
+        """
+        wanted = _wanted(setting, epochs)
+        kept = [row for row in self._store.rows if _is_of(row, wanted)]
+        if not any(row["has_weights"] and not row["failed"] for row in kept):
+            return
+        path = self._kept_path(wanted)
+        if not path.exists():
+            remedy = "Restore it, or delete the folder to train again."
+            raise DamagedFileError(path, "it is missing", remedy)
+        model.load_weights(path)
 
     def write_result(self, model: keras.Model, content: Row) -> None:
         """Write `best.keras` and `result.json`."""

@@ -16,7 +16,6 @@ from keras_nrs.tuning.arguments import split_data
 from keras_nrs.tuning.budget import Budget
 from keras_nrs.tuning.folder import Folder
 from keras_nrs.tuning.folder import request_of
-from keras_nrs.tuning.measures import Metric
 from keras_nrs.tuning.race import FIRST_CHOOSING_SEED
 from keras_nrs.tuning.race import Race
 from keras_nrs.tuning.result import TuneResult
@@ -62,7 +61,8 @@ def tune(  # noqa: PLR0913
     baseline. The best of the winners is chosen; without a winner, the baseline. A
     method that does nothing is so chosen in at most 1 of 20 calls.
 
-    The decision is one for these validation data. A metric of data that decided is
+    Each training sets the seed of Keras, NumPy and Python. The decision is one for
+    these validation data. A metric of data that decided is
     better than that of new data: keep test data out of this call.
 
     Args:
@@ -92,7 +92,8 @@ def tune(  # noqa: PLR0913
         seeds: Number of seeds that judge, from 2 to 1000.
         minutes: Largest time of all trainings. No training begins that is not expected
             to end in it; the first half is for choosing. Trainings that the folder has
-            from earlier calls count.
+            from earlier calls count. Without a budget the default settings take
+            as long as about 60 plain trainings.
         max_epochs: Largest number of epochs of all trainings, likewise. An epoch with
             two passes in a step counts as two.
         folder: Folder of finished trainings, `best.keras` and `result.json`. The same
@@ -170,15 +171,15 @@ def prepare(  # noqa: PLR0913
         if value is not None:
             check_positive(name, value)
     data, validation, others = split_data(x, y, validation_data, checked_fit)
-    task = Task(make_model, data, validation, others)
+    task = Task(make_model, data, validation, others, metric)
     for setting in of_settings:
         task.check_setting(setting)
     _warn_of_schedule(task, of_settings)
-    chosen = task.metric(metric)
     budget = Budget(task.epochs, minutes=minutes, epochs=max_epochs)
-    race = Race(of_settings, chosen, seeds=seeds, budget=budget)
+    race = Race(of_settings, task.metric, seeds=seeds, budget=budget)
     request = request_of(task.first[0], data, validation, task.described_fit())
-    return Search(task, Folder(folder, request), race, budget, chosen, verbose)
+    request["metric"] = list(task.metric)
+    return Search(task, Folder(folder, request), race, budget, verbose)
 
 
 class Search:
@@ -189,7 +190,6 @@ class Search:
         folder: Where finished trainings are.
         race: Which trainings are done.
         budget: What may be trained.
-        metric: What decides.
         verbose: Whether to print a line for each training.
     """
 
@@ -199,11 +199,11 @@ class Search:
         folder: Folder,
         race: Race,
         budget: Budget,
-        metric: Metric,
         verbose: int,
     ) -> None:
         self._task, self._folder, self._race = task, folder, race
-        self._budget, self._metric, self._verbose = budget, metric, verbose
+        self._budget, self._verbose = budget, verbose
+        self._metric = task.metric
         self._settings = [*race.plain, *race.others]
         self._runs: list[Row] = []
         self._was_done = False
@@ -263,9 +263,11 @@ class Search:
         metric = self._metric
         value = metric.scale * row["measured"][metric.name]
         found = f"{metric.heading} {value:.{metric.digits}f}"
+        found = "failed" if row["failed"] else found
         when = ", finished before" if self._was_done else ""
+        phase = "choosing" if seed >= FIRST_CHOOSING_SEED else "judging"
         print(
-            f"seed {seed}, {setting.name}: {'failed' if row['failed'] else found}, "
+            f"{phase} seed {seed}, {setting.name}: {found}, "
             f"{row['seconds']:.1f} s{when}; about {_duration(left)} left",
             flush=True,
         )

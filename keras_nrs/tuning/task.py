@@ -46,17 +46,24 @@ class Task:
         data: `x`, `y` and `sample_weight` for training; `x` alone is a data set.
         validation: Likewise for validation.
         fit: Further arguments of `fit()`, as `check_fit()` returns them.
+        metric: As for `tune()`.
 
     Attributes:
         epochs: Number of epochs of a plain training.
+        metric: The metric that decides.
         first: A model and a batch of validation data that it was built for.
 
     Raises:
-        TypeError, ValueError: if `make_model` is not as described.
+        TypeError, ValueError: if `make_model` or `metric` is not as described.
     """
 
     def __init__(
-        self, make_model: MakeModel, data: Row, validation: Row, fit: Row
+        self,
+        make_model: MakeModel,
+        data: Row,
+        validation: Row,
+        fit: Row,
+        metric: Any = "auto",
     ) -> None:
         if not callable(make_model) or isinstance(make_model, keras.Model):
             raise TypeError(
@@ -77,6 +84,8 @@ class Task:
         keras_internals.build_for_batch(model, tuple(batch))
         self.first = model, batch
         self._outputs_are = _classes_of(model, batch)
+        is_classifier = self._outputs_are is not None
+        self.metric: Metric = choose_metric(model, metric, is_classifier=is_classifier)
 
     @property
     def takes_epochs(self) -> bool:
@@ -92,11 +101,6 @@ class Task:
     def described_fit(self) -> Row:
         """The arguments of `fit()`, with the callbacks of a training."""
         return self._fit | {"callbacks": self._callbacks()}
-
-    def metric(self, given: Any) -> Metric:
-        """The metric that a user has named."""
-        is_classifier = self._outputs_are is not None
-        return choose_metric(self.first[0], given, is_classifier=is_classifier)
 
     def make_model(self, seed: int, epochs: int) -> keras.Model:
         """A new model, with the initial weights of a seed."""
@@ -151,7 +155,7 @@ class Task:
         )
         row = {
             "measured": measured,
-            "failed": not all(map(math.isfinite, measured.values())),
+            "failed": not math.isfinite(measured["loss"] + measured[self.metric.name]),
             "epochs_trained": len(history["loss"]),
             "history": {k: [float(v) for v in values] for k, values in history.items()},
             "seconds": time.perf_counter() - started,

@@ -58,12 +58,18 @@ def test_the_weights_of_the_best_training_are_kept(tmp_path: Path) -> None:
     failed = row(0.99, failed=True), filled(0.99)
     folder.get(NRS, 9, 5, lambda: failed, KEPT)
     model = cnn()
-    assert folder.load_weights(model, NRS, 5)
+    folder.load_weights(model, NRS, 5)
     assert np.unique(np.concatenate([w.ravel() for w in model.get_weights()])) == (
         pytest.approx([0.7])
     )
-    assert not folder.load_weights(model, NRS, 10)
-    assert not folder.load_weights(model, BASELINE, 5)
+    before = model.get_weights()[0]
+    folder.load_weights(model, NRS, 10)
+    folder.load_weights(model, BASELINE, 5)
+    np.testing.assert_array_equal(model.get_weights()[0], before)
+    for path in tmp_path.glob("*.h5"):
+        path.unlink()
+    with pytest.raises(DamagedFileError, match="it is missing"):
+        folder.load_weights(model, NRS, 5)
 
 
 X, Y = np.arange(8.0), np.ones(8, "int32")

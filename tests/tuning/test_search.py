@@ -98,7 +98,9 @@ def test_the_best_setting_and_its_model(
     assert len(judged) == 4 and "NRS, eps 0.4" in judged
     output = capsys.readouterr().out
     assert output.count("s; about ") == len(trained) == 10 + 6 + 5 * 4
-    assert output.startswith(f"seed {FIRST_CHOOSING_SEED}, baseline: accuracy (%) ")
+    assert output.startswith(
+        f"choosing seed {FIRST_CHOOSING_SEED}, baseline: accuracy (%) "
+    )
     assert str(result) in output
     assert " (1) " in str(result)
 

@@ -80,6 +80,16 @@ def test_losses_that_are_not_finite_are_a_failure_and_end_a_training() -> None:
     assert row["epochs_trained"] < 7
 
 
+def never_finite(y_true: Any, y_pred: Any) -> Any:
+    return keras.ops.sum(y_pred) * np.nan
+
+
+def test_a_metric_that_does_not_decide_need_not_be_finite() -> None:
+    task = task_of(lambda: classifier(metrics=["accuracy", never_finite]))
+    row, _ = task.train(BASELINE, 0)
+    assert np.isnan(row["measured"]["never_finite"]) and not row["failed"]
+
+
 def test_a_factory_may_take_the_number_of_epochs() -> None:
     received = []
 
@@ -128,7 +138,7 @@ def test_a_regression_has_no_calibration_error() -> None:
         return model
 
     task = task_of(make_model)
-    assert task.metric("auto") == ("loss", -1)
+    assert task.metric == ("loss", -1)
     assert task.train(NRS, 0)[0]["measured"].keys() == {"loss"}
 
 

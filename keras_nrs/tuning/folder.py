@@ -120,8 +120,10 @@ class Folder:
         """Write `best.keras` and `result.json`."""
         with atomic_write(self._path / "best.keras") as unfinished:
             model.save(unfinished)
-        text = json.dumps(content, indent=1, default=repr)
-        write_text(self._path / "result.json", text + "\n")
+        # JSON has no NaN: null in its place.
+        text = json.dumps(content, default=repr)
+        finite = json.loads(text, parse_constant=lambda name: None)
+        write_text(self._path / "result.json", json.dumps(finite, indent=1) + "\n")
 
     def _save_weights(self, model: keras.Model, wanted: Row) -> None:
         with atomic_write(self._kept_path(wanted)) as unfinished:

@@ -53,6 +53,7 @@ def test_a_call_from_data_to_a_decision(tmp_path: Path) -> None:
             assert value == pytest.approx(best["measured"][name], rel=1e-5)
     written = json.loads((tmp_path / "result.json").read_text())
     assert written["decision"] == result.decision
+    assert written["table"][0]["difference"] is None
     assert "0 of 2" in str(result) and str(result).endswith(result.decision)
 
 

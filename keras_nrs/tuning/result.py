@@ -12,6 +12,7 @@ import numpy as np
 from keras_nrs.tuning.measures import CALIBRATION
 from keras_nrs.tuning.measures import LOSS
 from keras_nrs.tuning.measures import Metric
+from keras_nrs.tuning.measures import is_accuracy
 from keras_nrs.tuning.race import Race
 from keras_nrs.tuning.settings import Setting
 from keras_nrs.tuning.verdict import Verdict
@@ -132,9 +133,12 @@ def _shown(row: Row, metric: str) -> dict[str, str]:
         "cost": f"{row['cost']:g}",
         "seeds": seeds if row["is_judged"] else f"({seeds})",
     }
-    for shown in {m.name: m for m in (decisive, LOSS, CALIBRATION)}.values():
+    accuracies = [Metric(name, 1) for name in row if is_accuracy(name)]
+    for shown in {
+        m.name: m for m in (decisive, *accuracies, LOSS, CALIBRATION)
+    }.values():
         mean = row.get(shown.name, math.nan)
-        deviation = row[f"{metric}_deviation"] if shown == decisive else math.nan
+        deviation = row[f"{metric}_deviation"] if shown.name == metric else math.nan
         cells[shown.heading] = with_interval(mean, deviation, shown).removeprefix("+")
     cells["s"] = f"{row['seconds']:.1f}"
     for heading, ending in (

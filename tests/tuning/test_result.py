@@ -68,8 +68,8 @@ Not run, for the budget: SAM, slow; ASAM.
 Keep the baseline."""  # noqa: E501
 
 
-def test_text() -> None:
-    result = TuneResult(
+def result_of(metric: str) -> TuneResult:
+    return TuneResult(
         decision="Keep the baseline.",
         best="baseline",
         best_arguments=None,
@@ -77,8 +77,18 @@ def test_text() -> None:
         best_model=keras.Sequential(),
         table=table(),
         runs=[],
-        metric="accuracy",
+        metric=metric,
         not_run=["SAM, slow", "ASAM"],
         seconds=3.0,
     )
-    assert str(result) == TEXT
+
+
+def test_text() -> None:
+    assert str(result_of("accuracy")) == TEXT
+
+
+def test_the_metric_that_decides_comes_first_with_deviations() -> None:
+    lines = str(result_of("loss")).splitlines()
+    assert lines[0].split()[:4] == ["setting", "cost", "seeds", "loss"]
+    assert "accuracy (%)" in lines[0]
+    assert "0.250 ± 0.071         75.00" in lines[3]

@@ -12,6 +12,8 @@ from keras_nrs.calibration import CalibratedEps as CalibratedEps
 from keras_nrs.calibration import calibrate_eps as calibrate_eps
 from keras_nrs.nrs_model import NRSModel as NRSModel
 from keras_nrs.step.objective import nrs_objective as nrs_objective
+from keras_nrs.tuning import TuneResult as TuneResult
+from keras_nrs.tuning import tune as tune
 from keras_nrs.versions import show_versions as show_versions
 from keras_nrs.wrapping import unwrap as unwrap
 from keras_nrs.wrapping import wrap as wrap
@@ -21,6 +23,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CalibratedEps",
     "NRSModel",
+    "TuneResult",
     "calibrate_eps",
     "callbacks",
     "data",
@@ -30,6 +33,7 @@ __all__ = [
     "nrs_objective",
     "perturbations",
     "show_versions",
+    "tune",
     "unwrap",
     "update_batch_norm",
     "wrap",

@@ -170,6 +170,68 @@ def demo(
 
 
 @app.command()
+def tune(  # noqa: PLR0913
+    script: Annotated[
+        str,
+        typer.Argument(
+            metavar="SCRIPT.PY:FUNCTION",
+            help="A function that returns a new compiled model.",
+        ),
+    ],
+    data: Annotated[
+        str,
+        typer.Option(
+            help="'digits', 'fashion-mnist', or an .npz file with arrays x and y, and "
+            "x_val and y_val if validation samples are given apart."
+        ),
+    ],
+    epochs: Annotated[int, typer.Option(help="Epochs of a plain training, >= 1.")],
+    batch_size: Annotated[int, typer.Option(help="Samples in a batch.")] = 32,
+    validation_split: Annotated[
+        float, typer.Option(help="Share of the samples to choose by, without x_val.")
+    ] = 0.2,
+    samples: Annotated[
+        int | None, typer.Option(help="Number of samples to take; by default all.")
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Time of all trainings; by default unlimited.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Seeds that judge, >= 2.")] = 5,
+    metric: Annotated[
+        str, typer.Option(help="What decides; by default the accuracy, or the loss.")
+    ] = "auto",
+    folder: Annotated[
+        Path, typer.Option(help="Folder of results; finished runs are not repeated.")
+    ] = Path("tune"),
+) -> None:
+    """Find out whether NRS is worth it for a model and data, with which setting."""
+    from keras_nrs.tuning.script import load_data
+    from keras_nrs.tuning.script import load_factory
+    from keras_nrs.tuning.search import prepare
+    from keras_nrs.tuning.task import call_factory
+
+    with _bad_parameters(TypeError, ValueError):
+        make_model = load_factory(script)
+        found = load_data(data, call_factory(make_model, epochs), samples=samples)
+        fit: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size}
+        if found.validation is None:
+            fit["validation_split"] = validation_split
+        search = prepare(
+            make_model,
+            found.x,
+            found.y,
+            validation_data=found.validation,
+            fit=fit,
+            metric=metric,
+            seeds=seeds,
+            minutes=minutes,
+            folder=folder,
+        )
+    search.run()
+    typer.echo(f"Written: {folder / 'best.keras'} and {folder / 'result.json'}")
+
+
+@app.command()
 def flatness(  # noqa: PLR0913
     models: Annotated[
         list[Path], typer.Argument(help="Files of compiled models, to compare.")

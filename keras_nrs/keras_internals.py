@@ -95,6 +95,24 @@ def loss_tracker(model: Any) -> Any:
     return model._loss_tracker
 
 
+def metric_signs(model: Any) -> dict[str, int]:
+    """1 for each metric of which more is better, -1 for less, 0 where it does not say.
+
+    Only `EarlyStopping` reads it publicly. The metrics must be built.
+    """
+    signs: dict[str, int] = {}
+    for metric in model.metrics:
+        for member in getattr(metric, "metrics", [metric]):
+            direction = getattr(member, "_direction", None)
+            signs[member.name] = {"up": 1, "down": -1}.get(str(direction), 0)
+    named = {}
+    for name in model.get_metrics_result():
+        # Of several outputs, the name of the output comes first.
+        ends = [end for end in signs if name == end or name.endswith(f"_{end}")]
+        named[name] = signs[max(ends, key=len)] if ends else 0
+    return named | {"loss": -1}
+
+
 def last_compilation(model: Any) -> Any:
     """An object for each call of `compile()`; `get_compile_config()` always copies."""
     return getattr(model, "_compile_config", None)

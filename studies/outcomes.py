@@ -15,6 +15,7 @@ from scipy.special import log_softmax
 from keras_nrs import flatness
 from keras_nrs import update_batch_norm
 from keras_nrs.backend import compile_function
+from keras_nrs.tuning import measures
 from studies.corruptions import corrupted
 from studies.weight_changes import Kernels
 from studies.weight_changes import quantized
@@ -25,7 +26,6 @@ Samples = tuple[Array, Array]
 Outcomes = dict[str, float]
 
 BATCH = 500
-CALIBRATION_BINS = 15
 LARGEST_LOG_TEMPERATURE = 4.0
 CORRUPTED_SAMPLES = NOISE_SAMPLES = 1000
 ROUNDING_SAMPLES = BATCH_NORM_SAMPLES = 2000
@@ -228,15 +228,8 @@ def loss(logits: Array, labels: Array) -> float:
 
 
 def calibration_error(logits: Array, labels: Array) -> float:
-    """Expected calibration error in [0, 1], with bins of equal width.
-
-    Reference: [Guo et al., 2017](https://arxiv.org/abs/1706.04599), Equation 5.
-    """
-    confidence = np.exp(log_softmax(logits, axis=1).max(axis=1))
-    is_correct = logits.argmax(axis=1) == labels
-    bins = np.minimum(confidence * CALIBRATION_BINS, CALIBRATION_BINS - 1).astype(int)
-    gaps = np.bincount(bins, confidence - is_correct, CALIBRATION_BINS)
-    return float(np.abs(gaps).sum() / len(labels))
+    """Expected calibration error in [0, 1]."""
+    return measures.calibration_error(np.exp(log_softmax(logits, axis=1)), labels)
 
 
 def best_temperature(logits: Array, labels: Array) -> float:

@@ -20,6 +20,7 @@ from keras_nrs._digits import load_digits
 from keras_nrs._files import DamagedFileError
 from keras_nrs._locks import InUseError
 from keras_nrs.experiments import demo
+from keras_nrs.tuning import settings
 from tests.support.data import image_data
 from tests.support.networks import cnn
 from tests.support.networks import compile_classifier
@@ -483,3 +484,51 @@ def test_bad_settings_are_named_before_data_are_touched(
     result = CliRunner().invoke(cli.build_app(), arguments)
     assert result.exit_code == 2
     assert message in " ".join(result.output.split())
+
+
+SCRIPT = """
+import keras
+
+def make_model():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("adam", loss, metrics=["accuracy"])
+    return model
+"""
+
+
+@pytest.mark.only_torch
+def test_tune_trains_the_model_of_a_script(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("script.py").write_text(SCRIPT)
+    x, y = rng.normal(size=(20, 4)), rng.integers(0, 3, 20)
+    np.savez("data.npz", x=x, y=y)
+    monkeypatch.setattr(settings, "DEFAULTS", {"NRS, by default": {}})
+
+    def tune(script: str, *options: Any) -> Any:
+        arguments = ["tune", script, "--data", "data.npz", *map(str, options)]
+        return CliRunner().invoke(cli.build_app(), arguments)
+
+    options = ["--epochs", 1, "--seeds", 2, "--validation-split", 0.5]
+    result = tune("script.py:make_model", *options)
+    assert result.exit_code == 0, result.output
+    for text in (
+        "judging seed 1, NRS, by default: accuracy",
+        "Keep the baseline",
+        "Written: ",
+    ):
+        assert text in result.output
+    assert {path.name for path in Path("tune").iterdir()} >= {"best.keras", "runs.json"}
+    again = tune("script.py:make_model", *options)
+    assert again.output.count("finished before") == 6
+    for script, changes, message in (
+        ("script.py:make", [], "which is missing there"),
+        ("script.py:make_model", ["--metric", "auc"], "`metric` must be 'auto'"),
+        ("script.py:make_model", ["--batch-size", 7], "another call, whose fit differ"),
+        ("script.py:make_model", ["--seeds", 1], "`seeds` must be an integer from 2"),
+    ):
+        bad = tune(script, *options, *changes)
+        assert bad.exit_code == 2
+        assert message in " ".join(bad.output.split())

@@ -80,6 +80,7 @@ def objects_of_keras() -> list[Any]:
         model.layers[-1],
         keras_internals.compiled_loss(model),
         keras.losses.MeanSquaredError(),
+        keras.metrics.MeanSquaredError(),
         keras.callbacks.BackupAndRestore("unused"),
         keras.callbacks.TensorBoard("unused"),
         keras.ops.softmax(keras.ops.ones((1, 2))),

@@ -13,6 +13,7 @@ FLOORS = [
     "commands",
     "experiments",
     "__init__",
+    "tuning",
     "callbacks wrapping",
     "flatness calibration",
     "divergence_meter batch_norm",
@@ -22,9 +23,9 @@ FLOORS = [
     "perturbations coefficients",
     "divergences batches stateless models data preprocessing",
     "backend",
-    "forwarding labels noise saving backups unit_axes",
+    "forwarding labels noise saving backups unit_axes _run_store",
     "_locks _fashion_mnist _image_settings",
-    "_checks _digits _files _page _signatures keras_internals versions",
+    "_checks _digits _files _page _signatures _student_t keras_internals versions",
 ]
 FLOOR_OF = {name: i for i, names in enumerate(FLOORS) for name in names.split()}
 

@@ -27,9 +27,9 @@ from keras_nrs._checks import check_number
 from keras_nrs._checks import check_positive
 from keras_nrs._checks import check_seed
 from keras_nrs._checks import check_share
+from keras_nrs._run_store import Row
+from keras_nrs._run_store import RunStore
 from keras_nrs.experiments.progress import RunProgress
-from keras_nrs.experiments.run_store import Row
-from keras_nrs.experiments.run_store import RunStore
 
 try:
     from scipy.special import log_softmax

@@ -7,6 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
+from keras_nrs._student_t import mean_and_error
+
 
 class TTest(NamedTuple):
     """What a t-test says about the mean of some differences.
@@ -29,12 +31,8 @@ class TTest(NamedTuple):
 
 def t_test(differences: NDArray[Any]) -> TTest:
     """Test whether the mean of differences, of shape `(n,)`, is 0."""
-    n, mean = len(differences), float(np.mean(differences))
-    # Rounding of float32, in which measurements are made, is no variation.
-    is_constant = np.ptp(differences) <= 1e-4 * abs(mean)
-    if n == 1 or (is_constant and mean):
-        return TTest(n, mean, np.nan, np.nan, np.nan)
-    error = float(np.std(differences, ddof=1) / np.sqrt(n))
+    n = len(differences)
+    mean, error = mean_and_error(differences)
     width = error * float(student_t.ppf(0.975, n - 1))
     p = 2 * student_t.sf(abs(mean) / error, n - 1) if error else 1.0
     return TTest(n, mean, error, width, float(p))

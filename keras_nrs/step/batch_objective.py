@@ -126,7 +126,7 @@ class BatchObjective(ModelPasses):
                 states.enter_context(drawing_from(batch.host_state))
             for microbatch in batch.microbatches:
                 if microbatch.group.is_perturbed:
-                    gradients, clean, carried = self._direction(
+                    gradients, clean, carried = self._ascent_direction(
                         weights, inputs, microbatch, carried
                     )
                     microbatch = microbatch._replace(
@@ -137,7 +137,7 @@ class BatchObjective(ModelPasses):
             microbatches = with_mean_gradients(microbatches)
         return batch._replace(microbatches=microbatches)
 
-    def _direction(
+    def _ascent_direction(
         self,
         weights: list[Tensor],
         inputs: StepInputs,

@@ -8,7 +8,7 @@ import pytest
 
 from keras_nrs._files import DamagedFileError
 from keras_nrs._locks import InUseError
-from keras_nrs.experiments.run_store import RunStore
+from keras_nrs._run_store import RunStore
 
 # Nothing here depends on the backend; this one starts soonest.
 pytestmark = pytest.mark.only_torch
@@ -81,3 +81,13 @@ def test_one_process_adds_runs(tmp_path: Path) -> None:
         assert second.rows == first.rows
         second.get({"arm": "NRS", "seed": 1}, dict)
     assert len(store_of(tmp_path).rows) == 2
+
+
+def test_other_settings_may_be_an_error_that_names_them(tmp_path: Path) -> None:
+    settings = {"epochs": 1, "data": "a", "model": "m"}
+    store_of(tmp_path, **settings).get({"arm": "NRS", "seed": 0}, dict)
+    path, before = tmp_path / "runs.json", (tmp_path / "runs.json").read_text()
+    with pytest.raises(ValueError, match="another call, whose epochs and data differ"):
+        RunStore(path, KEY, settings | {"epochs": 2, "data": "b"}, renames=False)
+    assert path.read_text() == before
+    assert len(RunStore(path, KEY, settings, renames=False).rows) == 1

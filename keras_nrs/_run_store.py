@@ -22,7 +22,7 @@ class RunStore:
     """Finished runs in a JSON file, which each new run replaces atomically.
 
     A file with other settings is kept: the first new run renames it, from `runs.json`
-    to `runs.1.json`.
+    to `runs.1.json`. Or it is an error.
 
     Args:
         path: Path of the file.
@@ -30,12 +30,14 @@ class RunStore:
         settings: Settings that all runs share.
         check_row: Takes a finished run, and raises an error that says what is wrong
             with it.
+        renames: Whether a file with other settings is renamed, and no error.
 
     Attributes:
         rows: The finished runs with these settings, in the order of the file.
 
     Raises:
         DamagedFileError: if the file has another format, or a run twice.
+        ValueError: if it has other settings, without `renames`.
     """
 
     def __init__(
@@ -45,9 +47,10 @@ class RunStore:
         settings: Row | None = None,
         *,
         check_row: Callable[[Row], object] = expect_object,
+        renames: bool = True,
     ) -> None:
         self.path, self._key, self._settings = path, tuple(key), settings
-        self._check_row = check_row
+        self._check_row, self._renames = check_row, renames
         self._load()
 
     @contextmanager
@@ -88,6 +91,8 @@ class RunStore:
         remedy = "Restore it, or choose another folder."
         content = read_json(self.path, self._check, remedy=remedy)
         self._has_other_settings = content["settings"] != self._settings
+        if self._has_other_settings and not self._renames:
+            raise self._other_settings(content["settings"] or {})
         return [] if self._has_other_settings else content["runs"]
 
     def _check(self, content: Any) -> None:
@@ -103,6 +108,14 @@ class RunStore:
                 text = ", ".join(f"{name}={value!r}" for name, value in names)
                 raise ValueError(f"it has the run {text} twice")
             keys.add(key)
+
+    def _other_settings(self, found: Row) -> ValueError:
+        own = self._settings or {}
+        names = [n for n in own | found if own.get(n) != found.get(n)]
+        return ValueError(
+            f"The folder {str(self.path.parent)!r} has runs of another call, whose "
+            f"{' and '.join(names)} differ. Choose another folder, or delete it."
+        )
 
     def _write(self) -> None:
         if self._has_other_settings:

@@ -1,0 +1,1 @@
+"""Comparison of settings: `keras_nrs.tuning`."""

@@ -33,6 +33,23 @@ from studies.store import Store
 from studies.tasks import TASKS
 
 BEGIN, END = "<!-- study: begin -->", "<!-- study: end -->"
+# What the README shows: the first arm costs one training, the others two.
+_README_ARMS = {
+    "RPR": "RPR",
+    TWICE: "baseline, twice the epochs",
+    DEFAULT: "**NRS by default**",
+    "NRS, relative": "NRS, tuned",
+    "RPR, twice the epochs": "RPR, twice the epochs",
+    "SAM": "SAM, tuned",
+}
+_README_TASKS = {
+    "mnist1d-cnn-1000": "MNIST-1D, 1,000 sequences, a CNN",
+    "fashion-vit-2000": "Fashion-MNIST, 2,000 images, a ViT",
+    "fashion-mlp-3000": "Fashion-MNIST, 3,000 images, an MLP",
+    "fashion-resnet8-2000": "Fashion-MNIST, 2,000 images, a ResNet",
+    "fashion-resnet8-2000-flipped40": "... with 40 % of the labels wrong",
+}
+_SIGNIFICANT = 0.05
 FIGURE = "accuracy_by_cost.png"
 # Accuracy against cost, from left to right.
 _LINES = {
@@ -49,23 +66,20 @@ _SUMMARIZED = (
 )
 
 
-def write_report(store: Store, page: Path, figures: Path) -> None:
-    """Write the tables between two markers of a page, and the figure.
+def write_report(store: Store, page: Path, figures: Path, readme: Path) -> None:
+    """Write the tables between two markers of two pages, and the figure.
 
     Args:
         store: The finished runs.
-        page: A Markdown file with the lines `BEGIN` and `END`.
+        page: A Markdown file with the lines `BEGIN` and `END`, for all tables.
         figures: Folder of the figure.
+        readme: Another one, for the table of accuracies.
 
     Raises:
-        ValueError: if the page lacks a marker, or no test run is finished.
+        ValueError: if a page lacks a marker, or no test run is finished.
     """
-    text = page.read_text("utf-8")
-    if not re.search(f"{BEGIN}.*{END}", text, re.DOTALL):
-        raise ValueError(
-            f"The page must have the lines {BEGIN} and {END}, in this order. Received: "
-            f"{str(page)!r}. Add them where the tables shall stand."
-        )
+    for path in (page, readme):
+        _check_markers(path)
     runs = {task: measurements(store, task) for task in TASKS}
     runs = {task: found for task, found in runs.items() if len(found)}
     if not runs:
@@ -87,10 +101,50 @@ def write_report(store: Store, page: Path, figures: Path) -> None:
         *failures(store, runs),
         not_run(store),
     ]
-    made = "\n\n".join(part.strip() for part in parts)
-    before, _, rest = text.partition(BEGIN)
+    _put(page, "\n\n".join(part.strip() for part in parts))
+    _put(readme, accuracy_by_task(runs))
+
+
+def _check_markers(page: Path) -> None:
+    if not re.search(f"{BEGIN}.*{END}", page.read_text("utf-8"), re.DOTALL):
+        raise ValueError(
+            f"The page must have the lines {BEGIN} and {END}, in this order. Received: "
+            f"{str(page)!r}. Add them where the tables shall stand."
+        )
+
+
+def _put(page: Path, made: str) -> None:
+    """Write text between the markers of a page."""
+    before, _, rest = page.read_text("utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
     write_text(page, f"{before}{BEGIN}\n{made}\n{END}{after}")
+
+
+def accuracy_by_task(runs: dict[str, pd.DataFrame]) -> str:
+    """A Markdown table of gains in accuracy: a row for each main task.
+
+    A gain that is significant after the adjustment is bold.
+    """
+    rows = [["", *_README_ARMS.values()], ["---"] * (len(_README_ARMS) + 1)]
+    for task, title in _README_TASKS.items():
+        found = compared(runs[task], "accuracy") if task in runs else pd.DataFrame()
+        cells = [_gain(found, arm) for arm in _README_ARMS]
+        if any(cells):
+            rows.append([title, *cells])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _gain(found: pd.DataFrame, arm: str) -> str:
+    """A difference to the baseline in points, in bold if it is no accident."""
+    if found.empty:
+        return ""
+    of_arm = found[(found["arm"] == arm) & (found["reference"] == BASELINE)]
+    if of_arm.empty or of_arm.iloc[0]["n"] < len(TEST_SEEDS):
+        return ""
+    test = of_arm.iloc[0]
+    text = with_interval(100 * test["mean"], 100 * test["width"], 1)
+    is_gain = test["mean"] > 0 and test["adjusted"] < _SIGNIFICANT
+    return f"**{text}**" if is_gain else text
 
 
 def accuracies(store: Store, task: str, runs: pd.DataFrame) -> Table:

@@ -92,9 +92,17 @@ def test_a_failed_run_counts_at_chance(store: Store) -> None:
 def test_the_page_gets_tables_and_a_figure_between_its_markers(
     store: Store, tmp_path: Path
 ) -> None:
-    page = tmp_path / "results.md"
-    page.write_text(f"Before\n{report.BEGIN}\nold\n{report.END}\nAfter\n")
-    report.write_report(store, page, tmp_path / "study")
+    page, readme = tmp_path / "results.md", tmp_path / "README.md"
+    for path in (page, readme):
+        path.write_text(f"Before\n{report.BEGIN}\nold\n{report.END}\nAfter\n")
+    report.write_report(store, page, tmp_path / "study", readme)
+    lines = readme.read_text().splitlines()
+    assert lines[:2] == ["Before", report.BEGIN]
+    assert lines[2].startswith("|  | RPR | baseline, twice the epochs | **NRS by")
+    title = "MNIST-1D, 1,000 sequences, a CNN"
+    # Arms that are not in the store have empty cells.
+    assert lines[4].startswith(f"| {title} |  | **+1.0 ± 0.8** |  |  |  | ")
+    assert lines[5:] == [report.END, "After"]
     text = page.read_text()
     assert text.startswith("Before\n")
     assert text.endswith(f"{report.END}\nAfter\n")
@@ -108,7 +116,7 @@ def test_the_page_gets_tables_and_a_figure_between_its_markers(
     assert "Not run" in text
     assert "fashion-vit-2000 (all arms)" in text
     assert (tmp_path / "study" / report.FIGURE).stat().st_size > 1000
-    report.write_report(store, page, tmp_path / "study")
+    report.write_report(store, page, tmp_path / "study", readme)
     assert page.read_text() == text
 
 
@@ -118,10 +126,10 @@ def test_a_page_without_markers_and_a_store_without_runs_are_errors(
     page = tmp_path / "results.md"
     page.write_text("Before")
     with pytest.raises(ValueError, match="must have the lines"):
-        report.write_report(store, page, tmp_path)
+        report.write_report(store, page, tmp_path, page)
     page.write_text(f"{report.BEGIN}\n{report.END}")
     with pytest.raises(ValueError, match="finished test runs"):
-        report.write_report(Store(tmp_path / "empty"), page, tmp_path)
+        report.write_report(Store(tmp_path / "empty"), page, tmp_path, page)
 
 
 def test_validation_gains_of_settings(store: Store) -> None:

@@ -100,7 +100,8 @@ def test_a_missing_extra_is_named(
     module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    monkeypatch.delitem(sys.modules, "keras_nrs.commands", raising=False)
+    for name in ("", ".app", ".models", ".recipes"):
+        monkeypatch.delitem(sys.modules, f"keras_nrs.commands{name}", raising=False)
     for name in ("demo", "demo_data"):
         monkeypatch.delitem(sys.modules, f"keras_nrs.experiments.{name}")
         monkeypatch.delattr(keras_nrs.experiments, name)

@@ -1,0 +1,9 @@
+"""The commands of `keras-nrs`.
+
+A command imports the packages that only it needs when it runs, not before.
+"""
+
+# In the order in which `--help` lists the commands.
+from keras_nrs.commands import models as models
+from keras_nrs.commands import recipes as recipes
+from keras_nrs.commands.app import app as app

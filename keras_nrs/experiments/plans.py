@@ -20,7 +20,7 @@ def data_line(name: str, data_dir: str | None) -> str:
     # TFDS reads the same variable, but takes seconds to import.
     own = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
     folder = Path(data_dir or own).expanduser()
-    if (folder / name).is_dir():
+    if os.path.isdir(folder / name):  # False for a name that no folder can have.
         state = "is there"
     elif files is not None:
         state = f"is not there yet, and is prepared from the files in {files}"

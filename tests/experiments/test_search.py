@@ -123,7 +123,7 @@ class Training:
     def __init__(self, recipe, seed, path, data_dir, test):
         self.recipe, self.name = recipe, path.parent.name
 
-    def run(self, verbose, until):
+    def run(self, verbose, until, callbacks):
         log = folder / f"{os.environ['KERASTUNER_TUNER_ID']}.log"
         with log.open("a") as file:
             file.write(self.name + "\\n")

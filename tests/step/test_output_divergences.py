@@ -201,7 +201,8 @@ def test_a_loss_of_logits_is_known_where_a_program_is_compiled() -> None:
     model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(3)])
     model.compile("sgd", sparse)
     nrs = keras_nrs.wrap(model, eps=1.0)
-    _, divergence, _ = nrs.train_on_batch(X, np.ones(4, "int32"))
+    logs = nrs.train_on_batch(X, np.ones(4, "int32"), return_dict=True)
+    divergence = logs["model_divergence"]
     assert divergence > 0
 
 

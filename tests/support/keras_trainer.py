@@ -101,7 +101,6 @@ def assert_same(name: str, got: Any, expected: Any) -> None:
         for key, value in expected.items():
             assert_same(name, got[key], value)
     elif isinstance(expected, list | tuple):
-        got = got[: len(expected)]  # `train_on_batch()` gives its own logs last.
         for one, other in zip(got, expected, strict=True):
             assert_same(name, one, other)
     elif name == "delta of 0":

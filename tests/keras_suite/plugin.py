@@ -69,11 +69,10 @@ def wrap(model: Any) -> keras_nrs.NRSModel:
 
 def without_own_logs(result: Any) -> Any:
     """What `fit()` or `train_on_batch()` gives, as plain Keras has it."""
-    if isinstance(result, list):  # Its own are the last.
-        logs = result[: -len(OWN_LOGS)]
-        return logs if len(logs) > 1 else logs[0]
-    for name in OWN_LOGS:
-        getattr(result, "history", result).pop(name, None)
+    logs = getattr(result, "history", result)
+    if isinstance(logs, dict):
+        for name in OWN_LOGS:
+            logs.pop(name, None)
     return result
 
 

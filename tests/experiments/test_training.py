@@ -62,6 +62,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.matrix  # Two processes that compile the same steps.
 @pytest.mark.parametrize(
     "optimizer", ["sgd", pytest.param("adam", marks=pytest.mark.slow)]
 )

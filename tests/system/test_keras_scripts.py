@@ -237,6 +237,7 @@ def values(results: list[Any]) -> list[Any]:
     return [v if isinstance(v, str) else as_array(v) for v in flat]
 
 
+@pytest.mark.matrix  # Each trains, and compiles, three times.
 @pytest.mark.parametrize("name", SCRIPTS)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_script_of_keras_io_works_as_without_the_line(

@@ -44,10 +44,11 @@ SMALL: dict[str, dict[str, Any]] = {
         "SETTINGS": ["seeds=0", "epochs=1", "steps_per_epoch=1", "flatness=False"],
     },
     "6_custom_loops": {"EPOCHS": 1},
+    "7_rounded_weights": {"SEEDS": 2, "EPOCHS": 1},
 }
 
-# Each runs in a process of its own, beside the gate's other two suites.
-pytestmark = pytest.mark.only_jax
+# Each runs in a process of its own, on the backend that starts soonest.
+pytestmark = pytest.mark.only_torch
 each_notebook = pytest.mark.parametrize("path", execute.NOTEBOOKS, ids=lambda p: p.stem)
 
 

@@ -16,15 +16,6 @@ DIFFERENCES: dict[str, dict[str, tuple[str, ...]]] = {
             "trainers/trainer_test.py::*::test_callback_methods_keys",
         ),
     },
-    "callbacks get the wrapped model, whose base_model has the user's attributes": {
-        "all": (
-            "callbacks/callback_test.py::*::test_model_state_is_current_on_epoch_end",
-            "trainers/trainer_test.py::*::test_callbacks_can_update_state_at_*",
-        ),
-    },
-    "callbacks get the wrapped model, whose base_model has the embedding": {
-        "all": ("callbacks/tensorboard_test.py::*::test_TensorBoard_projector_*",),
-    },
     "a checkpoint of the wrapped model is loaded into the base model": {
         "all": (
             "callbacks/model_checkpoint_test.py::*::test_model_checkpoint_loading",

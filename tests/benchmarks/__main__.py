@@ -1,14 +1,18 @@
 """Times a step of NRS and of its peers against plain Keras in the same process.
 
     KERAS_BACKEND=jax python -m tests.benchmarks [MLP] [CNN] [ViT-Ti/4] [WRN-16-4]
+        [--variants RPR SAM ...]
 
-For each network: medians of runs that take turns and their range, the time until the
-first epoch is over, and memory. Then how the cost grows. Nothing else may run on the
-machine. Without names, all networks take 15 to 30 minutes on 2 cores.
+For each network: medians of runs that take turns and their range, over a plain step and
+over one of a textbook SAM, the time until the first epoch is over, and memory. Then how
+the cost grows. Nothing else may run on the machine. Without names, all networks take 15
+to 30 minutes on 2 cores. With `--variants`, only these ways to train are timed, beside
+plain Keras and textbook SAM, and no memory is measured.
 """
 
+import argparse
 import multiprocessing
-import sys
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 
 import keras
@@ -23,8 +27,11 @@ from tests.benchmarks import timing
 BACKEND = keras.config.backend()
 
 
-def print_times(name: str) -> None:
-    """A line for each way to train a network."""
+TEXTBOOK_SAM = "textbook SAM"
+
+
+def print_times(name: str, variants: Sequence[str] | None = None) -> None:
+    """A line for each way to train a network, or for some of `networks.VARIANTS`."""
     network = networks.NETWORKS[name]
     x, y = networks.data(network.make(), network.batch_size * network.steps)
 
@@ -34,12 +41,14 @@ def print_times(name: str) -> None:
     runs = {
         variant: epoch(networks.trained(network.make, variant))
         for variant in networks.VARIANTS
+        if variants is None or variant in (networks.PLAIN, *variants)
     }
-    runs["textbook SAM"] = epoch(peers.SAM[BACKEND](networks.compiled(network.make)))
-    runs["textbook Equation 3"] = epoch(
-        peers.EQUATION_3[BACKEND](networks.compiled(network.make))
-    )
-    if BACKEND == "jax":
+    runs[TEXTBOOK_SAM] = epoch(peers.SAM[BACKEND](networks.compiled(network.make)))
+    if variants is None:
+        runs["textbook Equation 3"] = epoch(
+            peers.EQUATION_3[BACKEND](networks.compiled(network.make))
+        )
+    if variants is None and BACKEND == "jax":
         model = networks.compiled(network.make)
         sam = peers.optax_sam(model, x, y, network.batch_size)
         runs["optax.contrib.sam"] = timing.timed(sam)
@@ -48,11 +57,13 @@ def print_times(name: str) -> None:
         run()
     times = timing.interleaved(runs)
     print(f"\n{name}, {BACKEND}, batches of {network.batch_size}")
-    print("| | ms / step | ratio (range) | first epoch, s |\n|---|---|---|---|")
+    print("| | ms / step | ratio (range) | over textbook SAM | first epoch, s |")
+    print("|---|---|---|---|---|")
     for variant, seconds in times.items():
         print(
             f"| {variant} | {1000 * np.median(seconds) / network.steps:.1f} "
             f"| {timing.ratio(seconds, times[networks.PLAIN])} "
+            f"| {timing.ratio(seconds, times[TEXTBOOK_SAM])} "
             f"| {firsts[variant]:.1f} |",
             flush=True,
         )
@@ -74,11 +85,18 @@ def print_memory(name: str, batch_size: int) -> None:
 
 def main() -> None:
     timing.keep_freed_memory()
-    names = sys.argv[1:] or list(networks.NETWORKS)
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks")
+    parser.add_argument("names", nargs="*", metavar="NETWORK")
+    parser.add_argument("--variants", nargs="+", choices=list(networks.VARIANTS))
+    parsed = parser.parse_args()
+    names = parsed.names or list(networks.NETWORKS)
+    if unknown := [name for name in names if name not in networks.NETWORKS]:
+        parser.error(f"names must be of {list(networks.NETWORKS)}. Received: {unknown}")
     for name in names:
-        print_times(name)
-        print_memory(name, 128)
-    if len(names) == len(networks.NETWORKS):
+        print_times(name, parsed.variants)
+        if parsed.variants is None:
+            print_memory(name, 128)
+    if len(names) == len(networks.NETWORKS) and parsed.variants is None:
         growth.main()
 
 

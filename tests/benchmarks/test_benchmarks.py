@@ -38,6 +38,21 @@ def test_the_table(
     assert memory.step_bytes("CNN", 64, "NRS, memory_efficient") >= 0
 
 
+@pytest.mark.only_torch  # Which variants run is the same everywhere.
+def test_some_variants(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(networks.NETWORKS, "CNN", networks.Network(tiny, 4, 2))
+    monkeypatch.setattr("sys.argv", ["benchmarks", "CNN", "--variants", "SAM"])
+    main.main()
+    lines = capsys.readouterr().out.splitlines()
+    names = [line.split("|")[1].strip() for line in lines if line.startswith("| ")]
+    assert names == ["", "plain Keras", "SAM", "textbook SAM"]
+    monkeypatch.setattr("sys.argv", ["benchmarks", "RNN"])
+    with pytest.raises(SystemExit):
+        main.main()
+
+
 @pytest.mark.filterwarnings("ignore:eps=0.3 has no effect")
 def test_growth(capsys: pytest.CaptureFixture[str]) -> None:
     growth.print_ratios("tiny", growth.tiny, 4, {"": {}})

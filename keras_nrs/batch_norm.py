@@ -112,9 +112,8 @@ def measured_state(
                 squares[i] += batch.num_samples * (variance + mean**2)
     for i, (mean, square) in enumerate(zip(means, squares, strict=True)):
         variance = np.maximum(square / total - (mean / total) ** 2, 0)
-        for place, value in zip(
-            places[2 * i :], (mean / total, variance), strict=False
-        ):
+        moments = (mean / total, variance)
+        for place, value in zip(places[2 * i : 2 * i + 2], moments, strict=True):
             dtype = keras.backend.standardize_dtype(state[place].dtype)
             measured[place] = ops.convert_to_tensor(value, dtype)
     return measured

@@ -127,7 +127,13 @@ ARMS = {
     "EMA of weights": Arm(
         choices=_grid(ema_momentum=(0.9, 0.95, 0.98, 0.99, 0.995, 0.998))
     ),
+    "SWA of weights": Arm(
+        choices=_grid(averaged_from=(0.5, 0.75), averaged_rate=(0.05, 0.2, 0.5))
+    ),
     "dropout": Arm(choices=_grid(dropout=(0.05, 0.1, 0.2, 0.3, 0.4, 0.5))),
+    "l2 of the last layer": Arm(
+        choices=_grid(last_layer_penalty=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2))
+    ),
     "NRS, elementwise": _nrs(_noise("elementwise", 0.15, 0.3, 0.5, alpha=_ALPHAS)),
     "NRS, antithetic": _nrs(
         _FILTERWISE,

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import keras
 from keras import layers
+from keras import ops
 
 from keras_nrs import models
 from keras_nrs.models.layers import HE_FAN_IN
@@ -90,3 +92,35 @@ def with_dropout(model: keras.Model, rate: float) -> keras.Model:
     *_, features, last = model.layers
     dropped = layers.Dropout(rate)(features.output)
     return keras.Model(model.inputs, last(dropped))
+
+
+class LastLayerPenalty(layers.Layer):  # type: ignore[misc]
+    """Adds a penalty on the inputs and the kernel of the last layer to the loss.
+
+    It is `rate` times the mean over the batch of the squared norms of the inputs, plus
+    the squared norm of the kernel. On wrong labels it does much of what SAM does.
+
+    Args:
+        last: The last layer, which is built.
+        rate: Weight of the penalty.
+
+    Reference: Baek et al. (2024), https://arxiv.org/abs/2405.03676
+    """
+
+    def __init__(self, last: keras.Layer, rate: float) -> None:
+        super().__init__()
+        # In a tuple, the layer stays the model's alone.
+        self._last, self._rate = (last,), rate
+
+    def call(self, inputs: Any) -> Any:
+        squares = ops.mean(ops.sum(ops.square(inputs), axis=-1))
+        squares += ops.sum(ops.square(self._last[0].kernel))
+        self.add_loss(self._rate * squares)
+        return inputs
+
+
+def with_last_layer_penalty(model: keras.Model, rate: float) -> keras.Model:
+    """The same layers, which share their weights with `model`, and a penalty."""
+    *_, features, last = model.layers
+    inputs = LastLayerPenalty(last, rate)(features.output)
+    return keras.Model(model.inputs, last(inputs))

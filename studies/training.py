@@ -12,6 +12,7 @@ import keras_nrs
 from keras_nrs._files import atomic_write
 from studies.data import Samples
 from studies.data import batches
+from studies.networks import with_last_layer_penalty
 from studies.outcomes import Forward
 from studies.outcomes import accuracy
 from studies.outcomes import loss
@@ -34,7 +35,8 @@ PRETRAINING: Settings = {"learning_rate": 0.2, "weight_decay": 0.04}
 # Settings that are not arguments of `wrap()`.
 _OF_TRAINING = (
     *("learning_rate", "weight_decay", "ema_momentum", "label_smoothing"),
-    *("epochs", "dropout", "eps_grows"),
+    *("epochs", "dropout", "eps_grows", "last_layer_penalty"),
+    *("averaged_from", "averaged_rate"),
 )
 
 Measured = dict[str, Any]
@@ -56,6 +58,40 @@ class BestEpoch(keras.callbacks.Callback):  # type: ignore[misc]
         if logs["val_accuracy"] > self._accuracy:
             self._accuracy = logs["val_accuracy"]
             self.weights = self._network.get_weights()
+
+
+class EpochAverage(keras.callbacks.Callback):  # type: ignore[misc]
+    """Gives a network the mean of its weights over the last epochs, at the end.
+
+    BatchNorm's moments are measured anew.
+
+    Args:
+        network: The network.
+        first: Index of the first epoch that counts.
+        x: Training inputs.
+        batch_size: Samples in a batch of them.
+
+    Reference: Izmailov et al. (2018), https://arxiv.org/abs/1803.05407
+    """
+
+    def __init__(
+        self, network: keras.Model, first: int, x: Any, batch_size: int
+    ) -> None:
+        super().__init__()
+        self._network, self._first = network, first
+        self._x, self._batch_size = x, batch_size
+        self._weights: list[Any] = []
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        if epoch >= self._first:
+            self._weights.append(self._network.get_weights())
+
+    def on_train_end(self, logs: Any = None) -> None:
+        means = [
+            np.mean(weights, axis=0) for weights in zip(*self._weights, strict=True)
+        ]
+        self._network.set_weights(means)
+        keras_nrs.update_batch_norm(self._network, self._x, batch_size=self._batch_size)
 
 
 class Clock(keras.callbacks.Callback):  # type: ignore[misc]
@@ -119,8 +155,11 @@ def train(
         task: The task.
         settings: `learning_rate` and `weight_decay`; `epochs`, by which those of the
             task are multiplied; `ema_momentum`; `label_smoothing`; `dropout`, its rate;
-            `eps_grows`, the factor by which eps grows; and arguments of
-            `keras_nrs.wrap()`, which is called if there is a `scheme`.
+            `last_layer_penalty`, its rate; `averaged_from`, the share of the training
+            after which weights are averaged, and `averaged_rate`, the share of the
+            learning rate that is left then; `eps_grows`, the factor by which eps grows;
+            and arguments of `keras_nrs.wrap()`, which is called if there is a
+            `scheme`.
         seed: Seed of all random numbers.
 
     Returns:
@@ -132,15 +171,23 @@ def train(
     num_classes = len(task.classes)
     steps_per_epoch = task.train // task.batch_size
     epochs = task.epochs * settings.get("epochs", 1)
-    network.compile(
+    trained = network
+    if "last_layer_penalty" in settings:
+        # Losses are measured without it.
+        trained = with_last_layer_penalty(network, settings["last_layer_penalty"])
+    trained.compile(
         optimizer_of(task, settings, epochs * steps_per_epoch),
         keras.losses.CategoricalCrossentropy(
             from_logits=True, label_smoothing=settings.get("label_smoothing", 0.0)
         ),
         metrics=["accuracy"] if task.noise else None,
     )
-    model = wrapped(network, settings, epochs * steps_per_epoch)
+    model = wrapped(trained, settings, epochs * steps_per_epoch)
     clock, best = Clock(), BestEpoch(network)
+    callbacks = [clock, best] if task.noise else [clock]
+    if "averaged_from" in settings:
+        first = int(settings["averaged_from"] * epochs)
+        callbacks.append(EpochAverage(network, first, samples.x, task.batch_size))
     validating: dict[str, Any] = {}
     if task.noise:
         one_hot = np.eye(num_classes, dtype="float32")[validation.y]
@@ -158,7 +205,7 @@ def train(
         epochs=epochs,
         shuffle=False,
         verbose=0,
-        callbacks=[clock, best] if task.noise else [clock],
+        callbacks=callbacks,
         **validating,
     ).history
     steps = (epochs - 1) * steps_per_epoch
@@ -195,10 +242,15 @@ def pretrained(task: Task, seed: int) -> keras.Model:
 
 
 def optimizer_of(task: Task, settings: Settings, steps: int) -> keras.Optimizer:
-    """The task's optimizer, whose learning rate goes to zero along a cosine."""
+    """The task's optimizer, whose learning rate goes to zero along a cosine.
+
+    Where weights are averaged, it goes to a share of its start, and stays there.
+    """
     arguments: dict[str, Any] = {
         "learning_rate": keras.optimizers.schedules.CosineDecay(
-            settings["learning_rate"], steps
+            settings["learning_rate"],
+            round(steps * settings.get("averaged_from", 1)),
+            alpha=settings.get("averaged_rate", 0.0),
         ),
         "weight_decay": settings["weight_decay"],
         "global_clipnorm": CLIPNORM,

@@ -12,6 +12,7 @@ import pytest
 import keras_nrs
 from studies import training
 from studies.arms import ARMS
+from studies.networks import with_last_layer_penalty
 from studies.outcomes import Forward
 from studies.store import Run
 from studies.tasks import TASKS
@@ -90,6 +91,40 @@ def test_the_best_epoch_is_kept() -> None:
         network.set_weights([0 * w + value for w in network.get_weights()])
         best.on_epoch_end(value, {"val_accuracy": accuracy})
     assert all((w == 1).all() for w in best.weights)
+
+
+def test_weights_are_averaged_over_the_last_epochs() -> None:
+    network = SMOKE.network_of(0)
+    x = SMOKE.training_data(0)[0].x
+    average = training.EpochAverage(network, 2, x, batch_size=20)
+    for epoch in range(5):
+        network.set_weights([0 * w + epoch for w in network.get_weights()])
+        average.on_epoch_end(epoch)
+    average.on_train_end()
+    assert all((w == 3).all() for w in network.get_weights())
+
+
+def test_the_learning_rate_stays_where_weights_are_averaged() -> None:
+    settings = SHARED | {"averaged_from": 0.5, "averaged_rate": 0.2}
+    rate = training.optimizer_of(SMOKE, settings, steps=100)._learning_rate
+    found = [float(rate(step)) for step in (0, 25, 50, 100)]
+    assert found == pytest.approx([0.1, 0.06, 0.02, 0.02])
+
+
+def test_the_penalty_of_the_last_layer_is_in_the_loss_alone() -> None:
+    network = SMOKE.network_of(0)
+    (*_, features, last), x = network.layers, SMOKE.test_data().x[:8]
+    penalized = with_last_layer_penalty(network, 0.5)
+    outputs = keras.ops.convert_to_numpy(penalized([x], training=False))
+    np.testing.assert_array_equal(outputs, network.predict(x, verbose=0))
+    hidden = keras.Model(network.inputs, features.output).predict(x, verbose=0)
+    kernel = keras.ops.convert_to_numpy(last.kernel)
+    expected = 0.5 * (np.square(hidden).sum() / 8 + np.square(kernel).sum())
+    (penalty,) = penalized.losses
+    found = float(keras.ops.convert_to_numpy(penalty))
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert penalized.count_params() == network.count_params()
+    assert not network.losses
 
 
 def test_eps_grows_along_a_cosine() -> None:

@@ -37,21 +37,22 @@ def lowered_step(model: keras.Model, x: np.ndarray, y: np.ndarray) -> Any:
     """The training step on JAX. `compile().memory_analysis()` tells its memory."""
     import jax
 
+    step, state = step_and_state(model, x)
+    # As Keras compiles it: the state is given away and comes back new.
+    return jax.jit(step, donate_argnums=0).lower(state, (x, y, None))
+
+
+def step_and_state(
+    model: keras.Model, x: np.ndarray
+) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """The training step on JAX, which takes the state and `(x, y, None)`, and it."""
     if not model.built:
         model.build(x.shape)
     model.optimizer.build(model.trainable_variables)
-    state = [
-        [v.value for v in variables]
-        for variables in (
-            model.trainable_variables,
-            model.non_trainable_variables,
-            model.optimizer.variables,
-            model.metrics_variables,
-        )
-    ]
-    # As Keras compiles it: the state is given away and comes back new.
-    step = jax.jit(model.train_step, donate_argnums=0)
-    return step.lower(tuple(state), (x, y, None))
+    of_model = (model.trainable_variables, model.non_trainable_variables)
+    others = (model.optimizer.variables, model.metrics_variables)
+    state = tuple([v.value for v in kind] for kind in (*of_model, *others))
+    return model.train_step, state
 
 
 def peak_allocated_bytes(run: Callable[[], Any]) -> int:

@@ -1,0 +1,67 @@
+"""A step multiplies no more than its passes through the network."""
+
+from functools import cache
+from typing import Any
+
+import keras
+import pytest
+
+import keras_nrs
+from tests.support.data import image_data
+from tests.support.networks import cnn
+from tests.support.operation_counts import product_flops
+
+# The share of a step that the forward pass of this network takes.
+FORWARD = 0.41
+
+
+@cache
+def plain() -> int:
+    return product_flops(cnn(), *image_data(32))
+
+
+def ratio(**options: Any) -> float:
+    """Operations of a step over those of plain Keras's."""
+    return product_flops(keras_nrs.wrap(cnn(), **options), *image_data(32)) / plain()
+
+
+def test_it_counts_what_is_known_of_a_dense_layer() -> None:
+    """Forward and the kernel's gradient: two products."""
+    x, y = image_data(8)
+    model = keras.Sequential([keras.Input(x.shape[1:])])
+    model.add(keras.layers.Flatten())
+    model.add(keras.layers.Dense(10))
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    assert product_flops(model, x, y) == 2 * (2 * x.size * 10)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"perturbation": "filterwise"},
+        {"perturbations_per_replica": 2, "antithetic": True},
+        {"scheme": "sam"},
+        {"scheme": "asam"},
+    ],
+    ids=str,
+)
+def test_two_passes_multiply_twice(options: dict[str, Any]) -> None:
+    assert ratio(**options) == pytest.approx(2, abs=1e-9)
+
+
+@pytest.mark.parametrize("options", [{}, {"perturbations_per_replica": 2}], ids=str)
+def test_rpr_multiplies_as_plain_keras(options: dict[str, Any]) -> None:
+    assert ratio(scheme="rpr", **options) == pytest.approx(1, abs=1e-9)
+
+
+def test_a_clean_pass_of_rpr_has_no_gradient() -> None:
+    assert 1 < ratio(scheme="rpr", clean_pass=True) <= 1 + FORWARD
+
+
+def test_a_recomputed_pass_is_one_forward_pass_more() -> None:
+    assert 2 < ratio(memory_efficient=True) <= 2 + FORWARD
+
+
+def test_half_of_the_samples_cost_half_a_pass() -> None:
+    assert ratio(perturbed_fraction=0.5) == pytest.approx(1.5, abs=1e-9)

@@ -47,7 +47,15 @@ _README_TASKS = {
     "fashion-vit-2000": "Fashion-MNIST, 2,000 images, a ViT",
     "fashion-mlp-3000": "Fashion-MNIST, 3,000 images, an MLP",
     "fashion-resnet8-2000": "Fashion-MNIST, 2,000 images, a ResNet",
-    "fashion-resnet8-2000-flipped40": "... with 40 % of the labels wrong",
+    "fashion-resnet8-2000-flipped40": "Fashion-MNIST, 40 % wrong labels, a ResNet",
+}
+_README_OUTCOMES = {
+    "loss": "Test loss, nats",
+    "calibration_error": "Calibration error, points",
+    "corrupted": "Accuracy on corrupted inputs, points",
+    "rounded_3_filter": "Accuracy with kernels of 3 bits, points",
+    "rounded_2_filter": "... of 2 bits",
+    "noise_largest_0.1": "... with noise of a tenth of the largest weight",
 }
 _SIGNIFICANT = 0.05
 FIGURE = "accuracy_by_cost.png"
@@ -73,7 +81,7 @@ def write_report(store: Store, page: Path, figures: Path, readme: Path) -> None:
         store: The finished runs.
         page: A Markdown file with the lines `BEGIN` and `END`, for all tables.
         figures: Folder of the figure.
-        readme: Another one, for the table of accuracies.
+        readme: Another one, for the table of gains.
 
     Raises:
         ValueError: if a page lacks a marker, or no test run is finished.
@@ -102,7 +110,7 @@ def write_report(store: Store, page: Path, figures: Path, readme: Path) -> None:
         not_run(store),
     ]
     _put(page, "\n\n".join(part.strip() for part in parts))
-    _put(readme, accuracy_by_task(runs))
+    _put(readme, gains(runs))
 
 
 def _check_markers(page: Path) -> None:
@@ -120,18 +128,50 @@ def _put(page: Path, made: str) -> None:
     write_text(page, f"{before}{BEGIN}\n{made}\n{END}{after}")
 
 
-def accuracy_by_task(runs: dict[str, pd.DataFrame]) -> str:
-    """A Markdown table of gains in accuracy: a row for each main task.
+def gains(runs: dict[str, pd.DataFrame]) -> str:
+    """A Markdown table of differences to the baseline.
 
-    A gain that is significant after the adjustment is bold.
+    It has a row for each main task, of accuracies, in bold where a gain is significant
+    after the adjustment; and one for each other outcome, the mean over the tasks in
+    which every arm of the table is finished.
     """
-    rows = [["", *_README_ARMS.values()], ["---"] * (len(_README_ARMS) + 1)]
+    rows = [["accuracy, points", *_README_ARMS.values()]]
+    rows.append(["---"] * len(rows[0]))
+    complete: dict[int, str] = {}
     for task, title in _README_TASKS.items():
         found = compared(runs[task], "accuracy") if task in runs else pd.DataFrame()
         cells = [_gain(found, arm) for arm in _README_ARMS]
         if any(cells):
             rows.append([title, *cells])
+        if all(cells):
+            complete[len(rows) - 2] = task
+    if complete:
+        among = ", ".join(str(row) for row in complete)
+        rows.append([f"*others, mean of rows {among}:*", *[""] * len(_README_ARMS)])
+    for name, title in _README_OUTCOMES.items():
+        tests = [compared(runs[t], name) for t in complete.values() if name in runs[t]]
+        if tests:
+            rows.append(
+                [title, *(_mean_gain(tests, name, arm) for arm in _README_ARMS)]
+            )
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _mean_gain(tests: list[pd.DataFrame], name: str, arm: str) -> str:
+    """A mean over tasks of differences to the baseline, with its interval."""
+    found = pd.concat(tests)
+    of_arm = found[(found["arm"] == arm) & (found["reference"] == BASELINE)]
+    return _mean_difference(of_arm, name)
+
+
+def _mean_difference(tests: pd.DataFrame, name: str) -> str:
+    """The mean of differences, a row for each task, with its interval."""
+    measure = MEASURES[name]
+    return with_interval(
+        measure.scale * tests["mean"].mean(),
+        measure.scale * mean_width(tests),
+        measure.digits,
+    )
 
 
 def _gain(found: pd.DataFrame, arm: str) -> str:
@@ -207,12 +247,7 @@ def summary(runs: dict[str, pd.DataFrame]) -> Table:
                 of_arm = tests[tests["arm"] == arm]
                 if not ARMS[arm].is_main or of_arm.empty:
                     continue
-                measure = MEASURES[name]
-                row[arm] = with_interval(
-                    measure.scale * of_arm["mean"].mean(),
-                    measure.scale * mean_width(of_arm),
-                    measure.digits,
-                )
+                row[arm] = _mean_difference(of_arm, name)
                 if len(of_arm) < len(found):
                     row[arm] += f" ({len(of_arm)} of {len(found)} tasks)"
             rows.append(row)
@@ -303,6 +338,7 @@ def not_run(store: Store) -> str:
 
 def accuracy_by_cost(runs: dict[str, pd.DataFrame]) -> Figure:
     """Accuracy against cost: a panel for each task, 95 % intervals of the mean."""
+    runs = {task: runs[task] for task in _README_TASKS if task in runs} or runs
     columns = min(len(runs), 3)
     rows = -(-len(runs) // columns)
     figure = Figure(figsize=(4 * columns, 3.4 * rows), layout="constrained")
@@ -313,7 +349,7 @@ def accuracy_by_cost(runs: dict[str, pd.DataFrame]) -> Figure:
         default=1,
     )
     for axes, (task, found) in zip(panels.flat, runs.items(), strict=False):
-        axes.set_title(task)
+        axes.set_title(_README_TASKS.get(task, task), fontsize=10)
         style_of = styles(_LINES)
         for i, (label, arms) in enumerate(_LINES.items()):
             _draw_line(axes, found, arms, label=label, place=i, style=style_of[label])

@@ -23,6 +23,7 @@ from studies.tests.made_up import fill
 pytestmark = pytest.mark.only_torch
 
 TASK = "mnist1d-cnn-1000"
+MLP = "fashion-mlp-3000"
 NRS, SAM = "NRS, filterwise", "SAM"
 GAIN = {BASELINE: 0.0, TWICE: 0.01, NRS: 0.05, SAM: 0.0}
 
@@ -98,7 +99,9 @@ def test_the_page_gets_tables_and_a_figure_between_its_markers(
     report.write_report(store, page, tmp_path / "study", readme)
     lines = readme.read_text().splitlines()
     assert lines[:2] == ["Before", report.BEGIN]
-    assert lines[2].startswith("|  | RPR | baseline, twice the epochs | **NRS by")
+    assert lines[2].startswith(
+        "| accuracy, points | RPR | baseline, twice the epochs | **NRS by"
+    )
     title = "MNIST-1D, 1,000 sequences, a CNN"
     # Arms that are not in the store have empty cells.
     assert lines[4].startswith(f"| {title} |  | **+1.0 ± 0.8** |  |  |  | ")
@@ -118,6 +121,30 @@ def test_the_page_gets_tables_and_a_figure_between_its_markers(
     assert (tmp_path / "study" / report.FIGURE).stat().st_size > 1000
     report.write_report(store, page, tmp_path / "study", readme)
     assert page.read_text() == text
+
+
+def test_other_outcomes_are_means_over_tasks_that_have_all_arms(
+    tmp_path: Path,
+) -> None:
+    def measured(run: Run) -> Row:
+        gain = 0.02 * (run.arm == SAM) * (1 if run.task == TASK else 3)
+        loss = 1 + 0.1 * run.seed - gain
+        if run.stage == "choice":
+            return {"validation_accuracy": 0.7, "validation_loss": 1.0}
+        return {"accuracy": 0.8 + gain, "loss": loss, "calibration_error": 0.1 + gain}
+
+    store = Store(tmp_path)
+    arms = [BASELINE, *report._README_ARMS]
+    fill(store, [(task, arm) for task in (TASK, MLP) for arm in arms], measured)
+    fill(store, [("fashion-vit-2000", BASELINE)], measured)
+    vit = "fashion-vit-2000"
+    runs = {task: measurements(store, task) for task in (TASK, vit, MLP)}
+    lines = report.gains(runs).splitlines()
+    assert lines[4].startswith("| *others, mean of rows 1, 2:* |")
+    assert lines[5].endswith("| -0.040 |")
+    assert lines[6].endswith("| +4.0 |")
+    # The others were not measured.
+    assert len(lines) == 7
 
 
 def test_a_page_without_markers_and_a_store_without_runs_are_errors(

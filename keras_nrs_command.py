@@ -10,6 +10,10 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.machinery import PathFinder
+from typing import Any
 
 # What TensorFlow, XLA and gRPC read at their import; 3 leaves fatal errors.
 _QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "GRPC_VERBOSITY": "ERROR"}
@@ -47,10 +51,33 @@ def without_logs() -> Iterator[None]:
                     os.write(2, line)
 
 
+class QuietTensorFlow(MetaPathFinder):
+    """Leaves out the logs of TensorFlow's import.
+
+    With another backend Keras imports it late, as it serializes something.
+    """
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        if name != "tensorflow":
+            return None
+        spec = PathFinder.find_spec(name, path, target)
+        if spec is not None and spec.loader is not None:
+            loader: Any = spec.loader
+            execute = loader.exec_module
+
+            def execute_quietly(module: Any) -> None:
+                with without_logs():
+                    execute(module)
+
+            loader.exec_module = execute_quietly
+        return spec
+
+
 def main() -> None:
     """Run the command. Levels that the user set in the environment hold."""
     for name, level in _QUIET.items():
         os.environ.setdefault(name, level)
+    sys.meta_path.insert(0, QuietTensorFlow())
     for name in _LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
     with without_logs():

@@ -26,6 +26,28 @@ def test_the_command_writes_nothing_but_its_answer() -> None:
     assert result.stderr == ""
 
 
+LATE = """
+import sys, keras_nrs_command
+sys.argv[1:] = ["--version"]
+try:
+    keras_nrs_command.main()
+except SystemExit:
+    import tensorflow
+    print(tensorflow.constant(1).numpy())
+"""
+
+
+@pytest.mark.only_torch
+def test_a_late_import_of_tensorflow_is_quiet_too() -> None:
+    """Keras imports it on other backends, as soon as it serializes something."""
+    result = subprocess.run(
+        [sys.executable, "-c", LATE], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.endswith("\n1\n")
+    assert result.stderr == ""
+
+
 def test_the_command_is_in_the_wheel() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     assert project["project"]["scripts"] == {"keras-nrs": "keras_nrs_command:main"}

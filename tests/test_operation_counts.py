@@ -8,6 +8,7 @@ import pytest
 
 import keras_nrs
 from tests.support.data import image_data
+from tests.support.matrix import rest
 from tests.support.networks import cnn
 from tests.support.operation_counts import product_flops
 
@@ -39,22 +40,24 @@ def test_it_counts_what_is_known_of_a_dense_layer() -> None:
     "options",
     [
         {},
-        {"perturbation": "filterwise"},
-        {"perturbations_per_replica": 2, "antithetic": True},
         {"scheme": "sam"},
-        {"scheme": "asam"},
+        *rest(
+            {"perturbation": "filterwise"},
+            {"perturbations_per_replica": 2, "antithetic": True},
+            {"scheme": "asam"},
+        ),
     ],
-    ids=str,
 )
 def test_two_passes_multiply_twice(options: dict[str, Any]) -> None:
     assert ratio(**options) == pytest.approx(2, abs=1e-9)
 
 
-@pytest.mark.parametrize("options", [{}, {"perturbations_per_replica": 2}], ids=str)
+@pytest.mark.parametrize("options", [{}, *rest({"perturbations_per_replica": 2})])
 def test_rpr_multiplies_as_plain_keras(options: dict[str, Any]) -> None:
     assert ratio(scheme="rpr", **options) == pytest.approx(1, abs=1e-9)
 
 
+@pytest.mark.matrix
 def test_a_clean_pass_of_rpr_has_no_gradient() -> None:
     assert 1 < ratio(scheme="rpr", clean_pass=True) <= 1 + FORWARD
 

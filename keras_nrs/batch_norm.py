@@ -23,11 +23,11 @@ def update_batch_norm(
 ) -> None:
     """Set the moving statistics of BatchNorm to the moments of a data set.
 
-    For weights that have changed without training, such as averaged, quantized or
-    merged ones: their activations have other moments than those that were recorded.
+    Use it after weights have changed without training: averaged, quantized or merged
+    weights give activations with other moments than those that were recorded.
     The data go through the model once, in training mode. Each layer's mean and variance
-    become those of all samples together. Weights do not change, nor do the states of
-    random generators. Frozen layers, and models without BatchNorm, stay as they are.
+    become those of all samples together. Weights and the states of random generators
+    do not change. Frozen layers, and models without BatchNorm, stay as they are.
 
     Args:
         model: A built model, wrapped or not.

@@ -63,10 +63,10 @@ def calibrate_eps(  # noqa: PLR0913
 ) -> CalibratedEps:
     """Find the eps at which the model divergence has a given mean.
 
-    Draws `num_samples` perturbations in inference mode, and scales them together until
-    the mean divergence over them and over `x` reaches the target, first by factors of
-    2, then by bisection to 1 %. All values of eps use the same noise, so the estimate
-    grows smoothly with eps.
+    In inference mode it draws `num_samples` perturbations, and scales them together
+    until the mean divergence over them and over `x` reaches the target, first by
+    factors of 2, then by bisection to 1 %. All values of eps use the same noise, so the
+    estimate grows smoothly with eps.
 
     A new network has nearly equal outputs, and so a small divergence, which grows in
     training. Calibrate a network that was trained for a short time. With a relative eps

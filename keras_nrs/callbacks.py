@@ -23,7 +23,7 @@ class NRSSchedule(keras.callbacks.Callback):  # type: ignore[misc]
     the epoch alone, so training may stop and go on at any epoch (`initial_epoch`, a
     backup, a saved model).
 
-    Even with eps = 0 and alpha = 0 a step has its second pass.
+    Before `start_epoch`, too, a step has its second pass.
 
     For values that change from step to step give a `LearningRateSchedule` to `wrap()`
     instead. A model has one or the other.

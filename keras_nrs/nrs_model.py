@@ -101,7 +101,8 @@ class NRSModel(ForwardsToBase, keras.Model):  # type: ignore[misc]
     dropout masks and random seeds. BatchNorm
     statistics, metrics and weight penalties come from the pass at theta alone; losses
     of `add_loss()` and activity regularizers are part of L, in both passes.
-    `scheme="rpr"` has the pass at theta + delta alone: all but penalties come from it.
+    `scheme="rpr"` has the pass at theta + delta alone: all but weight penalties comes
+    from it.
 
     Everything but training is the base model's: `compile()` compiles it, `evaluate()`
     and `predict()` give its results, and its layers, inputs and methods, and attributes

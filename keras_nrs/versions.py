@@ -20,10 +20,10 @@ _GPU_BUILDS = {
 
 
 def show_versions() -> None:
-    """Print the backend, its device, and versions, in a line each.
+    """Print the versions of all packages that matter, the backend and its device.
 
     If the machine has an NVIDIA GPU that the backend does not use, another line says
-    so. Bug reports should have these lines.
+    so. Put these lines into bug reports.
 
     Example:
 

@@ -26,10 +26,10 @@ def wrap(
     Returns an `NRSModel` that shares the weights, the optimizer and the compiled
     state of `model`. A compiled model stays compiled: call `fit()` next.
 
-    **eps decides everything.** By default delta is at most 0.2 times as long as the
-    weights, on any network. Compare with the baseline on validation data, and with eps
-    from 0.1 to 0.4. The paper's own setting, `eps=0.1, perturbation="ball",
-    normalize=False`, perturbs so little that nothing was ever measured but a doubled
+    **eps decides everything.** By default the norm of delta is at most 0.2 times that
+    of the weights, on any network. Compare with the baseline on validation data, and
+    with eps from 0.1 to 0.4. The paper's own setting, `eps=0.1, perturbation="ball",
+    normalize=False`, perturbs so little that its only measured effect is a doubled
     loss; training then warns.
 
     Args:
@@ -41,14 +41,16 @@ def wrap(
             during training. Defaults to 0.2; with `scheme="sam"` to 0.05, and with
             `"asam"` to 0.5.
         alpha: Weight of the model divergence, >= 0, a number or a schedule like `eps`.
-            Assignable during training. Defaults to 1.
-        beta: Weight of the perturbed loss L(theta + delta), >= 0.
+            Assignable during training. Defaults to 1. Leave it out with `"sam"` and
+            `"asam"`, which have no divergence; `"rpr"` does not use it.
+        beta: Weight of the perturbed loss L(theta + delta), >= 0. `"nrs"` alone uses
+            it.
         scheme: `"nrs"` minimizes Equation 3; `"rpr"` (random perturbation) minimizes
-            L(theta + delta) at the price of a plain step: its only pass, at theta +
-            delta, also gives metrics and BatchNorm statistics; `"baseline"` minimizes
-            L(theta). `"sam"` and `"asam"`, sharpness-aware minimization and its
-            adaptive form, minimize L(theta + delta) with delta along the gradient:
-            `perturbation="ascent"` and `"adaptive_ascent"`.
+            L(theta + delta) at the price of a plain step: training metrics and
+            BatchNorm statistics come from its only pass, at theta + delta;
+            `"baseline"` minimizes L(theta). `"sam"` and `"asam"`, sharpness-aware
+            minimization and its adaptive form, minimize L(theta + delta) with delta
+            along the gradient: `perturbation="ascent"` and `"adaptive_ascent"`.
         perturbation: `"ball"`, `"relative"`, `"layerwise"`, `"filterwise"`,
             `"elementwise"`, `"released"`, `"ascent"`, `"adaptive_ascent"`, or an
             instance of `keras_nrs.perturbations.Perturbation`. Defaults to
@@ -69,7 +71,8 @@ def wrap(
         perturbed_fraction: Share of each batch, > 0 and <= 1, that the perturbed pass
             and the divergence take. It is chosen at random at each step: an unbiased
             estimate of their means over the batch, for less time. The share and the
-            rest have dropout masks and batch moments of their own.
+            rest have dropout masks and batch moments of their own. It must be 1 with
+            `scheme="rpr"`, unless `clean_pass=True`.
         memory_efficient: Whether the perturbed pass runs a second time for its
             gradient, so that only the activations of one pass are kept. The gradients
             are the same.

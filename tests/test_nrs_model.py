@@ -54,6 +54,30 @@ def test_compiled_model_keeps_its_optimizer_slots() -> None:
     assert int(nrs.optimizer.iterations) == 2 + 2
 
 
+def test_the_users_model_goes_on_without_nrs() -> None:
+    x, y = image_data()
+    nrs = keras_nrs.wrap(cnn(), **NRS)
+    nrs.fit(x, y, batch_size=32, verbose=0)
+    model = keras_nrs.unwrap(nrs)
+    logs = model.fit(x, y, batch_size=32, verbose=0).history
+    assert "perturbed_loss" not in logs
+    assert int(model.optimizer.iterations) == 2 + 2
+
+
+def test_eps_and_alpha_of_zero_minimize_the_users_loss() -> None:
+    x, y = image_data()
+    losses = []
+    for is_wrapped in (False, True):
+        keras.utils.set_random_seed(0)
+        model = cnn()
+        if is_wrapped:
+            model = keras_nrs.wrap(model)
+            model.eps = model.alpha = 0
+        losses.append(model.fit(x, y, epochs=2, shuffle=False, verbose=0).history)
+    np.testing.assert_allclose(losses[1]["loss"], losses[0]["loss"], rtol=1e-5)
+    np.testing.assert_array_equal(losses[1]["model_divergence"], 0)
+
+
 def test_plain_python_loss_and_metric() -> None:
     def my_loss(y_true: Any, y_pred: Any) -> Any:
         return keras.losses.sparse_categorical_crossentropy(

@@ -28,9 +28,9 @@ class Ball(RandomRadius):
     `delta = eps * u * g / norm(g)`, where g is random noise over all perturbed
     weights and u is in [0, 1].
 
-    With the paper's eps = 0.1 this ball is very small: on every network we measured,
-    NRS only doubled the loss. Use `RelativeBall`, whose radius grows with the network,
-    or find an eps with `keras_nrs.calibrate_eps`.
+    With the paper's eps = 0.1 this ball is so small that on every network we measured
+    NRS did no more than double the loss. Use `RelativeBall`, whose radius grows with
+    the norm of the weights, or find an eps with `keras_nrs.calibrate_eps`.
 
     Args:
         radius: Distribution of the length of delta. `"volume"`: delta is uniform in
@@ -66,7 +66,8 @@ class RelativeBall(RandomRadius):
     """delta in a ball whose radius is eps times the norm of the weights.
 
     `delta = eps * norm(theta) * u * g / norm(g)`. eps has no unit, and its values carry
-    over between networks. Start with 0.15 to 0.5; above 0.5 training can diverge.
+    over between networks. Start with 0.2, then try 0.1 to 0.4; above 0.5 training can
+    diverge.
 
     Args:
         radius: As in `Ball`. Defaults to `"uniform"`.
@@ -127,7 +128,7 @@ class FilterwiseBall(RandomRadius):
 
     Scaling the weights of a unit scales its delta. So a network with BatchNorm, which
     undoes such a scale, gets the same perturbed outputs. Start with eps from 0.1 to
-    0.3; above 0.5 training can diverge.
+    0.15. On a network without normalization 0.3 cost 14 points of accuracy.
 
     Args:
         radius: As in `Ball`, for all units together. Defaults to `"sphere"`.

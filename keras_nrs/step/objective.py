@@ -83,8 +83,9 @@ def nrs_objective(  # noqa: PLR0913
 
     A pure function of the outputs of both passes on one batch, differentiable in
     both. Give both passes the same dropout masks and the same random state, and add
-    weight penalties once. For a model with several outputs call it for each and add
-    the totals.
+    weight penalties once: `sum(model.losses)`, on JAX the losses of the clean pass's
+    `stateless_call(..., return_losses=True)`. For a model with several outputs call it
+    for each and add the totals.
 
     Args:
         y_true: Labels, as `loss` takes them.

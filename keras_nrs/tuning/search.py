@@ -58,12 +58,12 @@ def tune(  # noqa: PLR0913
     t-interval of its difference to *each* plain training that costs no more is on the
     better side of 0: a setting of two passes must beat the baseline, and the baseline
     with twice the epochs. The baseline with twice the epochs itself must beat the
-    baseline. The best of the winners is chosen; without a winner, the baseline. A
-    method that does nothing is so chosen in at most 1 of 20 calls.
+    baseline. The best of the winners is chosen; without a winner, the baseline. By this
+    rule a method that does nothing is chosen in at most 1 of 20 calls.
 
-    Each training sets the seed of Keras, NumPy and Python. The decision is one for
-    these validation data. A metric of data that decided is
-    better than that of new data: keep test data out of this call.
+    Each training sets the seed of Keras, NumPy and Python. The decision holds for these
+    validation data, and the metric of the chosen setting is better on them than on new
+    data: keep test data out of this call.
 
     Args:
         make_model: A function that returns a new compiled `keras.Model`, not wrapped,
@@ -78,13 +78,14 @@ def tune(  # noqa: PLR0913
             place of `validation_data`), ... Of `callbacks` each training has copies of
             its own; or pass a function that returns new ones.
         validation_data: `(x, y)`, `(x, y, sample_weight)` or a data set. They decide.
-            `fit()` has them too if there are callbacks, which may stop by them.
+            With callbacks, which may stop by them, `fit()` gets them too.
         settings: A dict from names to arguments of `wrap()`, in order of promise, with
             `epochs`, a factor, for longer trainings: `{"RPR, twice": {"scheme": "rpr",
             "epochs": 2}}`. `{"scheme": "baseline", "epochs": 4}` is a plain training.
             The baseline, and for each cost among the settings a plain training of that
-            cost, are there by themselves. Defaults to the settings that docs/which.md
-            has figures of.
+            cost, are there by themselves. Defaults to NRS (eps 0.1, 0.2 and 0.4 with
+            alpha 1, eps 0.4 and 0.6 with alpha 4), RPR, RPR for twice the epochs, and
+            SAM.
         metric: `"loss"`, a metric of `compile()`, or `"calibration_error"` of a
             classifier; a tuple `(name, "max")` or `(name, "min")` for a metric that
             does not say which is better. Defaults to the accuracy, if one is compiled,

@@ -97,7 +97,9 @@ class Task:
     @property
     def has_schedule(self) -> bool:
         """Whether the learning rate has a schedule."""
-        config = self.first[0].optimizer.get_config()
+        optimizer = self.first[0].optimizer
+        # That of mixed precision has the user's inside.
+        config = getattr(optimizer, "inner_optimizer", optimizer).get_config()
         return isinstance(config.get("learning_rate"), dict)
 
     def described_fit(self) -> Row:

@@ -169,6 +169,12 @@ def test_a_factory_may_take_the_number_of_epochs() -> None:
     assert task.takes_epochs and task.has_schedule
     assert not task_of().takes_epochs and not task_of().has_schedule
 
+    def make_scaled() -> keras.Model:
+        inner = keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(0.1, 4))
+        return classifier(optimizer=keras.optimizers.LossScaleOptimizer(inner))
+
+    assert task_of(make_scaled).has_schedule
+
 
 def test_a_model_may_build_itself_at_the_first_batch() -> None:
     def make_model() -> keras.Model:

@@ -13,7 +13,6 @@ from typing import Any
 import keras
 import numpy as np
 
-import keras_nrs
 from keras_nrs import keras_internals
 from keras_nrs._files import DamagedFileError
 from keras_nrs._files import atomic_write
@@ -24,6 +23,7 @@ from keras_nrs.tuning.measures import Metric
 from keras_nrs.tuning.settings import Setting
 from keras_nrs.tuning.settings import plain_members
 from keras_nrs.tuning.settings import serialized
+from keras_nrs.versions import version_of
 
 Row = dict[str, Any]
 
@@ -164,7 +164,7 @@ def request_of(model: keras.Model, data: Row, validation: Row, fit: Row) -> Row:
     return {
         "backend": keras.config.backend(),
         "Keras": keras.__version__,
-        "keras_nrs": keras_nrs.__version__,
+        "keras_nrs": version_of("keras-nrs"),
         "model": _digest(_described(model)),
         "data": _digest(keras.tree.map_structure(_content, data)),
         "validation data": _digest(keras.tree.map_structure(_content, validation)),

@@ -31,10 +31,10 @@ def without_logs() -> Iterator[None]:
 
     All else that is written to standard error is shown at the end.
     """
-    sys.stderr.flush()
     try:
+        sys.stderr.flush()
         standard_error = os.dup(2)
-    except OSError:  # There is none.
+    except (AttributeError, OSError):  # There is none: it is None if it was closed.
         yield
         return
     with tempfile.TemporaryFile() as file:

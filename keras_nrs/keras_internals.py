@@ -8,6 +8,7 @@ a later version lacks one.
 """
 
 import contextvars
+import math
 import threading
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -98,6 +99,8 @@ def loss_tracker(model: Any) -> Any:
 def metric_signs(model: Any) -> dict[str, int]:
     """1 for each metric of which more is better, -1 for less, 0 where it does not say.
 
+    Metrics that are no number, but one for each class, are left out.
+
     Only `EarlyStopping` reads it publicly. The metrics must be built.
     """
     signs: dict[str, int] = {}
@@ -106,7 +109,9 @@ def metric_signs(model: Any) -> dict[str, int]:
             direction = getattr(member, "_direction", None)
             signs[member.name] = {"up": 1, "down": -1}.get(str(direction), 0)
     named = {}
-    for name in model.get_metrics_result():
+    for name, value in model.get_metrics_result().items():
+        if math.prod(getattr(value, "shape", ())) != 1:
+            continue
         # Of several outputs, the name of the output comes first.
         ends = [end for end in signs if name == end or name.endswith(f"_{end}")]
         named[name] = signs[max(ends, key=len)] if ends else 0

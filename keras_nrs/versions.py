@@ -1,7 +1,7 @@
 """Versions and the device in use."""
 
+import importlib
 import platform
-from importlib import metadata
 from pathlib import Path
 
 import keras
@@ -38,12 +38,18 @@ def show_versions() -> None:
     print(f"{shown}, Python {platform.python_version()}")
     print(f"Backend {_shown(*_PACKAGES[backend])}, on {device}")
     if "cpu" in device.lower() and _has_nvidia_gpu():
-        advice = _GPU_BUILDS[backend].format(version=metadata.version(backend))
+        advice = _GPU_BUILDS[backend].format(version=version_of(backend))
         print(f"This machine has a GPU, which {backend} does not use: {advice}")
 
 
 def _shown(*packages: str) -> str:
-    return ", ".join(f"{name} {metadata.version(name)}" for name in packages)
+    return ", ".join(f"{name} {version_of(name)}" for name in packages)
+
+
+def version_of(package: str) -> str:
+    """The version of an installed package, or of this one."""
+    # Not that of its metadata: TensorFlow may be installed as tensorflow-cpu.
+    return str(importlib.import_module(package.replace("-", "_")).__version__)
 
 
 def _has_nvidia_gpu() -> bool:

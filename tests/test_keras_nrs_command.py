@@ -74,3 +74,10 @@ def test_only_logs_below_errors_are_left_out(capfd: pytest.CaptureFixture[str]) 
         raise KeyError
     os.write(2, b"after\n")
     assert capfd.readouterr().err == "a line\nafter\n"
+
+
+@pytest.mark.only_torch
+def test_standard_error_may_be_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    with keras_nrs_command.without_logs():
+        pass

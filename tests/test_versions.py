@@ -1,5 +1,7 @@
 """The lines of `show_versions()`."""
 
+from importlib import metadata
+
 import keras
 import pytest
 
@@ -19,3 +21,16 @@ def test_lines(
     assert "cpu" in second.lower()
     assert len(advice) == has_gpu
     assert not advice or "does not use" in advice[0]
+
+
+def test_no_package_need_have_the_name_of_its_module(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As tensorflow-cpu and keras-nightly."""
+
+    def fail(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", fail)
+    keras_nrs.show_versions()
+    assert f"keras {keras.__version__}" in capsys.readouterr().out

@@ -118,7 +118,8 @@ def tune(  # noqa: PLR0913
             folder=folder,
         )
     search.run()
-    typer.echo(f"Written: {folder / 'best.keras'} and {folder / 'result.json'}")
+    paths = folder / "best.keras", folder / "result.json"
+    typer.echo(f"Written: {' and '.join(str(path) for path in paths if path.exists())}")
 
 
 @app.command()

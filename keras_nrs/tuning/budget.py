@@ -67,6 +67,6 @@ class Budget:
             return statistics.median(self._times[setting.name])
         if not self._times:
             return 0.0
-        # The first one is the baseline.
+        # The first one is a plain training.
         first = next(iter(self._times))
         return statistics.median(self._times[first]) * setting.cost / self._costs[first]

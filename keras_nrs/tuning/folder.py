@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import warnings
 from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,9 @@ from keras_nrs._files import write_text
 from keras_nrs._run_store import RunStore
 from keras_nrs.tuning.measures import Metric
 from keras_nrs.tuning.settings import Setting
+from keras_nrs.tuning.settings import plain_members
+from keras_nrs.tuning.settings import serialized
+from keras_nrs.versions import version_of
 
 Row = dict[str, Any]
 
@@ -117,13 +121,27 @@ class Folder:
         model.load_weights(path)
 
     def write_result(self, model: keras.Model, content: Row) -> None:
-        """Write `best.keras` and `result.json`."""
-        with atomic_write(self._path / "best.keras") as unfinished:
-            model.save(unfinished)
+        """Write `result.json`, and `best.keras` if the model can be saved."""
         # JSON has no NaN: null in its place.
         text = json.dumps(content, default=repr)
         finite = json.loads(text, parse_constant=lambda name: None)
         write_text(self._path / "result.json", json.dumps(finite, indent=1) + "\n")
+        path = self._path / "best.keras"
+        # It may be the model of another decision.
+        path.unlink(missing_ok=True)
+        try:
+            with atomic_write(path) as unfinished:
+                model.save(unfinished)
+        except OSError:
+            raise
+        except Exception as error:  # Of a layer or loss of the user's own.
+            text = " ".join(f"{type(error).__name__}: {error}".split())
+            warnings.warn(
+                "best.keras was not written, because the model cannot be saved: "
+                f"{text[:400]} The folder has its weights, in best-....weights.h5. "
+                "Give your own layers and losses a get_config().",
+                stacklevel=5,
+            )
 
     def _save_weights(self, model: keras.Model, wanted: Row) -> None:
         with atomic_write(self._kept_path(wanted)) as unfinished:
@@ -139,9 +157,14 @@ def request_of(model: keras.Model, data: Row, validation: Row, fit: Row) -> Row:
 
     Of arrays and models it has checksums, of data sets and functions their types alone.
     """
+    if fit.get("class_weight"):
+        # Keys may be NumPy's integers, which JSON does not take.
+        weights = {str(key): weight for key, weight in fit["class_weight"].items()}
+        fit = fit | {"class_weight": weights}
     return {
         "backend": keras.config.backend(),
         "Keras": keras.__version__,
+        "keras_nrs": version_of("keras-nrs"),
         "model": _digest(_described(model)),
         "data": _digest(keras.tree.map_structure(_content, data)),
         "validation data": _digest(keras.tree.map_structure(_content, validation)),
@@ -163,7 +186,7 @@ def _described(model: keras.Model) -> list[Any]:
 def _config(part: Any) -> Any:
     """The arguments of a layer, optimizer or loss, without names."""
     try:
-        return _without_names(keras.saving.serialize_keras_object(part))
+        return _without_names(serialized(part))
     except Exception:  # It may be the user's own, whose code may raise anything.
         return type(part).__name__
 
@@ -180,17 +203,15 @@ def _content(value: Any) -> Any:
     """A value as JSON: arrays as checksums, callbacks by their numbers and texts."""
     if isinstance(value, str | int | float | None):
         return value
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
-        array = np.ascontiguousarray(keras.ops.convert_to_numpy(value))
+    if hasattr(value, "shape"):
+        # A table of pandas has a dtype for each column.
+        is_table = not hasattr(value, "dtype")
+        array = np.asarray(value) if is_table else keras.ops.convert_to_numpy(value)
+        array = np.ascontiguousarray(array)
         data = array.astype(str) if array.dtype == object else array
         return hashlib.sha256(data.tobytes()).hexdigest() + str(array.shape)
     if isinstance(value, keras.callbacks.Callback):
-        plain = {
-            name: member
-            for name, member in vars(value).items()
-            if isinstance(member, str | int | float)
-        }
-        return {type(value).__name__: plain}
+        return {type(value).__name__: plain_members(value)}
     return type(value).__name__
 
 

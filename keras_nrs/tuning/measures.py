@@ -113,13 +113,18 @@ def measure(
     """
     size = {"batch_size": batch_size} if validation.get("y") is not None else {}
     logs = model.evaluate(**validation, **size, return_dict=True, verbose=0)
-    measured = {name: float(value) for name, value in logs.items()}
+    measured = {name: float(value) for name, value in logs.items() if is_number(value)}
     if outputs_are is not None:
         found = _predictions(
             model, Batches(model, **validation, batch_size=batch_size), outputs_are
         )
         measured[CALIBRATION_ERROR] = calibration_error(*found)
     return measured
+
+
+def is_number(value: Any) -> bool:
+    """Whether a log is one number; some metrics have one for each class."""
+    return np.ndim(value) == 0
 
 
 def calibration_error(probabilities: Array, labels: Array) -> float:

@@ -112,9 +112,11 @@ def table_of(
             row[f"{name}_deviation"] = float(deviation)
         row["seconds"] = float(np.mean([run["seconds"] for run in of_setting]))
         differences = verdict.differences.get(setting.name, []) if is_judged else []
+        # In the order of their costs, some of which may be lower than the baseline's.
+        same_cost = [d for d in differences[-1:] if not d.rival.is_baseline]
         for ending, found_one in (
-            ("", differences[:1]),
-            ("_same_cost", differences[1:]),
+            ("", [d for d in differences if d.rival.is_baseline]),
+            ("_same_cost", same_cost),
         ):
             last = found_one[-1] if found_one else None
             row[f"difference{ending}"] = last.mean if last else math.nan

@@ -1,8 +1,11 @@
 """A user's script and data by name, for `keras-nrs tune`."""
 
+import functools
 import importlib.util
 import sys
 from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from typing import NamedTuple
@@ -31,6 +34,7 @@ def load_factory(name: str) -> Callable[..., keras.Model]:
 
     Raises:
         ValueError: if there is no such file, or no such function in it.
+        RuntimeError: if the file raises an error. So does the function.
     """
     file, _, function = name.rpartition(":")
     path = Path(file)
@@ -48,15 +52,32 @@ def load_factory(name: str) -> Callable[..., keras.Model]:
     module = importlib.util.module_from_spec(spec)
     # As when the script is run: it may import its neighbours.
     sys.path.insert(0, str(path.resolve().parent))
-    spec.loader.exec_module(module)
+    # Dataclasses and pickles look there for what the file defines.
+    sys.modules.setdefault(path.stem, module)
+    with _errors_of(file):
+        spec.loader.exec_module(module)
     found = getattr(module, function, None)
     if not callable(found):
         raise ValueError(
             f"`script` must name a function of {file}. Received: {function!r}, which "
             f"is {'missing' if found is None else repr(found)} there."
         )
-    factory: Callable[..., keras.Model] = found
+
+    @functools.wraps(found)
+    def factory(*args: Any, **kwargs: Any) -> keras.Model:
+        with _errors_of(name):
+            return found(*args, **kwargs)
+
     return factory
+
+
+@contextmanager
+def _errors_of(name: str) -> Iterator[None]:
+    """A context for a user's code, whose errors are none of the command's arguments."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise RuntimeError(f"{name} raised {type(error).__name__}: {error}") from error
 
 
 def load_data(name: str, model: keras.Model, *, samples: int | None = None) -> Data:

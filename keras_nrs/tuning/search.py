@@ -292,7 +292,7 @@ def _warn_of_schedule(task: Task, settings: list[Setting]) -> None:
             "The optimizer of `make_model` has a schedule of the learning rate, which "
             "longer trainings need another of. Give `make_model` a parameter `epochs`, "
             "and make the schedule from it.",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 from collections.abc import Iterable
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "NRS, eps 0.1": {"eps": 0.1},
     "SAM": {"scheme": "sam"},
 }
-_FACTORS = {2: "twice", 3: "three times", 4: "four times"}
+_FACTORS = {2.0: "twice", 3.0: "three times", 4.0: "four times"}
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ class Setting:
     @property
     def cost(self) -> float:
         """Price of a training, in plain trainings: counted, not measured."""
-        return self.passes * self.factor
+        # Rounded: 0.1 * 3 is no other cost than 0.3.
+        return round(self.passes * self.factor, 6)
 
     @property
     def is_plain(self) -> bool:
@@ -123,11 +125,32 @@ def settings_from(given: Mapping[str, Mapping[str, Any]] | None) -> list[Setting
                 f"`settings` must not have the name {name!r}, which is a plain "
                 "training's. Choose another name."
             )
+    _check_different(found)
     return found
 
 
+def _check_different(settings: Iterable[Setting]) -> None:
+    """Raise an error if two settings would share their trainings."""
+    names: dict[tuple[str, float], str] = {}
+    for setting in settings:
+        key = setting.identity, setting.factor
+        if key in names:
+            raise ValueError(
+                "`settings` must differ in their arguments. Received: "
+                f"{names[key]!r} and {setting.name!r} with {setting.identity}. Leave "
+                "one out. Or, if they have objects of your own that differ, give their "
+                "class a get_config()."
+            )
+        names[key] = setting.name
+
+
 def rivals_of(setting: Setting, settings: Iterable[Setting]) -> list[Setting]:
-    """The other plain trainings that cost no more, and the baseline in any case."""
+    """The other plain trainings that cost no more, and the baseline in any case.
+
+    The baseline has none: it is what others must beat.
+    """
+    if setting.is_baseline:
+        return []
     cost = max(1.0, setting.cost)
     return [
         other
@@ -171,13 +194,26 @@ def _passes(options: StepOptions) -> float:
 def _plain_name(factor: float) -> str:
     if factor == 1:
         return BASELINE
-    times = _FACTORS.get(int(factor), f"{factor:g} times")
+    times = _FACTORS.get(factor, f"{factor:g} times")
     return f"{BASELINE}, {times} the epochs"
 
 
 def _as_json(value: Any) -> Any:
     """A perturbation, divergence or schedule as JSON."""
     try:
-        return keras.saving.serialize_keras_object(value)
+        return serialized(value)
     except (TypeError, ValueError, NotImplementedError):
-        return re.sub(r" at 0x\w+", "", repr(value))
+        return [re.sub(r" at 0x\w+", "", repr(value)), plain_members(value)]
+
+
+def serialized(value: Any) -> Any:
+    """As Keras serializes it, but silent about lambdas: nothing is to be loaded."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return keras.saving.serialize_keras_object(value)
+
+
+def plain_members(value: Any) -> dict[str, Any]:
+    """The numbers and texts among an object's attributes."""
+    members = getattr(value, "__dict__", {})
+    return {k: v for k, v in members.items() if isinstance(v, str | int | float)}

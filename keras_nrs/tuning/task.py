@@ -1,6 +1,7 @@
 """What is trained: a model's factory, data and the arguments of `fit()`, checked."""
 
 import copy
+import gc
 import inspect
 import math
 import time
@@ -23,6 +24,7 @@ from keras_nrs.step.output_divergences import for_model
 from keras_nrs.tuning.arguments import as_tuple
 from keras_nrs.tuning.measures import Metric
 from keras_nrs.tuning.measures import choose_metric
+from keras_nrs.tuning.measures import is_number
 from keras_nrs.tuning.measures import measure
 from keras_nrs.tuning.settings import Setting
 
@@ -95,7 +97,9 @@ class Task:
     @property
     def has_schedule(self) -> bool:
         """Whether the learning rate has a schedule."""
-        config = self.first[0].optimizer.get_config()
+        optimizer = self.first[0].optimizer
+        # That of mixed precision has the user's inside.
+        config = getattr(optimizer, "inner_optimizer", optimizer).get_config()
         return isinstance(config.get("learning_rate"), dict)
 
     def described_fit(self) -> Row:
@@ -127,6 +131,8 @@ class Task:
         Returns:
             The measurements, and the model, which is not wrapped.
         """
+        # A model refers to itself, so those of earlier trainings may still be there.
+        gc.collect()
         started = time.perf_counter()
         epochs = setting.epochs(self.epochs)
         model = self.make_model(seed, epochs)
@@ -153,11 +159,17 @@ class Task:
             batch_size=self._batch_size,
             outputs_are=self._outputs_are,
         )
+        # The last loss too: StopIfNotFinite may have left finite weights.
+        decisive = measured["loss"], measured[self.metric.name], history["loss"][-1]
         row = {
             "measured": measured,
-            "failed": not math.isfinite(measured["loss"] + measured[self.metric.name]),
+            "failed": not all(map(math.isfinite, decisive)),
             "epochs_trained": len(history["loss"]),
-            "history": {k: [float(v) for v in values] for k, values in history.items()},
+            "history": {
+                name: [float(value) for value in values]
+                for name, values in history.items()
+                if is_number(values[0])
+            },
             "seconds": time.perf_counter() - started,
         }
         return row, model
@@ -173,7 +185,14 @@ class Task:
         given = self._fit.get("callbacks")
         if callable(given):
             return keras.tree.flatten(given() or [])
-        return copy.deepcopy(keras.tree.flatten(given or []))
+        try:
+            return copy.deepcopy(keras.tree.flatten(given or []))
+        except Exception as error:  # Of a callback of the user's own.
+            raise TypeError(
+                "`fit` must have callbacks that can be copied for each training, or a "
+                f"function that returns new ones. Received: callbacks={given!r}. "
+                f"{error}"
+            ) from error
 
 
 def takes_epochs(make_model: MakeModel) -> bool:

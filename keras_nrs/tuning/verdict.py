@@ -47,12 +47,14 @@ class Verdict:
         best: The setting to train with.
         differences: Differences of each setting to its rivals, by name.
         winners: The settings that are better than all their rivals.
+        failed: Names of the settings of which a training failed.
         has_baseline_failed: Whether all trainings of the baseline failed.
     """
 
     best: Setting
     differences: dict[str, list[Difference]] = field(default_factory=dict)
     winners: list[Setting] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
     has_baseline_failed: bool = False
 
 
@@ -89,14 +91,18 @@ def judge(settings: Sequence[Setting], rows: Rows, metric: Metric) -> Verdict:
     """
     baseline = next(setting for setting in settings if setting.is_baseline)
     found, winners = {}, []
+    failed = [
+        setting.name
+        for setting in settings
+        if any(row["failed"] for row in rows.get(setting.name, {}).values())
+    ]
     for setting in settings:
         found[setting.name] = differences(setting, settings, rows, metric)
-        has_failed = any(row["failed"] for row in rows.get(setting.name, {}).values())
         is_better = [
             metric.sign * difference.mean > difference.width
             for difference in found[setting.name]
         ]
-        if is_better and all(is_better) and not has_failed:
+        if is_better and all(is_better) and setting.name not in failed:
             winners.append(setting)
 
     def mean(setting: Setting) -> float:
@@ -106,7 +112,7 @@ def judge(settings: Sequence[Setting], rows: Rows, metric: Metric) -> Verdict:
     of_baseline = rows.get(baseline.name, {}).values()
     has_failed = bool(of_baseline) and all(row["failed"] for row in of_baseline)
     best = max(winners, key=mean, default=baseline)
-    return Verdict(best, found, winners, has_failed)
+    return Verdict(best, found, winners, failed, has_failed)
 
 
 def sentence(verdict: Verdict, metric: Metric, epochs: int) -> str:
@@ -128,6 +134,12 @@ def sentence(verdict: Verdict, metric: Metric, epochs: int) -> str:
         for name, found in verdict.differences.items()
         if found and all(difference.num for difference in found)
     }
+    if not judged and verdict.failed:
+        return (
+            "Keep the baseline: no setting could be compared with each plain training "
+            f"that costs no more. Trainings of {_names(verdict.failed)} failed, with "
+            "losses that are not finite."
+        )
     if not judged:
         return (
             "Keep the baseline: the budget did not suffice to compare it with a "
@@ -137,17 +149,25 @@ def sentence(verdict: Verdict, metric: Metric, epochs: int) -> str:
     few = f" Few seeds ({num}) have judged: only large differences show."
     few = few if num < FEW_SEEDS else ""
     if not verdict.winners:
-        nearest = max(judged, key=lambda name: _margin(judged[name], metric))
+        failed = verdict.failed
+        nearest = max(
+            judged, key=lambda name: (name not in failed, _margin(judged[name], metric))
+        )
+        but = ", but some of its trainings failed" if nearest in failed else ""
         return (
             "Keep the baseline: no setting is clearly better than each plain training "
             f"that costs no more. The nearest is {nearest!r}: "
-            f"{_texts(judged[nearest], metric)}.{few}"
+            f"{_texts(judged[nearest], metric)}{but}.{few}"
         )
     found = _texts(verdict.differences[best.name], metric)
     how = f" for {best.epochs(epochs)} epochs" if best.factor != 1 else ""
     if best.is_plain:
         return f"Keep the baseline, and train it{how}: {found}.{few}"
     return f"Train {best.call}{how}: {found}.{few}"
+
+
+def _names(names: Sequence[str]) -> str:
+    return " and ".join(map(repr, names))
 
 
 def _margin(found: list[Difference], metric: Metric) -> float:
@@ -165,9 +185,17 @@ def _texts(found: list[Difference], metric: Metric) -> str:
 
 
 def with_interval(mean: float, width: float, metric: Metric) -> str:
-    """A difference and half its 95 % interval; NaN leaves either out."""
-    digits, scale = metric.digits, metric.scale
+    """A difference and half its 95 % interval; NaN leaves either out.
+
+    It has the metric's digits, or more if these would show no digit of a small value.
+    """
+    scale = metric.scale
     if math.isnan(mean):
         return ""
+    # A width by rounding alone is no width; no float32 is as precise.
+    smallest = width if width > 1e-6 * abs(mean) else abs(mean)
+    digits = metric.digits
+    if 1e-8 < smallest < math.inf:
+        digits = max(digits, -math.floor(math.log10(scale * smallest)))
     text = f"{scale * mean:+.{digits}f}"
     return text if math.isnan(width) else f"{text} ± {scale * width:.{digits}f}"

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 
+import keras_nrs
 from keras_nrs._files import DamagedFileError
 from keras_nrs.tuning.folder import Folder
 from keras_nrs.tuning.folder import request_of
@@ -72,6 +73,24 @@ def test_the_weights_of_the_best_training_are_kept(tmp_path: Path) -> None:
         folder.load_weights(model, NRS, 5)
 
 
+def test_a_model_that_cannot_be_saved_loses_no_result(tmp_path: Path) -> None:
+    class Own(keras.layers.Layer):  # type: ignore[misc]
+        def __init__(self, of_user: Any) -> None:
+            super().__init__()
+            self.of_user = of_user
+
+        def call(self, x: Any) -> Any:
+            return x
+
+    folder = Folder(tmp_path, {})
+    folder.write_result(cnn(), {})
+    model = keras.Sequential([keras.Input((3,)), Own(object())])
+    with pytest.warns(UserWarning, match="best.keras was not written"):
+        folder.write_result(model, {"best": "NRS"})
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+    assert json.loads((tmp_path / "result.json").read_text()) == {"best": "NRS"}
+
+
 X, Y = np.arange(8.0), np.ones(8, "int32")
 FIT = {"epochs": 5, "callbacks": [keras.callbacks.EarlyStopping(patience=3)]}
 
@@ -104,12 +123,28 @@ def recompiled(**kwargs: Any) -> keras.Model:
             ["fit"],
         ),
         ({"fit": FIT | {"class_weight": {0: 1.0, 1: 2.0}}}, ["fit"]),
+        ({"fit": FIT | {"class_weight": {np.int64(0): np.float64(2)}}}, ["fit"]),
     ],
 )
 def test_what_makes_another_call(changes: Any, differing: list[str]) -> None:
     one, other = described(), described(**changes)
     assert json.loads(json.dumps(one)) == one
     assert [name for name in one if one[name] != other[name]] == differing
+
+
+def test_equal_parts_are_described_alike() -> None:
+    by_int, by_numpy = (
+        described(fit=FIT | {"class_weight": {key: 2.0}})["fit"]
+        for key in (0, np.int64(0))
+    )
+    assert by_int == by_numpy
+
+    def of_table(value: float) -> Any:
+        return described(x=pd.DataFrame({"a": [value, 2.0], "b": [3, 4]}))["data"]
+
+    pd = pytest.importorskip("pandas")
+    assert of_table(1.0) == of_table(1.0) != of_table(5.0)
+    assert described()["keras_nrs"] == keras_nrs.__version__
 
 
 def test_a_folder_of_another_call_is_an_error(tmp_path: Path) -> None:

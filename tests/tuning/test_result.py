@@ -52,6 +52,23 @@ def test_numbers() -> None:
     assert math.isnan(rpr["difference"])
 
 
+def test_differences_to_the_baseline_are_not_to_a_shorter_training() -> None:
+    settings = settings_from({"short": {"scheme": "baseline", "epochs": 0.5}, "N": {}})
+    values = {"short": 0.2, "baseline": 0.5, "baseline, twice the epochs": 0.6}
+    race = Race(settings, ACCURACY, seeds=2, budget=Budget(10))
+    race.judging = {
+        name: {i: row(value) for i in range(2)}
+        for name, value in (values | {"N": 0.7}).items()
+    }
+    verdict = judge(settings, race.judging, ACCURACY)
+    lines = table_of(settings, race, verdict, ACCURACY)
+    differences = [line["difference"] for line in lines]
+    expected = [-0.3, math.nan, 0.1, 0.2]
+    assert differences == pytest.approx(expected, nan_ok=True)
+    same_cost = [line["difference_same_cost"] for line in lines]
+    assert same_cost == pytest.approx([math.nan] * 3 + [0.1], nan_ok=True)
+
+
 TEXT = """\
 setting                     cost   seeds  accuracy (%)   loss    s     vs baseline    vs same cost
 baseline                       1       3  50.00 ± 0.00  0.500  1.0

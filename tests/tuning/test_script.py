@@ -1,5 +1,6 @@
 """A user's script, and data by name."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from keras_nrs.tuning.script import load_data
 from keras_nrs.tuning.script import load_factory
+from keras_nrs.tuning.task import takes_epochs
 from tests.support.networks import cnn
 
 # Nothing here depends on the backend; this one starts soonest.
@@ -27,6 +29,24 @@ def test_a_factory_comes_from_a_script_that_imports_its_neighbours(
         "from neighbour_of_script import VALUE\ndef make_model(): return VALUE\n"
     )
     assert load_factory(f"{path}:make_model")() == 3
+    path.write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+        "@dataclass\nclass Size:\n    units: int = 3\n"
+        "def make_model(): return Size().units\nVALUE = 3\n"
+        "def wrong(epochs): return len(epochs)\n"
+    )
+    monkeypatch.delitem(sys.modules, "script", raising=False)
+    assert load_factory(f"{path}:make_model")() == 3
+    # An error of the user's own code is shown as one.
+    wrong = load_factory(f"{path}:wrong")
+    assert takes_epochs(wrong)
+    with pytest.raises(RuntimeError, match="wrong raised TypeError: object of type"):
+        wrong(epochs=3)
+    (tmp_path / "bad.py").write_text("int('a')\n")
+    with pytest.raises(
+        RuntimeError, match=r"bad\.py raised ValueError: invalid literal"
+    ):
+        load_factory(f"{tmp_path}/bad.py:make_model")
     for name, message in (
         (f"{path}", "must be the path of a Python file and the name"),
         (f"{path}:", "must be the path of a Python file and the name"),

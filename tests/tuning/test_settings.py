@@ -46,6 +46,8 @@ def test_the_defaults_begin_with_plain_trainings_and_what_wrap_does() -> None:
         ({"scheme": "sam"}, 2),
         ({"antithetic": "same_samples"}, 3),
         ({"interval": 4}, 1.25),
+        ({"interval": 4, "epochs": 2}, 2.5),
+        ({"scheme": "rpr", "epochs": 1 + 0.1 + 0.2}, 1.3),
         ({"perturbed_fraction": 0.5}, 1.5),
         ({"epochs": 1.5}, 3),
     ],
@@ -84,6 +86,30 @@ def test_rivals_cost_no_more() -> None:
         assert [rival.name for rival in found] == rivals, name
 
 
+def test_the_baseline_has_no_rival() -> None:
+    settings = settings_from({"short": {"scheme": "baseline", "epochs": 0.5}})
+    rivals = {s.name: [r.name for r in rivals_of(s, settings)] for s in settings}
+    assert rivals == {"short": [BASELINE], BASELINE: []}
+
+
+def test_names_of_plain_trainings_tell_their_costs_apart() -> None:
+    names = named(settings_from({"two": {}, "more": {"interval": 4, "epochs": 2}}))
+    assert names.keys() >= {TWICE, "baseline, 2.5 times the epochs"}
+    # 2.2000000000000002 and 2.2.
+    alike = {"NRS": {"epochs": 1.1}, "RPR": {"scheme": "rpr", "epochs": 2.2}}
+    assert len(settings_from(alike)) == 4
+
+
+class Own(keras_nrs.perturbations.Perturbation):
+    """A user's own, without a `get_config()`."""
+
+    def __init__(self, size: float) -> None:
+        self.size = size
+
+    def sample(self, weights: Any, eps: Any, rng: Any) -> Any:
+        return [self.size * keras.ops.ones_like(w) for w in weights]
+
+
 def test_numbers_of_epochs() -> None:
     assert Setting("half", None, 0.5).epochs(5) == 2
     assert Setting("a tenth", None, 0.1).epochs(1) == 1
@@ -114,6 +140,11 @@ def test_identities_are_those_of_arguments() -> None:
     assert one == same != other
     assert identity(eps=schedule(0.0, 10, 0.1)) == identity(eps=schedule(0.0, 10, 0.1))
     assert identity(eps=schedule(0.0, 10, 0.1)) != identity(eps=schedule(0.0, 10, 0.2))
+    one, same, other = (identity(perturbation=Own(size)) for size in (0.1, 0.1, 0.2))
+    assert one == same != other
+    # No warning, as where a lambda is saved.
+    where = perturbations.RelativeBall(where=lambda variable: True)
+    assert "__lambda__" in identity(perturbation=where)
 
 
 @pytest.mark.parametrize(
@@ -131,6 +162,11 @@ def test_identities_are_those_of_arguments() -> None:
         ({"a": {"scheme": "baseline", "eps": 1}}, ValueError, "no argument beside"),
         ({"a": {"scheme": "nsr"}}, ValueError, "`scheme` must be one of"),
         ({"baseline": {"eps": 1}}, ValueError, "must not have the name 'baseline'"),
+        (
+            {"a": {"eps": 1}, "b": {"eps": 1}},
+            ValueError,
+            "must differ in their arguments. Received: 'a' and 'b'",
+        ),
     ],
 )
 def test_bad_settings(settings: Any, error: type[Exception], message: str) -> None:

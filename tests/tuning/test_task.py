@@ -1,5 +1,8 @@
 """A model's factory, data and `fit()`: checks, and a training."""
 
+import gc
+import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +22,7 @@ from tests.support.networks import compile_classifier
 
 X, Y = image_data(24)
 DATA, VALIDATION = {"x": X, "y": Y}, {"x": X[:10], "y": Y[:10]}
+DATA_PARTS = {"training": DATA, "validation": VALIDATION}
 FIT = {"epochs": 2, "batch_size": 8}
 BASELINE, TWICE, NRS, RPR = settings_from({"NRS": {}, "RPR": {"scheme": "rpr"}})
 
@@ -90,6 +94,67 @@ def test_a_metric_that_does_not_decide_need_not_be_finite() -> None:
     assert np.isnan(row["measured"]["never_finite"]) and not row["failed"]
 
 
+@pytest.mark.only_torch
+def test_a_loss_that_ends_a_training_is_a_failure_with_finite_weights_too() -> None:
+    class NotFinite(layers.Layer):  # type: ignore[misc]
+        def call(self, x: Any, training: bool | None = None) -> Any:
+            if training:
+                self.add_loss(keras.ops.stop_gradient(np.nan * keras.ops.sum(x)))
+            return x
+
+    def make_model() -> keras.Model:
+        stack = [layers.Flatten(), NotFinite(), layers.Dense(3)]
+        model = keras.Sequential([keras.Input((6, 6, 1)), *stack])
+        compile_classifier(model)
+        return model
+
+    row, _ = task_of(make_model).train(BASELINE, 0)
+    assert row["failed"] and row["epochs_trained"] == 1
+    assert np.isfinite(row["measured"]["loss"])
+
+
+@pytest.mark.only_torch
+def test_a_metric_of_each_class_is_left_out() -> None:
+    metrics = ["accuracy", keras.metrics.F1Score()]
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True)
+    one_hot = {name: d | {"y": np.eye(3)[d["y"]]} for name, d in DATA_PARTS.items()}
+    make_model: Any = lambda: classifier(loss=loss, metrics=metrics)  # noqa: E731
+    task = Task(make_model, one_hot["training"], one_hot["validation"], FIT)
+    row, _ = task.train(BASELINE, 0)
+    assert row["measured"].keys() == {"loss", "accuracy", "calibration_error"}
+    assert row["history"].keys() == {"loss", "accuracy"}
+    with pytest.raises(ValueError, match=r"one of \['loss', 'accuracy', 'cal"):
+        Task(make_model, *one_hot.values(), FIT, "f1_score")
+
+
+@pytest.mark.only_torch
+def test_a_trained_model_is_freed_before_the_next_one_is_trained() -> None:
+    task = task_of()
+    gc.collect()
+    gc.disable()
+    try:
+        _, model = task.train(NRS, 0)
+        trained = weakref.ref(model)
+        del model
+        assert trained() is not None
+        task.train(BASELINE, 0)
+        assert trained() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.only_torch
+def test_callbacks_that_cannot_be_copied_are_named() -> None:
+    class Locked(keras.callbacks.Callback):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.lock = threading.Lock()
+
+    task = task_of(callbacks=[Locked()])
+    with pytest.raises(TypeError, match="`fit` must have callbacks that can be copied"):
+        task.described_fit()
+
+
 def test_a_factory_may_take_the_number_of_epochs() -> None:
     received = []
 
@@ -103,6 +168,12 @@ def test_a_factory_may_take_the_number_of_epochs() -> None:
     assert received == [2, 2, 4]
     assert task.takes_epochs and task.has_schedule
     assert not task_of().takes_epochs and not task_of().has_schedule
+
+    def make_scaled() -> keras.Model:
+        inner = keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(0.1, 4))
+        return classifier(optimizer=keras.optimizers.LossScaleOptimizer(inner))
+
+    assert task_of(make_scaled).has_schedule
 
 
 def test_a_model_may_build_itself_at_the_first_batch() -> None:

@@ -90,6 +90,21 @@ def test_a_failed_training_loses() -> None:
     assert "lower its learning rate" in sentence(alone, ACCURACY, 10)
 
 
+def test_failures_are_named_as_the_reason() -> None:
+    """Not the budget, and no difference that seems to win."""
+    nan, steady = math.nan, [0.50, 0.51, 0.52]
+    text = sentence(judged(base=steady, rpr=[nan] * 3), ACCURACY, 10)
+    assert "budget" not in text and "Trainings of 'RPR' failed" in text
+    no_rival = judged(base=steady, twice=[nan] * 3, nrs=[0.7, 0.8, 0.9])
+    assert f"Trainings of {TWICE!r} failed" in sentence(no_rival, ACCURACY, 10)
+    better: Any = [0.70, 0.71, 0.725, nan]
+    some = judged(base=[*steady, 0.5], rpr=better)
+    text = sentence(some, ACCURACY, 10)
+    assert "The nearest is 'RPR'" in text and "but some of its trainings failed" in text
+    other = judged(base=[*steady, 0.5], twice=[0.5, 0.5, 0.52, 0.5], rpr=better)
+    assert f"The nearest is {TWICE!r}" in sentence(other, ACCURACY, 10)
+
+
 def test_one_seed_decides_nothing() -> None:
     verdict = judged(base=[0.5], twice=[0.5], nrs=[0.9])
     assert verdict.best.name == BASE
@@ -113,3 +128,8 @@ def test_text_of_intervals() -> None:
     assert with_interval(0.0123, 0.004, ACCURACY) == "+1.23 ± 0.40"
     assert with_interval(-0.0123, math.nan, LOSS) == "-0.012"
     assert with_interval(math.nan, math.nan, LOSS) == ""
+    # A loss may be small: of a mean squared error, for instance.
+    assert with_interval(-0.00012, 0.00003, LOSS) == "-0.00012 ± 0.00003"
+    assert with_interval(0.00012, math.nan, LOSS) == "+0.0001"
+    assert with_interval(0.1, 1.7e-17, LOSS) == "+0.100 ± 0.000"
+    assert with_interval(0.0, 0.0, ACCURACY) == "+0.00 ± 0.00"

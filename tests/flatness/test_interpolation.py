@@ -1,5 +1,6 @@
 """Losses on paths between two models."""
 
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -61,6 +62,20 @@ def test_the_barrier_is_above_the_line_between_both_losses() -> None:
     for other in (plane, Landscape(coordinates=(t + 0.1,), losses=t)):
         with pytest.raises(ValueError, match="points at both models, 0 and 1"):
             other.barrier()
+
+
+def test_a_checkpoint_of_another_path(tmp_path: Path) -> None:
+    """From the same model to another one, or along a curve to the same one."""
+    x, y = image_data(8)
+    model, other, third = cnn(), cnn(), cnn()
+    options: Any = {"num_points": 3, "span": (0, 1), "checkpoint": tmp_path / "a.npz"}
+    interpolate(model, other, x, y, **options)
+    interpolate(model, other, x, y, **options)
+    line = Curve.line(model, other)
+    curve = Curve(start=line.start, control=line.end, end=line.end)
+    for end, path in ((third, None), (other, curve)):
+        with pytest.raises(ValueError, match="`checkpoint` must be of the same model"):
+            interpolate(model, end, x, y, curve=path, **options)
 
 
 def test_a_curve_of_another_model() -> None:

@@ -84,3 +84,22 @@ def test_a_curve_of_another_model() -> None:
     for curve in (3, Curve.line(other, other)):
         with pytest.raises(ValueError, match="`curve` must be a Curve"):
             interpolate(cnn(), cnn(), x, y, curve=curve)  # type: ignore[arg-type]
+    model, other = cnn(), cnn()
+    curve = Curve.line(model, other)
+    for ends, name in (((model, cnn()), "other"), ((other, model), "model")):
+        with pytest.raises(ValueError, match=f"not the weights of `{name}`"):
+            interpolate(*ends, x, y, curve=curve)
+
+
+def test_models_that_are_frozen_otherwise() -> None:
+    """Though all shapes together are the same."""
+
+    def stack() -> keras.Model:
+        model = keras.Sequential([keras.Input((2,)), *map(keras.layers.Dense, (2, 2))])
+        model.compile(loss="mse")
+        return model
+
+    frozen, x = stack(), np.zeros((4, 2), "float32")
+    frozen.layers[0].trainable = False
+    with pytest.raises(ValueError, match="or frozen ones"):
+        interpolate(stack(), frozen, x, x)

@@ -255,7 +255,9 @@ class _ControlTraining:
         values = [ops.convert_to_tensor(v.value) for v in self._variables]
         inputs = Inputs(batch, self._weights, self._state)
         found = self._gradients(values, ops.convert_to_tensor(t, "float32"), inputs)
-        self._optimizer.apply(found, self._variables)
+        # As an optimizer that scales the loss, of mixed precision, expects them.
+        scale = self._optimizer.scale_loss(ops.ones(()))
+        self._optimizer.apply([scale * g for g in found], self._variables)
         # New masks of dropout at each step, as `SeedGenerator.next()` draws them.
         self._state = [
             value + ops.convert_to_tensor([0, 1], value.dtype) if is_seed else value

@@ -17,6 +17,7 @@ from keras_nrs.batch_norm import measured_state
 from keras_nrs.batches import Batches
 from keras_nrs.flatness.loss import BatchLoss
 from keras_nrs.flatness.loss import Inputs
+from keras_nrs.flatness.loss import full_precision
 
 Array = NDArray[Any]
 Tensor = Any
@@ -121,7 +122,9 @@ class DataLoss:
         if self._moments_of is None:
             return values
         weights, state = values
-        return weights, measured_state(self._model, self._moments_of, weights, state)
+        with full_precision(self._model):
+            state = measured_state(self._model, self._moments_of, weights, state)
+        return weights, state
 
 
 def to_tensors(arrays: Sequence[Array], like: Sequence[Tensor]) -> list[Tensor]:

@@ -94,7 +94,8 @@ class Landscape:
         Raises:
             ValueError: if there is more than one direction, or no point at 0 or 1.
 
-        Reference: [Frankle et al., 2020](https://arxiv.org/abs/1912.05671), Section 2.
+        Reference: [Entezari et al., 2022](https://arxiv.org/abs/2110.06296). Frankle et
+        al. (2020) measure from the mean of both losses instead.
         """
         (t, *others), losses = self.coordinates, self.losses
         first, last = (np.flatnonzero(np.isclose(t, end)) for end in (0, 1))

@@ -104,8 +104,9 @@ def sharpness(  # noqa: PLR0913
 
     The ascent begins at theta and at the first `num_starts - 1` draws. Each of its
     steps goes to the point of the neighborhood that is farthest along the gradient of
-    the loss over all data: `delta = radius * g / norm(g)`, for each ball. One step from
-    theta is that of sharpness-aware minimization. For a convex loss no step goes down.
+    the loss over all data: `delta = radius * g / norm(g)`, for each ball. With one ball
+    around all weights, the step from theta is that of sharpness-aware minimization. For
+    a convex loss no step goes down.
     The result is a lower bound of the true maximum.
 
     In inference mode. The noise of delta is the same for all models of one architecture
@@ -140,7 +141,8 @@ def sharpness(  # noqa: PLR0913
         [Keskar et al., 2017](https://arxiv.org/abs/1609.04836), Equation 4, for the
         largest loss (in a box);
         [Foret et al., 2021](https://arxiv.org/abs/2010.01412), Equation 1, in a ball;
-        [Kwon et al., 2021](https://arxiv.org/abs/2102.11600), Definition 2, adaptive.
+        [Kwon et al., 2021](https://arxiv.org/abs/2102.11600), Definition 2, adaptive,
+        there with one bound for all units together.
 
     Example:
 

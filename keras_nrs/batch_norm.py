@@ -92,8 +92,10 @@ def measured_state(
 
         return compile_function(one_pass)
 
+    # Flatness is measured in full precision, training may be in mixed precision.
+    dtypes = tuple(sub.compute_dtype for sub in sublayers(model, recursive=True))
     one_pass = stateless.cached_on_model(
-        model, (update_batch_norm, len(places)), make_pass
+        model, (update_batch_norm, len(places), dtypes), make_pass
     )
     in_pass = list(state)
     for i in places:

@@ -106,6 +106,7 @@ def write_report(store: Store, page: Path, figures: Path, readme: Path) -> None:
         f"Protocol {PROTOCOL}: [what was done](../studies/PROTOCOL.md).",
         image,
         *(to_markdown(table) for table in tables if len(table.cells)),
+        *worst_of_default(runs),
         *failures(store, runs),
         not_run(store),
     ]
@@ -297,6 +298,24 @@ def described(store: Store, task: str, arm: str) -> str:
         for name, value in settings.items()
         if name not in hidden and shared.get(name) != value
     )
+
+
+def worst_of_default(runs: dict[str, pd.DataFrame]) -> list[str]:
+    """A line with the default's worst difference of accuracy to the baseline."""
+    tests = [compared(found, "accuracy").assign(task=t) for t, found in runs.items()]
+    tests = [found for found in tests if len(found)]
+    if not tests:
+        return []
+    found = pd.concat(tests, ignore_index=True)
+    found = found[(found["arm"] == DEFAULT) & (found["reference"] == BASELINE)]
+    if found.empty:
+        return []
+    worst = found.loc[found["mean"].idxmin()]
+    text = with_interval(100 * worst["mean"], 100 * worst["width"])
+    return [
+        f"The default's worst difference to the baseline, of {len(found)} tasks: "
+        f"{text} points of accuracy, {worst['task']}."
+    ]
 
 
 def failures(store: Store, runs: dict[str, pd.DataFrame]) -> list[str]:

@@ -66,27 +66,43 @@ def _weights(model: keras.Model) -> list[Array]:
 def check_same_shapes(model: Any, other: Any) -> None:
     """Raise an error unless two models have variables of the same shapes."""
     shapes = [
-        [tuple(v.shape) for v in m.trainable_variables + m.non_trainable_variables]
+        [
+            (tuple(v.shape), v.trainable)
+            for v in m.trainable_variables + m.non_trainable_variables
+        ]
         for m in (model, other)
     ]
     if shapes[0] != shapes[1]:
         raise ValueError(
             "`other` must have variables of the same shapes as `model`. Received: "
             f"{len(shapes[1])} variables for {len(shapes[0])} of `model`, or variables "
-            "of other shapes. Make both models with the same function."
+            "of other shapes, or frozen ones. Make both models with the same function."
         )
 
 
-def check_curve(curve: Any, model: Any) -> Curve:
-    """`curve` if it is one for a model, or an error."""
-    shapes = [tuple(v.shape) for v in model.trainable_variables]
+def check_curve(curve: Any, line: Curve) -> Curve:
+    """`curve` if it is one between the ends of a line, or an error."""
+    shapes = [a.shape for a in line.control]
     is_curve = isinstance(curve, Curve)
-    if not is_curve or [a.shape for a in curve.control] != shapes:
+    if not is_curve or any(
+        [a.shape for a in part] != shapes
+        for part in (curve.start, curve.control, curve.end)
+    ):
         received = "one of other shapes" if is_curve else repr(curve)
         raise ValueError(
             "`curve` must be a Curve with an array for each trainable variable, as "
             f"connect(model, other, x, y) returns it. Received: {received}."
         )
+    for name, end, of_line in (
+        ("model", curve.start, line.start),
+        ("other", curve.end, line.end),
+    ):
+        if not all(map(np.allclose, end, of_line)):
+            raise ValueError(
+                "`curve` must lead from `model` to `other`. Received: a curve with an "
+                f"end that has not the weights of `{name}`. Were the models trained "
+                "since, or exchanged? Make it anew: connect(model, other, x, y)"
+            )
     return curve
 
 
@@ -239,7 +255,9 @@ class _ControlTraining:
         values = [ops.convert_to_tensor(v.value) for v in self._variables]
         inputs = Inputs(batch, self._weights, self._state)
         found = self._gradients(values, ops.convert_to_tensor(t, "float32"), inputs)
-        self._optimizer.apply(found, self._variables)
+        # As an optimizer that scales the loss, of mixed precision, expects them.
+        scale = self._optimizer.scale_loss(ops.ones(()))
+        self._optimizer.apply([scale * g for g in found], self._variables)
         # New masks of dropout at each step, as `SeedGenerator.next()` draws them.
         self._state = [
             value + ops.convert_to_tensor([0, 1], value.dtype) if is_seed else value

@@ -1,6 +1,7 @@
 """The loss over a whole data set, at any values of the weights."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import keras
@@ -16,6 +17,7 @@ from keras_nrs.batch_norm import measured_state
 from keras_nrs.batches import Batches
 from keras_nrs.flatness.loss import BatchLoss
 from keras_nrs.flatness.loss import Inputs
+from keras_nrs.flatness.loss import full_precision
 
 Array = NDArray[Any]
 Tensor = Any
@@ -70,22 +72,33 @@ class DataLoss:
         made = stateless.cached_on_model(model, key, make)
         self._loss, self._compiled, self._with_gradient = made
 
-    def by_batch(self, values: Values) -> tuple[Array, Array]:
-        """The loss of each batch, and its number of samples."""
-        weights, state = self._measured(values)
-        selected = self._loss.selected(weights)
-        losses, counts = [], []
+    def by_batch(self, *points: Values) -> tuple[Array, Array]:
+        """The losses of each batch, a row for each point, and numbers of samples.
+
+        In one pass, so that the losses of a column are those of the same samples: the
+        next pass may have them in another order.
+        """
+        measured = [self._measured(values) for values in points]
+        counts: list[int] = []
+        losses: list[list[float]] = [[] for _ in points]
         # Each pass makes the same draws, should the model make any.
-        with restored_random_state(weights[0]):
+        with restored_random_state(points[0][0][0]):
             for batch in self._batches:
-                value = self._compiled(selected, Inputs(batch, weights, state))
-                losses.append(float(ops.convert_to_numpy(value)))
                 counts.append(batch.num_samples)
+                for of_point, (weights, state) in zip(losses, measured, strict=True):
+                    selected = self._loss.selected(weights)
+                    # All points have the draws from which the next batch's go on.
+                    is_last = of_point is losses[-1]
+                    with (
+                        nullcontext() if is_last else restored_random_state(weights[0])
+                    ):
+                        value = self._compiled(selected, Inputs(batch, weights, state))
+                    of_point.append(float(ops.convert_to_numpy(value)))
         return np.array(losses), np.array(counts)
 
     def __call__(self, values: Values) -> float:
         """The mean over the batches, weighted by their numbers of samples."""
-        losses, counts = self.by_batch(values)
+        (losses,), counts = self.by_batch(values)
         return float(np.sum(losses * counts) / np.sum(counts))
 
     def with_gradient(self, values: Values) -> tuple[float, list[Array]]:
@@ -109,7 +122,9 @@ class DataLoss:
         if self._moments_of is None:
             return values
         weights, state = values
-        return weights, measured_state(self._model, self._moments_of, weights, state)
+        with full_precision(self._model):
+            state = measured_state(self._model, self._moments_of, weights, state)
+        return weights, state
 
 
 def to_tensors(arrays: Sequence[Array], like: Sequence[Tensor]) -> list[Tensor]:

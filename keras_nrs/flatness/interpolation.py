@@ -58,7 +58,8 @@ def interpolate(  # noqa: PLR0913
         y: Labels.
         num_points: Number of points, >= 2.
         span: First and last coordinate.
-        curve: A curve from `connect(model, other, ...)`. Defaults to the straight line.
+        curve: A curve from `connect(model, other, ...)`, whose ends the models still
+            are. Defaults to the straight line.
         regularizers: Whether the losses of layers count.
         sample_weight: Weights of the samples, if `x` is arrays.
         batch_size: Samples in a batch, if `x` is arrays.
@@ -100,7 +101,9 @@ def interpolate(  # noqa: PLR0913
     check_same_shapes(model, other)
     weights, state = stateless.current_values(model)
     _, state_of_other = stateless.current_values(other)
-    path = Curve.line(model, other) if curve is None else check_curve(curve, model)
+    path = Curve.line(model, other)
+    if curve is not None:
+        path = check_curve(curve, path)
 
     def variables_at(point: tuple[float, ...]) -> Values:
         (coordinate,) = point

@@ -50,20 +50,20 @@ def neighborhood_of(
     weights: Sequence[Array],
     units: Sequence[Axes],
     eps: float,
-    draws: Sequence[Delta],
+    widest: float,
 ) -> Neighborhood:
     """The neighborhood that holds all deltas of a perturbation.
 
     That of `Ball`, `RelativeBall`, `LayerwiseBall` and `FilterwiseBall` follows from
     their definitions. For any other it is the ball around all weights together that
-    holds the given draws.
+    holds all draws.
 
     Args:
         perturbation: The perturbation.
         weights: Values of the perturbed variables.
         units: Their axes along which output units lie.
         eps: The size of the perturbations.
-        draws: Deltas of the perturbation.
+        widest: The largest norm of a draw.
     """
     whole: list[Axes] = [tuple(range(w.ndim)) for w in weights]
     if isinstance(perturbation, perturbations.FilterwiseBall):
@@ -78,7 +78,7 @@ def neighborhood_of(
         return Neighborhood(eps * norm(weights), whole)
     if isinstance(perturbation, perturbations.Ball):
         return Neighborhood(eps, whole)
-    return Neighborhood(max(norm(delta) for delta in draws), whole)
+    return Neighborhood(widest, whole)
 
 
 def _of_groups(weights: Sequence[Array], eps: float, axes: list[Axes]) -> Neighborhood:

@@ -27,6 +27,7 @@ from keras_nrs.flatness.loss import base_model
 from keras_nrs.flatness.neighborhood import Delta
 from keras_nrs.flatness.neighborhood import Neighborhood
 from keras_nrs.flatness.neighborhood import neighborhood_of
+from keras_nrs.flatness.neighborhood import norm
 from keras_nrs.flatness.progress import Progress
 from keras_nrs.unit_axes import unit_axes
 
@@ -46,13 +47,13 @@ class Sharpness:
         loss: The loss at the weights themselves.
         mean_increase: Mean of `L(theta + delta) - L(theta)` over random delta.
         mean_interval: Its 95 % interval over the draws of delta, by Student's t. NaN
-            for one draw.
+            for one draw, or where the loss overflows.
         values: Shape `(num_samples,)`, the increase at each draw.
         largest_increase: The largest increase that was found in the neighborhood. It
             is a lower bound of the largest there is.
         largest_interval: A 95 % interval of the increase at this delta over batches
             of data: percentiles of 1,000 bootstrap samples. NaN for fewer than 8
-            batches.
+            batches, or where the loss overflows.
         by_start: Shape `(num_starts,)`, the largest increase found from each start
             of the ascent. If they differ much, more starts or steps may find more.
     """
@@ -103,8 +104,9 @@ def sharpness(  # noqa: PLR0913
 
     The ascent begins at theta and at the first `num_starts - 1` draws. Each of its
     steps goes to the point of the neighborhood that is farthest along the gradient of
-    the loss over all data: `delta = radius * g / norm(g)`, for each ball. One step from
-    theta is that of sharpness-aware minimization. For a convex loss no step goes down.
+    the loss over all data: `delta = radius * g / norm(g)`, for each ball. With one ball
+    around all weights, the step from theta is that of sharpness-aware minimization. For
+    a convex loss no step goes down.
     The result is a lower bound of the true maximum.
 
     In inference mode. The noise of delta is the same for all models of one architecture
@@ -139,7 +141,8 @@ def sharpness(  # noqa: PLR0913
         [Keskar et al., 2017](https://arxiv.org/abs/1609.04836), Equation 4, for the
         largest loss (in a box);
         [Foret et al., 2021](https://arxiv.org/abs/2010.01412), Equation 1, in a ball;
-        [Kwon et al., 2021](https://arxiv.org/abs/2102.11600), Definition 2, adaptive.
+        [Kwon et al., 2021](https://arxiv.org/abs/2102.11600), Definition 2, adaptive,
+        there with one bound for all units together.
 
     Example:
 
@@ -168,33 +171,34 @@ def sharpness(  # noqa: PLR0913
     around = _Surroundings(
         model, chosen, batches, regularizers=regularizers, moments_of=moments
     )
-    losses, counts = around.losses_at(None)
-    clean = float(np.sum(losses * counts) / np.sum(counts))
-    draws, values = [], []
+    clean = around.clean_loss()
+    zero = [np.zeros_like(w) for w in around.weights]
+    best, starts, widest = (0.0, zero), [zero], 0.0
+    values = []
     for key in keys:
         delta = around.draw(eps, key)
-        draws.append(delta)
         values.append(around.loss_at(delta) - clean)
+        # A delta is as large as the model: all of them together need not fit.
+        best = _best_of([(values[-1], delta), best])
+        widest = max(widest, norm(delta))
+        if len(starts) < num_starts:
+            starts.append(delta)
         progress.advance()
-    neighborhood = neighborhood_of(chosen, around.weights, around.units, eps, draws)
-    zero = [np.zeros_like(w) for w in around.weights]
-    found = []
-    for start in [zero, *draws][:num_starts]:
-        found.append(around.ascend(start, neighborhood, num_steps, progress))
+    neighborhood = neighborhood_of(chosen, around.weights, around.units, eps, widest)
+    by_start = []
+    for start in starts:
+        loss, delta = around.ascend(start, neighborhood, num_steps, progress)
+        by_start.append(loss - clean)
+        best = _best_of([best, (by_start[-1], delta)])
     progress.finish()
-    by_start = np.array([loss - clean for loss, _ in found])
-    best = _best_of([*zip(values, draws, strict=True)])
-    best = _best_of([best, (0.0, zero), *((a - clean, delta) for a, delta in found)])
     return Sharpness(
         loss=clean,
         mean_increase=float(np.mean(values)),
         mean_interval=_t_interval(np.array(values)),
         values=np.array(values),
         largest_increase=best[0],
-        largest_interval=_bootstrap(
-            around.losses_at(best[1])[0] - losses, counts, seed
-        ),
-        by_start=by_start,
+        largest_interval=_bootstrap(*around.increases_by_batch(best[1]), seed),
+        by_start=np.array(by_start),
     )
 
 
@@ -263,9 +267,14 @@ class _Surroundings:
         chosen = [deltas[i] for i in self._places]
         return [ops.convert_to_numpy(delta).astype("float64") for delta in chosen]
 
-    def losses_at(self, delta: Delta | None) -> tuple[Array, Array]:
-        """The loss of each batch, and its number of samples."""
-        return self._loss.by_batch(self._moved(delta))
+    def clean_loss(self) -> float:
+        """The loss at the weights themselves."""
+        return self._loss(self._values)
+
+    def increases_by_batch(self, delta: Delta) -> tuple[Array, Array]:
+        """By how much the loss of each batch rises, and its number of samples."""
+        losses, counts = self._loss.by_batch(self._values, self._moved(delta))
+        return losses[1] - losses[0], counts
 
     def loss_at(self, delta: Delta) -> float:
         return _or_infinite(self._loss(self._moved(delta)))
@@ -288,10 +297,8 @@ class _Surroundings:
             delta = neighborhood.farthest(gradient)
         return _best_of([*found, (self.loss_at(delta), delta)])
 
-    def _moved(self, delta: Delta | None) -> Values:
+    def _moved(self, delta: Delta) -> Values:
         weights, state = self._values
-        if delta is None:
-            return weights, state
         like = [weights[i] for i in self._places]
         pairs = zip(self.weights, delta, strict=True)
         moved = to_tensors([w + d for w, d in pairs], like)
@@ -312,7 +319,7 @@ def _best_of(found: Sequence[tuple[float, Delta]]) -> tuple[float, Delta]:
 
 def _t_interval(values: Array) -> tuple[float, float]:
     """The 95 % interval of a mean, by Student's t."""
-    if len(values) < 2:
+    if len(values) < 2 or not np.isfinite(values).all():
         return math.nan, math.nan
     quantile = stats.t.ppf((1 + _CONFIDENCE) / 2, len(values) - 1)
     mean, width = np.mean(values), quantile * stats.sem(values)
@@ -321,7 +328,7 @@ def _t_interval(values: Array) -> tuple[float, float]:
 
 def _bootstrap(increases: Array, counts: Array, seed: int) -> tuple[float, float]:
     """The 95 % interval of a mean over batches, from resampled batches."""
-    if len(increases) < _FEWEST_BATCHES:
+    if len(increases) < _FEWEST_BATCHES or not np.isfinite(increases).all():
         return math.nan, math.nan
     rng = np.random.default_rng(seed)
     chosen = rng.integers(len(increases), size=(_RESAMPLES, len(increases)))

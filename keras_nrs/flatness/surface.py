@@ -41,15 +41,15 @@ def surfaces(landscapes: Mapping[str, Losses], *, label: str) -> str:
     def height(values: Array) -> Array:
         values = np.log10(values) if is_log else values
         filled = np.nan_to_num(values, nan=high, posinf=high)
-        return np.clip((filled - low) / (high - low), 0, 1)
+        return (filled - low) / (high - low)
 
     levels = levels_of(losses, log=True)
-    ends = (10**low, 10**high) if is_log else (low, high)
-    shown = [level for level in levels if ends[0] <= level <= ends[1]]
+    # The lowest level is never below the lowest loss, but for rounding.
+    shown = levels[np.abs(height(levels) - 0.5) < 0.5 + 1e-9]
     data = {
         "surfaces": [
             {
-                "heights": height(np.asarray(a.losses)).round(4).tolist(),
+                "heights": height(np.asarray(a.losses)).clip(0, 1).round(4).tolist(),
                 **{
                     axis: np.interp(c, (c.min(), c.max()), (-1, 1)).round(4).tolist()
                     for axis, c in zip("xy", a.coordinates, strict=True)
@@ -62,7 +62,7 @@ def surfaces(landscapes: Mapping[str, Losses], *, label: str) -> str:
             for color in colormaps[COLORMAP](np.linspace(0, 1, _NUM_COLORS))
         ],
         "ticks": [
-            [round(float(height(np.array(level))), 4), f"{level:.3g}"]
+            [abs(round(float(height(level)), 4)), f"{level:.3g}"]
             for level in shown[:: -(-len(shown) // 5)]
         ],
         "label": label,

@@ -10,6 +10,7 @@ from keras_nrs.experiments.paired_tests import holm
 from studies import report
 from studies.arms import ARMS
 from studies.arms import BASELINE
+from studies.arms import DEFAULT
 from studies.arms import TWICE
 from studies.measures import compared
 from studies.measures import measurements
@@ -145,6 +146,26 @@ def test_other_outcomes_are_means_over_tasks_that_have_all_arms(
     assert lines[6].endswith("| +4.0 |")
     # The others were not measured.
     assert len(lines) == 7
+
+
+def test_the_worst_difference_of_the_default() -> None:
+    spread = 0.001 * (-1.0) ** np.arange(10)
+    runs = {
+        task: pd.DataFrame(
+            {
+                "arm": [BASELINE] * 10 + [DEFAULT] * 10,
+                "seed": [*range(10)] * 2,
+                "accuracy": [*[0.8] * 10, *(0.8 + gain + spread)],
+            }
+        )
+        for task, gain in (("a", 0.02), ("b", -0.01), ("c", 0.0))
+    }
+    # 2.262 times 0.1054 points by the root of 10.
+    assert report.worst_of_default(runs) == [
+        "The default's worst difference to the baseline, of 3 tasks: -1.00 ± 0.08 "
+        "points of accuracy, b."
+    ]
+    assert report.worst_of_default({"a": runs["a"][:10]}) == []
 
 
 def test_a_page_without_markers_and_a_store_without_runs_are_errors(

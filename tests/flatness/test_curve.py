@@ -39,6 +39,18 @@ def test_one_step_follows_the_gradient() -> None:
     assert [p[0].item() for p in (curve.start, curve.end)] == [1, 3]
 
 
+def test_an_optimizer_that_scales_the_loss() -> None:
+    """As that of a model in mixed precision, which divides gradients by its scale."""
+    plain = keras.optimizers.SGD(0.1)
+    scaled = keras.optimizers.SGD(0.1, loss_scale_factor=64.0)
+    moved = [
+        connect(linear(1.0), linear(3.0), X, Y, epochs=3, optimizer=optimizer)
+        for optimizer in (plain, scaled, keras.optimizers.LossScaleOptimizer(plain))
+    ]
+    for curve in moved[1:]:
+        np.testing.assert_allclose(curve.control, moved[0].control, rtol=1e-6)
+
+
 def test_the_control_point_that_minimizes_the_mean() -> None:
     """-1.5 between 1 and 1: minus the integral of b (1 - b) by that of b ** 2.
 

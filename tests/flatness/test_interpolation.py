@@ -1,5 +1,6 @@
 """Losses on paths between two models."""
 
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -63,9 +64,42 @@ def test_the_barrier_is_above_the_line_between_both_losses() -> None:
             other.barrier()
 
 
+def test_a_checkpoint_of_another_path(tmp_path: Path) -> None:
+    """From the same model to another one, or along a curve to the same one."""
+    x, y = image_data(8)
+    model, other, third = cnn(), cnn(), cnn()
+    options: Any = {"num_points": 3, "span": (0, 1), "checkpoint": tmp_path / "a.npz"}
+    interpolate(model, other, x, y, **options)
+    interpolate(model, other, x, y, **options)
+    line = Curve.line(model, other)
+    curve = Curve(start=line.start, control=line.end, end=line.end)
+    for end, path in ((third, None), (other, curve)):
+        with pytest.raises(ValueError, match="`checkpoint` must be of the same model"):
+            interpolate(model, end, x, y, curve=path, **options)
+
+
 def test_a_curve_of_another_model() -> None:
     x, y = image_data(8)
     other = cnn(batch_norm=False)
     for curve in (3, Curve.line(other, other)):
         with pytest.raises(ValueError, match="`curve` must be a Curve"):
             interpolate(cnn(), cnn(), x, y, curve=curve)  # type: ignore[arg-type]
+    model, other = cnn(), cnn()
+    curve = Curve.line(model, other)
+    for ends, name in (((model, cnn()), "other"), ((other, model), "model")):
+        with pytest.raises(ValueError, match=f"not the weights of `{name}`"):
+            interpolate(*ends, x, y, curve=curve)
+
+
+def test_models_that_are_frozen_otherwise() -> None:
+    """Though all shapes together are the same."""
+
+    def stack() -> keras.Model:
+        model = keras.Sequential([keras.Input((2,)), *map(keras.layers.Dense, (2, 2))])
+        model.compile(loss="mse")
+        return model
+
+    frozen, x = stack(), np.zeros((4, 2), "float32")
+    frozen.layers[0].trainable = False
+    with pytest.raises(ValueError, match="or frozen ones"):
+        interpolate(stack(), frozen, x, x)

@@ -2,6 +2,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 
@@ -69,6 +70,25 @@ def test_statistics_of_batch_norm_are_measured_at_each_point() -> None:
     assert line.losses[2] == pytest.approx(loss_of(model, x, y), rel=1e-5)
 
 
+def test_moments_have_the_precision_of_the_weights() -> None:
+    """In mixed precision too, after moments in training's precision."""
+    x, y = image_data(40)
+    plain = cnn()
+    plain.fit(x, y, verbose=0)
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        mixed = cnn()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    mixed.set_weights(plain.get_weights())
+    keras_nrs.update_batch_norm(mixed, x)
+    lines = [
+        loss_landscape(m, x, y, directions=1, num_points=3, batch_norm_data=x)
+        for m in (plain, mixed)
+    ]
+    np.testing.assert_allclose(lines[1].losses, lines[0].losses, rtol=1e-6)
+
+
 def test_along_an_eigenvector_the_loss_is_a_parabola() -> None:
     x, y = image_data(32)
     model = cnn()
@@ -105,8 +125,8 @@ def test_a_stopped_landscape_goes_on(
     assert np.isfinite(Landscape.load(path).losses).sum() == 4
     again = loss_landscape(model, x, y, checkpoint=path, **options)
     np.testing.assert_array_equal(again.losses, expected.losses)
-    # Five points were missing, and one was measured again.
-    assert len(calls) == 5 + 6
+    # Five points were missing, and three were measured again.
+    assert len(calls) == 5 + 8
     with pytest.raises(ValueError, match="`checkpoint` must be of the same model"):
         loss_landscape(model, x + 1, y, checkpoint=path, **options)
     with pytest.raises(ValueError, match="`checkpoint` must be of the same model"):

@@ -1,5 +1,6 @@
 """The mean and the largest increase of the loss around the weights."""
 
+import tracemalloc
 from typing import Any
 
 import keras
@@ -151,6 +152,65 @@ def test_a_users_perturbation_has_the_ball_that_holds_it() -> None:
     np.testing.assert_allclose(result.values, ones @ matrix @ ones, rtol=1e-4)
     largest = 3 * 0.1**2 * np.linalg.eigvalsh(matrix)[-1]
     assert result.largest_increase == pytest.approx(largest, rel=1e-3)
+
+
+class OtherOrder(keras.utils.PyDataset):
+    """Batches that each pass has in another order."""
+
+    def __init__(self, x: Any, y: Any) -> None:
+        super().__init__()
+        self._batches = [(x[i : i + 4], y[i : i + 4]) for i in range(0, len(x), 4)]
+        self._rng = np.random.default_rng(0)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._batches[index]
+
+    def on_epoch_begin(self) -> None:
+        self._rng.shuffle(self._batches)
+
+
+def test_the_interval_of_data_that_shuffle() -> None:
+    """It is of the increases, and not of what batches differ in."""
+    model, x, y, _ = regression()
+    y = y + np.random.default_rng(1).normal(size=y.shape).astype("float32")
+    options: Any = {"eps": 0.01, "num_samples": 2, "num_starts": 1}
+    ordered = sharpness(model, x, y, batch_size=4, **options)
+    shuffled = sharpness(model, OtherOrder(x, y), **options)
+    assert shuffled.largest_increase == pytest.approx(ordered.largest_increase)
+    # 1,000 samples of batches in another order give ends a little elsewhere.
+    width = np.ptp(ordered.largest_interval)
+    np.testing.assert_allclose(
+        shuffled.largest_interval, ordered.largest_interval, atol=0.2 * width
+    )
+
+
+def test_an_overflow_has_no_interval() -> None:
+    model, x, y, _ = regression()
+    result = sharpness(
+        model, x, y, eps=1e25, perturbation="ball", num_samples=3, batch_size=4
+    )
+    assert result.mean_increase == result.largest_increase == np.inf
+    assert np.isnan([*result.mean_interval, *result.largest_interval]).all()
+
+
+def test_memory_does_not_grow_with_the_samples() -> None:
+    layer = keras.layers.Dense(50_000, use_bias=False)
+    model = keras.Sequential([keras.Input((1,)), layer])
+    model.compile(loss="mse")
+    x, y = np.ones((1, 1), "float32"), np.zeros((1, 50_000), "float32")
+    options: Any = {"eps": 0.1, "num_starts": 1, "num_steps": 1}
+    sharpness(model, x, y, num_samples=1, **options)
+    tracemalloc.start()
+    try:
+        sharpness(model, x, y, num_samples=40, **options)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # 20 of 40 perturbations in float64.
+    assert peak < 20 * 50_000 * 8
 
 
 def test_nothing_rises_at_eps_0() -> None:

@@ -47,6 +47,17 @@ def test_heights_colours_and_ticks() -> None:
     assert 0 <= places[0] < places[-1] <= 1
 
 
+def test_nearly_all_losses_are_the_same() -> None:
+    x = np.linspace(-1, 1, 21)
+    for loss in np.random.default_rng(0).uniform(0.01, 10, 50):
+        losses = np.full((21, 21), loss)
+        losses[10, 10] = loss / 2
+        text = surface.surfaces(
+            {"a": Landscape(coordinates=(x, x), losses=losses)}, label="loss"
+        )
+        assert data_of(text)["ticks"][-1] == [1.0, f"{loss:.3g}"]
+
+
 def test_names_cannot_end_the_script() -> None:
     text = surface.surfaces({"x": BOWL}, label="</script><script>alert(1)")
     assert "<script>alert" not in text

@@ -187,8 +187,14 @@ def connect(  # noqa: PLR0913
 
 
 def _copied(optimizer: Any) -> keras.optimizers.Optimizer:
-    """An optimizer that has no variables yet."""
+    """An optimizer that has no variables yet.
+
+    Mixed precision puts a `LossScaleOptimizer` around the user's. The curve is trained
+    in full precision, with the inner one: on JAX the outer one works in compiled steps
+    alone.
+    """
     found = keras.optimizers.get(optimizer)
+    found = getattr(found, "inner_optimizer", found)
     return type(found).from_config(found.get_config())
 
 
@@ -255,7 +261,7 @@ class _ControlTraining:
         values = [ops.convert_to_tensor(v.value) for v in self._variables]
         inputs = Inputs(batch, self._weights, self._state)
         found = self._gradients(values, ops.convert_to_tensor(t, "float32"), inputs)
-        # As an optimizer that scales the loss, of mixed precision, expects them.
+        # As an optimizer with a `loss_scale_factor` expects them.
         scale = self._optimizer.scale_loss(ops.ones(()))
         self._optimizer.apply([scale * g for g in found], self._variables)
         # New masks of dropout at each step, as `SeedGenerator.next()` draws them.

@@ -127,14 +127,14 @@ class Folder:
         finite = json.loads(text, parse_constant=lambda name: None)
         write_text(self._path / "result.json", json.dumps(finite, indent=1) + "\n")
         path = self._path / "best.keras"
-        # It may be the model of another decision.
-        path.unlink(missing_ok=True)
         try:
             with atomic_write(path) as unfinished:
                 model.save(unfinished)
         except OSError:
             raise
         except Exception as error:  # Of a layer or loss of the user's own.
+            # It may be the model of an earlier decision.
+            path.unlink(missing_ok=True)
             text = " ".join(f"{type(error).__name__}: {error}".split())
             warnings.warn(
                 "best.keras was not written, because the model cannot be saved: "

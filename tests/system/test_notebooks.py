@@ -45,6 +45,7 @@ SMALL: dict[str, dict[str, Any]] = {
     },
     "6_custom_loops": {"EPOCHS": 1},
     "7_rounded_weights": {"SEEDS": 2, "EPOCHS": 1},
+    "8_wrong_labels": {"SEEDS": 2, "EPOCHS": 1},
 }
 
 # Each runs in a process of its own, on the backend that starts soonest.

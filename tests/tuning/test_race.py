@@ -59,7 +59,8 @@ def test_sizes_of_rungs() -> None:
 
 
 def test_the_better_half_goes_on_and_fresh_seeds_judge() -> None:
-    settings = {f"{name}{i}": {"eps": 0.1} for name in "abcd" for i in (1, 2)}
+    names = [f"{name}{i}" for name in "abcd" for i in (1, 2)]
+    settings = {name: {"eps": 0.1 * i} for i, name in enumerate(names)}
     race, done, left = raced(steady(d1=0.9, a2=0.8, c1=0.7, b1=0.6), settings)
     first = FIRST_CHOOSING_SEED
     assert done[:10] == [(n, first, False) for n in [*PLAIN, *settings]]

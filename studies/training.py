@@ -223,6 +223,8 @@ def initial_network(task: Task, seed: int, *, dropout: float = 0.0) -> keras.Mod
         *trained_features, _ = (layer for layer in trained.layers if layer.weights)
         for new, old in zip(features, trained_features, strict=True):
             new.set_weights(old.get_weights())
+        # The same state of random numbers, whether a network was trained or loaded.
+        keras.utils.set_random_seed(seed)
     return network
 
 

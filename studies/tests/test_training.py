@@ -1,6 +1,7 @@
 """One run: what arms share, and that each arm trains."""
 
 import math
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -145,7 +146,11 @@ def test_fine_tuning_starts_from_a_network_of_the_same_seed(
     (file,) = tmp_path.rglob("*.h5")
     written = file.stat().st_mtime_ns
     network = training.initial_network(task, 0)
+    drawn = random.random()
     assert file.stat().st_mtime_ns == written
+    file.unlink()
+    training.initial_network(task, 0)
+    assert random.random() == drawn
     assert network.output_shape == (None, 2)
     for new, old in zip(network.layers[:-1], trained.layers[:-1], strict=True):
         for weight, expected in zip(new.get_weights(), old.get_weights(), strict=True):

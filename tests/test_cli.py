@@ -148,6 +148,7 @@ def _flatness(*arguments: Any) -> Any:
     return CliRunner().invoke(cli.build_app(), ["flatness", *map(str, arguments)])
 
 
+@pytest.mark.matrix
 def test_flatness_compares_saved_models(tmp_path: Path) -> None:
     first, second = (_save(tmp_path / f"{name}.keras") for name in ("one", "two"))
     x, y = image_data(40)

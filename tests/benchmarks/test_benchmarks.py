@@ -54,6 +54,7 @@ def test_some_variants(
 
 
 @pytest.mark.filterwarnings("ignore:eps=0.3 has no effect")
+@pytest.mark.matrix
 def test_growth(capsys: pytest.CaptureFixture[str]) -> None:
     growth.print_ratios("tiny", growth.tiny, 4, {"": {}})
     growth.print_noise(128)

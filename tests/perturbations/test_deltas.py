@@ -81,6 +81,7 @@ def test_integer_variables_are_never_perturbed(where: Any) -> None:
     assert not Ball(where=where).selects(count)
 
 
+@pytest.mark.only_torch
 def test_kernels_are_all_but_biases_and_normalization() -> None:
     inputs = keras.Input((6,), dtype="int32")
     x = layers.Embedding(7, 4)(inputs)

@@ -29,6 +29,7 @@ def tune(make_model: Any = classifier, **changes: Any) -> keras_nrs.TuneResult:
     return keras_nrs.tune(make_model, X[20:], Y[20:], **(ARGUMENTS | changes))
 
 
+@pytest.mark.matrix
 def test_a_call_from_data_to_a_decision(tmp_path: Path) -> None:
     sphere = keras_nrs.perturbations.RelativeBall(radius="sphere")
     too_large = {"scheme": "rpr", "eps": 3e38, "perturbation": sphere}

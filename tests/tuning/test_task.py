@@ -66,6 +66,7 @@ def test_a_training_is_measured_on_validation_data() -> None:
 
 
 @pytest.mark.parametrize("as_function", [False, True])
+@pytest.mark.matrix
 def test_each_training_has_callbacks_of_its_own(as_function: bool) -> None:
     stopping = keras.callbacks.EarlyStopping("val_loss", min_delta=1e9, patience=2)
     task = task_of(
@@ -77,6 +78,7 @@ def test_each_training_has_callbacks_of_its_own(as_function: bool) -> None:
     assert (stopping.stopped_epoch > 0) == as_function
 
 
+@pytest.mark.matrix
 def test_losses_that_are_not_finite_are_a_failure_and_end_a_training() -> None:
     task = task_of(lambda: classifier(optimizer=keras.optimizers.SGD(1e38)), epochs=7)
     row, _ = task.train(BASELINE, 0)
@@ -88,6 +90,7 @@ def never_finite(y_true: Any, y_pred: Any) -> Any:
     return keras.ops.sum(y_pred) * np.nan
 
 
+@pytest.mark.matrix
 def test_a_metric_that_does_not_decide_need_not_be_finite() -> None:
     task = task_of(lambda: classifier(metrics=["accuracy", never_finite]))
     row, _ = task.train(BASELINE, 0)
@@ -155,6 +158,7 @@ def test_callbacks_that_cannot_be_copied_are_named() -> None:
         task.described_fit()
 
 
+@pytest.mark.matrix
 def test_a_factory_may_take_the_number_of_epochs() -> None:
     received = []
 
@@ -201,6 +205,7 @@ def test_data_sets() -> None:
     task.train(NRS, 1)
 
 
+@pytest.mark.matrix
 def test_a_regression_has_no_calibration_error() -> None:
     def make_model() -> keras.Model:
         model = keras.Sequential([keras.Input((6, 6, 1)), layers.Flatten()])
@@ -217,6 +222,7 @@ def own_loss(y_true: Any, y_pred: Any) -> Any:
     return keras.ops.mean(keras.ops.square(y_pred), axis=-1)
 
 
+@pytest.mark.matrix
 def test_settings_that_cannot_train_the_model_are_named() -> None:
     task = task_of(lambda: classifier(loss=own_loss, metrics=[]))
     task.check_setting(RPR)

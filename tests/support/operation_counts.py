@@ -29,7 +29,7 @@ def product_flops(model: keras.Model, x: np.ndarray, y: np.ndarray) -> int:
 def _of_jax(model: keras.Model, x: np.ndarray, y: np.ndarray) -> int:
     import jax
 
-    model.train_on_batch(x, y)  # It builds what the step needs.
+    model.train_on_batch(x, y)  # The first step builds what it needs.
     step, state = step_and_state(model, x)
     return _of_jaxpr(jax.make_jaxpr(step)(state, (x, y, None)).jaxpr)
 
@@ -93,6 +93,7 @@ def _of_operation(operation: Any) -> int:
 def _of_torch(model: keras.Model, x: np.ndarray, y: np.ndarray) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
+    model.train_on_batch(x, y)  # The first step builds what it needs.
     with FlopCounterMode(display=False) as counter:
         model.train_on_batch(x, y)
     return int(counter.get_total_flops())

@@ -79,6 +79,7 @@ def test_stopped_before_a_write(
     assert not tmp_path.exists()
 
 
+@pytest.mark.matrix
 def test_stopped_in_its_deletion(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,6 +106,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+@pytest.mark.matrix
 def test_one_backup_at_a_time_and_nothing_else_is_touched(tmp_path: Path) -> None:
     (tmp_path / "mine.weights.h5").write_text("mine")
     fit(wrapped(), tmp_path, delete_checkpoint=False)
@@ -115,6 +117,7 @@ def test_one_backup_at_a_time_and_nothing_else_is_touched(tmp_path: Path) -> Non
     assert state(tmp_path) == [found]
 
 
+@pytest.mark.matrix
 def test_a_damaged_backup_has_one_before_it(tmp_path: Path) -> None:
     """With `double_checkpoint`, as in Keras."""
     options = {"double_checkpoint": True, "delete_checkpoint": False}
@@ -126,6 +129,7 @@ def test_a_damaged_backup_has_one_before_it(tmp_path: Path) -> None:
     assert_equal(found, fit(wrapped(), None))
 
 
+@pytest.mark.matrix
 def test_the_callback_stays_the_users(tmp_path: Path) -> None:
     """It backs up other models in Keras's way afterwards."""
     x, y = image_data(32)
@@ -137,6 +141,7 @@ def test_the_callback_stays_the_users(tmp_path: Path) -> None:
     assert (tmp_path / "latest.weights.h5").exists()
 
 
+@pytest.mark.matrix
 def test_a_subclass_has_its_own_way(tmp_path: Path) -> None:
     saved = []
 
@@ -152,6 +157,7 @@ def test_a_subclass_has_its_own_way(tmp_path: Path) -> None:
     assert names(tmp_path) == ["latest.weights.h5", "training_metadata.json"]
 
 
+@pytest.mark.matrix
 def test_a_backup_that_keras_wrote(tmp_path: Path) -> None:
     """Of the same model by an older version of this package."""
     nrs = wrapped()

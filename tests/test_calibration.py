@@ -60,6 +60,7 @@ def test_reaches_the_target(perturbation: str) -> None:
     assert eps.standard_error > 0
 
 
+@pytest.mark.matrix
 def test_takes_the_settings_of_a_wrapped_model() -> None:
     x = np.random.default_rng(0).normal(size=(40, 3)).astype("float32")
     model = linear_regression()
@@ -75,6 +76,7 @@ def test_takes_the_settings_of_a_wrapped_model() -> None:
     )
 
 
+@pytest.mark.matrix
 def test_larger_target_gives_larger_eps_and_nothing_changes() -> None:
     x, _ = image_data(32)
     model = cnn(dropout=0.5, seed=1)
@@ -87,6 +89,7 @@ def test_larger_target_gives_larger_eps_and_nothing_changes() -> None:
     assert_equal(numpy_values(model.variables), before)
 
 
+@pytest.mark.matrix
 def test_ignored_class_and_loss_of_ones_own() -> None:
     x, y = image_data(16)
     ignoring = keras.losses.SparseCategoricalCrossentropy(
@@ -126,6 +129,7 @@ def test_bad_arguments(arguments: dict[str, Any], match: str) -> None:
         )
 
 
+@pytest.mark.matrix
 def test_target_that_no_eps_reaches() -> None:
     """A perturbation that leaves the outputs alone."""
 

@@ -30,6 +30,7 @@ def test_start_and_warm_up() -> None:
     assert history["model_divergence"][0] == 0 < history["model_divergence"][1]
 
 
+@pytest.mark.matrix
 def test_functions_of_the_epoch() -> None:
     schedule = keras_nrs.callbacks.NRSSchedule(eps=lambda epoch: 0.1 / (1 + epoch))
     history = scheduled(schedule, epochs=2, alpha=3.0)
@@ -37,6 +38,7 @@ def test_functions_of_the_epoch() -> None:
     assert history["alpha"] == pytest.approx([3, 3])
 
 
+@pytest.mark.matrix
 def test_a_schedule_goes_on_at_the_initial_epoch() -> None:
     x, y = image_data()
     nrs = keras_nrs.wrap(cnn(), eps=0.2, perturbation="relative")
@@ -48,6 +50,7 @@ def test_a_schedule_goes_on_at_the_initial_epoch() -> None:
     assert history.history["eps"] == pytest.approx([0.1])
 
 
+@pytest.mark.matrix
 def test_one_schedule_for_several_models() -> None:
     schedule = keras_nrs.callbacks.NRSSchedule(warmup_epochs=2)
     for eps in (0.4, 0.8):
@@ -77,6 +80,7 @@ def test_a_schedule_and_a_backup(tmp_path: Any) -> None:
     assert history["eps"] == pytest.approx([0, 0.2])
 
 
+@pytest.mark.matrix
 def test_a_schedule_goes_on_in_a_loaded_model(tmp_path: Any) -> None:
     """Which was saved when eps was on its way."""
     x, y = image_data()
@@ -100,6 +104,7 @@ def test_a_schedule_goes_on_in_a_loaded_model(tmp_path: Any) -> None:
     assert (float(loaded.eps), float(loaded.alpha)) == pytest.approx((0.4, 1.0))
 
 
+@pytest.mark.matrix
 def test_bad_schedules() -> None:
     schedule = keras_nrs.callbacks.NRSSchedule
     with pytest.raises(ValueError, match="`eps` must be finite and >= 0"):
@@ -149,6 +154,7 @@ def test_a_monitor_changes_nothing_in_training() -> None:
     assert_equal(*weights)
 
 
+@pytest.mark.matrix
 def test_bad_monitors() -> None:
     monitor = keras_nrs.callbacks.FlatnessMonitor
     x, y = image_data()

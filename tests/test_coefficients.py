@@ -230,6 +230,7 @@ def test_training_goes_on_where_it_stopped(tmp_path: Path) -> None:
         assert_equal(numpy_values(nrs.variables), numpy_values(whole.variables))
 
 
+@pytest.mark.matrix
 def test_a_config_holds_the_schedules(tmp_path: Path) -> None:
     nrs = new(CosineDecay(0.1, 20, warmup_target=0.5, warmup_steps=5), growth())
     config = nrs.get_config()
@@ -250,6 +251,7 @@ def test_a_schedule_and_nrs_schedule_exclude_each_other() -> None:
     assert fit(nrs, schedule)["alpha"] == pytest.approx([0.5, 1.0])
 
 
+@pytest.mark.matrix
 def test_an_optimizer_and_a_coefficient_may_share_a_schedule() -> None:
     schedule = growth(0.02, 0.1)
     nrs = new(schedule)

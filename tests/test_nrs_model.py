@@ -11,6 +11,7 @@ import keras_nrs
 from tests.support.asserts import assert_equal
 from tests.support.asserts import numpy_values
 from tests.support.data import image_data
+from tests.support.matrix import rest
 from tests.support.networks import Subclassed
 from tests.support.networks import cnn
 from tests.support.networks import compile_classifier
@@ -78,6 +79,7 @@ def test_eps_and_alpha_of_zero_minimize_the_users_loss() -> None:
     np.testing.assert_array_equal(losses[1]["model_divergence"], 0)
 
 
+@pytest.mark.matrix
 def test_plain_python_loss_and_metric() -> None:
     def my_loss(y_true: Any, y_pred: Any) -> Any:
         return keras.losses.sparse_categorical_crossentropy(
@@ -103,6 +105,7 @@ def test_plain_python_loss_and_metric() -> None:
     assert logs["model_divergence"][0] > 0
 
 
+@pytest.mark.matrix
 def test_compile_after_wrap_compiles_the_base_model() -> None:
     x, y = image_data()
     model = cnn(compile=False)
@@ -149,6 +152,7 @@ def test_logs() -> None:
     assert names[-2:] == ["model_divergence", "perturbed_loss"]
 
 
+@pytest.mark.matrix
 def test_logs_are_means_over_the_epoch() -> None:
     """Weighted by batch size, as Keras's loss is."""
     x, y = image_data(40)
@@ -179,6 +183,7 @@ def test_functional_with_dicts() -> None:
     assert history["model_divergence"][0] > 0
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("outputs", [["kind", "size"], ["kind"]])
 def test_functional_with_lists(outputs: list[str]) -> None:
     rng = np.random.default_rng(0)
@@ -233,7 +238,7 @@ def test_base_model_with_its_own_loss_metrics_and_test_step() -> None:
     assert history["loss"] == pytest.approx(history["val_loss"], rel=1e-5)
 
 
-@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("groups", [2, *rest(1)])
 def test_metrics_of_the_base_models_own_loss(groups: int) -> None:
     """They are told the loss of the clean pass, with the losses of layers."""
 
@@ -271,7 +276,7 @@ def test_metrics_of_the_base_models_own_loss(groups: int) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
-@pytest.mark.parametrize("part", ["wrapped", "base"])
+@pytest.mark.parametrize("part", ["wrapped", *rest("base")])
 def test_quantizing_after_predict_reaches_both(part: str) -> None:
     x, _ = image_data()
     nrs = keras_nrs.wrap(cnn(), **NRS)
@@ -283,6 +288,7 @@ def test_quantizing_after_predict_reaches_both(part: str) -> None:
     assert np.abs(after - before).max() > 0
 
 
+@pytest.mark.matrix
 def test_keras_callbacks_reach_the_model(tmp_path: Any) -> None:
     x, y = image_data()
     nrs = keras_nrs.wrap(cnn(), **NRS)
@@ -343,6 +349,7 @@ def test_bad_arguments(
         keras_nrs.wrap(cnn(), **arguments)
 
 
+@pytest.mark.matrix
 def test_bad_models() -> None:
     class OwnStep(Subclassed):
         def train_step(self, *args: Any) -> Any:
@@ -364,6 +371,7 @@ def test_bad_models() -> None:
         keras_nrs.unwrap(cnn())
 
 
+@pytest.mark.matrix
 def test_options_cannot_be_assigned() -> None:
     nrs = keras_nrs.wrap(cnn())
     for name in ("beta", "scheme", "perturbation", "interval", "memory_efficient"):
@@ -371,6 +379,7 @@ def test_options_cannot_be_assigned() -> None:
             setattr(nrs, name, None)
 
 
+@pytest.mark.matrix
 def test_a_wrapped_model_in_another_one_says_that_it_is_not_regularized() -> None:
     x, y = image_data(16)
     outer = keras.Sequential([keras.Input((6, 6, 1)), keras_nrs.wrap(cnn())])
@@ -379,6 +388,7 @@ def test_a_wrapped_model_in_another_one_says_that_it_is_not_regularized() -> Non
         outer.fit(x, y, verbose=0)
 
 
+@pytest.mark.matrix
 def test_summary_and_layers_are_the_base_models(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -390,6 +400,7 @@ def test_summary_and_layers_are_the_base_models(
     assert nrs.get_layer(index=0) is nrs.base_model.layers[0]
 
 
+@pytest.mark.matrix
 def test_an_eps_of_another_perturbation() -> None:
     x, _ = image_data(16)
     model = cnn()
@@ -402,6 +413,7 @@ def test_an_eps_of_another_perturbation() -> None:
     keras_nrs.wrap(model, eps=float(eps))
 
 
+@pytest.mark.matrix
 def test_the_legacy_format_is_refused(tmp_path: Any) -> None:
     with pytest.raises(ValueError, match="unwrap"):
         keras_nrs.wrap(cnn()).save(tmp_path / "model.h5")
@@ -431,6 +443,7 @@ def test_scalar_tensors_may_be_assigned() -> None:
     assert nrs.get_config()["alpha"] == 0.25
 
 
+@pytest.mark.matrix
 def test_bad_assignments() -> None:
     nrs = keras_nrs.wrap(cnn())
     with pytest.raises(ValueError, match="`eps`"):
@@ -440,7 +453,7 @@ def test_bad_assignments() -> None:
 
 
 @pytest.mark.parametrize("make", [lambda: cnn(compile=False), Subclassed])
-@pytest.mark.parametrize("as_plain", [False, True])
+@pytest.mark.parametrize("as_plain", [False, *rest(True)])
 def test_loss_without_a_known_divergence(make: Any, as_plain: bool) -> None:
     """The advice of the error can be followed, and the model trains without NRS too."""
     x, y = image_data()

@@ -45,8 +45,8 @@ def test_it_counts_what_is_known_of_a_dense_layer() -> None:
     "options",
     [
         {},
-        {"scheme": "sam"},
         *rest(
+            {"scheme": "sam"},
             {"perturbation": "filterwise"},
             {"perturbations_per_replica": 2, "antithetic": True},
             {"scheme": "asam"},
@@ -68,11 +68,13 @@ def test_a_clean_pass_of_rpr_has_no_gradient() -> None:
     assert ratio(scheme="rpr", clean_pass=True) == pytest.approx(expected, abs=1e-9)
 
 
+@pytest.mark.matrix
 def test_a_recomputed_pass_is_one_forward_pass_more() -> None:
     """At most: the outputs of the last layer need not be there again."""
     found = STEP * (ratio(memory_efficient=True) - 2)
     assert FORWARD - DENSE[-1] - 1e-6 <= found <= FORWARD + 1e-6
 
 
+@pytest.mark.matrix
 def test_half_of_the_samples_cost_half_a_pass() -> None:
     assert ratio(perturbed_fraction=0.5) == pytest.approx(1.5, abs=1e-9)

@@ -10,6 +10,8 @@ import keras_nrs
 from tests.support.asserts import assert_equal
 from tests.support.asserts import numpy_values
 
+pytestmark = pytest.mark.matrix
+
 # Keras warns so of every KerasHub task, wrapped or not.
 pytestmark = pytest.mark.filterwarnings("ignore:`shuffle=True` was passed")
 
@@ -45,7 +47,6 @@ def raw_images(num: int = 24) -> tuple[np.ndarray, np.ndarray]:
     return images, rng.integers(0, 3, num)
 
 
-@pytest.mark.matrix  # Elsewhere the next test is enough.
 def test_trains_on_raw_images_as_the_bare_task_does() -> None:
     x, y = raw_images()
 
@@ -78,7 +79,6 @@ def test_regularizes_a_task(tmp_path: Any) -> None:
     assert eps > 0
 
 
-@pytest.mark.matrix
 def test_options_reach_the_task() -> None:
     x, y = raw_images()
     class_weight = {0: 1.0, 1: 2.0, 2: 1.0}

@@ -116,6 +116,7 @@ def test_save_and_load_is_the_identity(tmp_path: Path) -> None:
     assert nrs.train_on_batch(x, y) == loaded.train_on_batch(x, y)
 
 
+@pytest.mark.matrix
 def test_own_perturbation_and_divergence_are_saved(tmp_path: Path) -> None:
     nrs = keras_nrs.wrap(
         cnn(),
@@ -129,6 +130,7 @@ def test_own_perturbation_and_divergence_are_saved(tmp_path: Path) -> None:
     assert loaded._divergences.given.from_logits is True
 
 
+@pytest.mark.matrix
 def test_perturbation_that_cannot_be_saved_says_so(tmp_path: Path) -> None:
     class Own(keras_nrs.perturbations.Perturbation):
         def __init__(self, factor: float) -> None:
@@ -140,11 +142,13 @@ def test_perturbation_that_cannot_be_saved_says_so(tmp_path: Path) -> None:
         nrs.save(tmp_path / "nrs.keras")
 
 
+@pytest.mark.matrix
 def test_load_without_compiling(tmp_path: Path) -> None:
     trained(2).save(tmp_path / "nrs.keras")
     assert not keras.saving.load_model(tmp_path / "nrs.keras", compile=False).compiled
 
 
+@pytest.mark.matrix
 def test_weights_file(tmp_path: Path) -> None:
     nrs, path = trained(2), tmp_path / "nrs.weights.h5"
     nrs.save_weights(path)
@@ -156,6 +160,7 @@ def test_weights_file(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.matrix
 def test_weights_file_of_another_model(tmp_path: Path) -> None:
     keras_nrs.wrap(cnn(dropout=0.5)).save_weights(tmp_path / "nrs.weights.h5")
     with pytest.raises(ValueError, match="unwrap"):
@@ -182,6 +187,7 @@ def test_backup_and_restore(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.matrix
 def test_clone_from_config() -> None:
     cheap = keras_nrs.wrap(cnn(), perturbed_fraction=0.5, memory_efficient=True)
     for nrs in (new(), cheap):
@@ -215,6 +221,7 @@ def test_export(tmp_path: Path) -> None:
     np.testing.assert_allclose(outputs, expected, rtol=1e-6)
 
 
+@pytest.mark.matrix
 def test_only_the_first_process_writes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

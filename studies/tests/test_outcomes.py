@@ -11,6 +11,8 @@ from studies import outcomes
 from studies.outcomes import Forward
 from studies.weight_changes import Kernels
 
+pytestmark = pytest.mark.matrix
+
 
 @pytest.fixture(autouse=True)
 def _few_samples(monkeypatch: pytest.MonkeyPatch) -> None:

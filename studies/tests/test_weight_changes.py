@@ -8,6 +8,8 @@ from keras import layers
 from studies.weight_changes import Kernels
 from studies.weight_changes import quantized
 
+pytestmark = pytest.mark.matrix
+
 
 @pytest.fixture
 def model() -> keras.Model:

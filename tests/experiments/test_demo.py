@@ -92,6 +92,7 @@ def test_an_epoch_of_batches_holds_each_image_once() -> None:
 # Arms.
 
 
+@pytest.mark.matrix
 def test_all_arms_start_from_the_same_weights() -> None:
     models = [demo.compiled_model(arm, TINY) for arm in demo.ARMS]
     for model in models:
@@ -120,6 +121,7 @@ def test_twice_the_loss_is_twice_the_loss() -> None:
     assert losses[1] == pytest.approx(2 * losses[0], rel=1e-6)
 
 
+@pytest.mark.matrix
 def test_a_model_used_again_trains_as_a_new_one(finished: Any) -> None:
     experiment, _, _ = finished
     split = demo.load_split(train_images=20, seed=0)
@@ -194,6 +196,7 @@ def test_accuracy_and_loss_are_those_of_keras(network: keras.Model) -> None:
     assert accuracy == np.mean(predicted == split.y_train)
 
 
+@pytest.mark.matrix
 def test_twice_the_loss_is_measured_like_the_other_arms(finished: Any) -> None:
     """Its own loss weight of 2 would make its eigenvalue twice as large."""
     experiment, _, runs = finished
@@ -208,6 +211,7 @@ def test_twice_the_loss_is_measured_like_the_other_arms(finished: Any) -> None:
 # Running, resuming, showing.
 
 
+@pytest.mark.matrix
 def test_each_arm_runs_with_each_seed(finished: Any) -> None:
     _, _, runs = finished
     pairs = [(run.arm, run.seed) for run in runs]

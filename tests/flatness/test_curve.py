@@ -51,6 +51,7 @@ def test_an_optimizer_that_scales_the_loss() -> None:
         np.testing.assert_allclose(curve.control, moved[0].control, rtol=1e-6)
 
 
+@pytest.mark.matrix
 def test_the_control_point_that_minimizes_the_mean() -> None:
     """-1.5 between 1 and 1: minus the integral of b (1 - b) by that of b ** 2.
 
@@ -69,12 +70,14 @@ def test_the_control_point_that_minimizes_the_mean() -> None:
     np.testing.assert_allclose(path.losses, [1, middle**2, 1], rtol=1e-4)
 
 
+@pytest.mark.matrix
 def test_a_line_is_a_curve() -> None:
     line = Curve.line(linear(1.0), linear(3.0))
     points = [point[0].item() for point in line.points(5)]
     np.testing.assert_allclose(points, [1, 1.5, 2, 2.5, 3])
 
 
+@pytest.mark.matrix
 def test_networks_stay_as_they_are() -> None:
     """With BatchNorm, dropout and penalties, in training mode."""
     x, y = image_data(24)
@@ -91,6 +94,7 @@ def test_networks_stay_as_they_are() -> None:
     )
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     ("options", "message"),
     [

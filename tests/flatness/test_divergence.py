@@ -42,6 +42,7 @@ def test_against_the_definition() -> None:
     assert result.standard_error == pytest.approx(error)
 
 
+@pytest.mark.matrix
 def test_neighbouring_seeds_share_no_perturbation() -> None:
     x, _ = image_data(16)
     model = cnn()
@@ -62,6 +63,7 @@ def test_forms_of_data(form: Any) -> None:
     np.testing.assert_allclose(result.values, expected, rtol=1e-4)
 
 
+@pytest.mark.matrix
 def test_small_perturbations_see_the_fisher_information() -> None:
     """d(theta, theta + delta) is delta.T F delta / 2, so its mean is a trace."""
     x, y = image_data(32)
@@ -79,6 +81,7 @@ def test_small_perturbations_see_the_fisher_information() -> None:
     assert abs(result.mean - expected) < 5 * result.standard_error + 0.02 * expected
 
 
+@pytest.mark.matrix
 def test_a_wrapped_model_brings_its_perturbation() -> None:
     x, _ = image_data(16)
     model = cnn()

@@ -97,6 +97,7 @@ def test_eigenvectors() -> None:
     assert without.eigenvectors is None
 
 
+@pytest.mark.matrix
 def test_all_eigenvalues_and_a_single_weight() -> None:
     x, y = hessians.data(16)
     model = hessians.classifier()
@@ -110,6 +111,7 @@ def test_all_eigenvalues_and_a_single_weight() -> None:
     assert hessian_density(one, x, x).nodes == pytest.approx(10 * np.ones((4, 1)))
 
 
+@pytest.mark.matrix
 def test_no_convergence() -> None:
     x, y = hessians.data(16)
     model = hessians.classifier()
@@ -165,6 +167,7 @@ def test_a_hessian_of_zeros_and_one_that_is_not_finite(variables: str) -> None:
         hessian_density(model, x, y, variables=variables)
 
 
+@pytest.mark.matrix
 def test_a_stopped_measurement_goes_on(tmp_path: Any, monkeypatch: Any) -> None:
     """Ctrl-C, and the same call again."""
     # Not a power of 2, so that means are rounded.

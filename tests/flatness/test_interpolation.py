@@ -15,6 +15,8 @@ from tests.support.arrays import to_numpy
 from tests.support.data import image_data
 from tests.support.networks import cnn
 
+pytestmark = pytest.mark.matrix
+
 
 def loss_of(model: Any, x: Any, y: Any) -> float:
     value: float = model.evaluate(x, y, verbose=0)[0]

@@ -16,6 +16,8 @@ from tests.support.networks import Subclassed
 from tests.support.networks import cnn
 from tests.support.networks import compile_classifier
 
+pytestmark = pytest.mark.matrix
+
 
 def largest(matrix: np.ndarray) -> float:
     return float(np.linalg.eigvalsh(matrix)[-1])

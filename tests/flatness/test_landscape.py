@@ -47,6 +47,7 @@ def test_losses_are_those_of_evaluate() -> None:
             assert landscape.losses[i, j] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.matrix
 def test_each_direction_may_have_a_span() -> None:
     x, y = image_data(8)
     plane = loss_landscape(cnn(), x, y, num_points=2, span=[(0, 1), (-2, 3)])
@@ -89,6 +90,7 @@ def test_moments_have_the_precision_of_the_weights() -> None:
     np.testing.assert_allclose(lines[1].losses, lines[0].losses, rtol=1e-6)
 
 
+@pytest.mark.matrix
 def test_along_an_eigenvector_the_loss_is_a_parabola() -> None:
     x, y = image_data(32)
     model = cnn()
@@ -102,6 +104,7 @@ def test_along_an_eigenvector_the_loss_is_a_parabola() -> None:
     assert curvature == pytest.approx(result.eigenvalues[0], rel=0.02)
 
 
+@pytest.mark.matrix
 def test_a_stopped_landscape_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,6 +139,7 @@ def test_a_stopped_landscape_goes_on(
         loss_landscape(model, x, y, checkpoint=path, **options)
 
 
+@pytest.mark.matrix
 def test_overflow_is_infinite() -> None:
     x, y = image_data(16)
     line = loss_landscape(cnn(), x, y, directions=1, num_points=2, span=(-1e30, 1e30))

@@ -68,6 +68,7 @@ def test_a_wrapped_model_has_the_hessian_of_its_base_model() -> None:
     np.testing.assert_array_equal(hessian_operator(wrapped, x, y).to_dense(), expected)
 
 
+@pytest.mark.matrix
 def test_errors_of_the_forward_pass_are_left_alone() -> None:
     x, _ = hessians.data(8)
     model = hessians.classifier(loss="categorical_crossentropy")
@@ -98,6 +99,7 @@ def test_bad_models_and_data() -> None:
         hessian_operator(model, x, y, regularizers=1)  # type: ignore[arg-type]
 
 
+@pytest.mark.matrix
 def test_an_endless_data_set_needs_steps() -> None:
     x, y = hessians.data(8)
     model = hessians.classifier()
@@ -108,6 +110,7 @@ def test_an_endless_data_set_needs_steps() -> None:
     assert relative_error(endless.to_dense(), expected) < 1e-6
 
 
+@pytest.mark.matrix
 def test_some_batches_of_a_shuffled_data_set() -> None:
     """The same ones at each product."""
     x, y = hessians.data(30)
@@ -116,6 +119,7 @@ def test_some_batches_of_a_shuffled_data_set() -> None:
     np.testing.assert_array_equal(operator.to_dense(), operator.to_dense())
 
 
+@pytest.mark.matrix
 def test_labels_that_are_no_array() -> None:
     x, y = hessians.data(8)
     with pytest.raises(TypeError, match="`y` must be an array"):

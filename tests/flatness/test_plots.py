@@ -19,6 +19,8 @@ from keras_nrs.flatness.planes import levels_of
 from tests.support.data import image_data
 from tests.support.networks import cnn
 
+pytestmark = pytest.mark.matrix
+
 X = np.linspace(-1, 1, 5)
 PLANE = Landscape(coordinates=(X, X), losses=0.01 + np.add.outer(X**2, 3 * X**2))
 LINE = Landscape(coordinates=(X,), losses=X**2)

@@ -109,6 +109,7 @@ def test_the_balls_of_perturbations(name: str) -> None:
     assert result.values.max() < result.largest_increase
 
 
+@pytest.mark.matrix
 def test_scales_that_batch_norm_undoes_do_not_count() -> None:
     x, y = image_data(64)
     model = cnn()
@@ -172,6 +173,7 @@ class OtherOrder(keras.utils.PyDataset):
         self._rng.shuffle(self._batches)
 
 
+@pytest.mark.matrix
 def test_the_interval_of_data_that_shuffle() -> None:
     """It is of the increases, and not of what batches differ in."""
     model, x, y, _ = regression()
@@ -187,6 +189,7 @@ def test_the_interval_of_data_that_shuffle() -> None:
     )
 
 
+@pytest.mark.matrix
 def test_an_overflow_has_no_interval() -> None:
     model, x, y, _ = regression()
     result = sharpness(
@@ -196,6 +199,7 @@ def test_an_overflow_has_no_interval() -> None:
     assert np.isnan([*result.mean_interval, *result.largest_interval]).all()
 
 
+@pytest.mark.matrix
 def test_memory_does_not_grow_with_the_samples() -> None:
     layer = keras.layers.Dense(50_000, use_bias=False)
     model = keras.Sequential([keras.Input((1,)), layer])
@@ -213,6 +217,7 @@ def test_memory_does_not_grow_with_the_samples() -> None:
     assert peak < 20 * 50_000 * 8
 
 
+@pytest.mark.matrix
 def test_nothing_rises_at_eps_0() -> None:
     x, y = image_data(16)
     result = sharpness(cnn(), x, y, eps=0.0, num_samples=2)

@@ -16,6 +16,8 @@ from tests.support.asserts import numpy_values
 from tests.support.data import image_data
 from tests.support.networks import cnn
 
+pytestmark = pytest.mark.matrix
+
 
 def model_at(weights: Any) -> keras.Model:
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])

@@ -19,6 +19,7 @@ from tests.support.matrix import rest
 from tests.support.networks import compile_classifier
 
 
+@pytest.mark.matrix
 def test_freezing_a_layer_between_measurements() -> None:
     x, y = hessians.data(8)
     model = hessians.classifier()
@@ -158,6 +159,7 @@ SHAPES: dict[Any, Any] = {
 }
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     "make", [HeadFirst, OwnKernel, *rest(Nested, Tied, Wrapped, TwoOutputs)]
 )

@@ -208,6 +208,7 @@ def test_the_same_samples_with_other_options(options: dict[str, Any]) -> None:
     assert np.isfinite(logs["loss"]).all()
 
 
+@pytest.mark.matrix
 def test_a_delta_without_its_pair_is_an_error() -> None:
     nrs = keras_nrs.wrap(network(), antithetic=True)
     with pytest.raises(ValueError, match="perturbations_per_replica=2, or anti"):
@@ -228,6 +229,7 @@ def test_bad_arguments() -> None:
         keras_nrs.wrap(network(), antithetic=2)
 
 
+@pytest.mark.matrix
 def test_saving(tmp_path: Any) -> None:
     nrs = keras_nrs.wrap(network(), eps=0.1, antithetic="same_samples")
     nrs.fit(X, Y, verbose=0)

@@ -232,6 +232,7 @@ def test_a_loss_of_the_models_own_sees_the_perturbed_weights() -> None:
     assert float(logs["loss"]) == pytest.approx(expected + bias**2, rel=1e-5)
 
 
+@pytest.mark.matrix
 def test_a_loss_without_a_known_divergence_will_do() -> None:
     x, y = image_data(16)
     model = cnn(compile=False)
@@ -280,6 +281,7 @@ def test_an_ascent_has_its_pass_at_theta() -> None:
     assert logs == sam_logs
 
 
+@pytest.mark.matrix
 def test_saving(tmp_path: Any) -> None:
     x, y = image_data(16)
     nrs = keras_nrs.wrap(cnn(), eps=0.1, scheme="rpr")
@@ -290,6 +292,7 @@ def test_saving(tmp_path: Any) -> None:
     assert nrs.train_on_batch(x, y) == loaded.train_on_batch(x, y)
 
 
+@pytest.mark.matrix
 def test_rpr_of_an_older_file_has_its_clean_pass() -> None:
     config = keras_nrs.wrap(cnn(), scheme="rpr").get_config()
     del config["clean_pass"]

@@ -145,6 +145,7 @@ def test_both_passes_see_the_same_masks(seed: int | None) -> None:
     assert len({float(log["perturbed_loss"]) for log in logs}) == 3
 
 
+@pytest.mark.matrix
 def test_a_loss_without_a_known_divergence_will_do() -> None:
     model = network()
     model.compile("sgd", lambda y_true, y_pred: ops.max(ops.abs(y_pred), axis=-1))
@@ -152,6 +153,7 @@ def test_a_loss_without_a_known_divergence_will_do() -> None:
     assert set(logs) == {"loss", "perturbed_loss"}
 
 
+@pytest.mark.matrix
 def test_bad_arguments() -> None:
     with pytest.raises(
         ValueError, match="`perturbation` must not be given with scheme"
@@ -161,6 +163,7 @@ def test_bad_arguments() -> None:
         keras_nrs.wrap(network(), alpha=0.5, scheme="asam")
 
 
+@pytest.mark.matrix
 def test_saving(tmp_path: Any) -> None:
     nrs = keras_nrs.wrap(network(), eps=0.1, scheme="asam")
     nrs.fit(X, Y, verbose=0)

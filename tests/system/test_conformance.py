@@ -174,12 +174,12 @@ def reason_for(name: str, option: str) -> Reason | None:
 
 # What the gate tests where steps are compiled.
 GATE = {
-    "plain": {"BatchNormalization", "LSTM", "RunningMean", "variational autoencoder"},
-    "memory_efficient": {"Dropout", "probabilities"},
+    "plain": {"BatchNormalization", "RunningMean", "variational autoencoder"},
+    "memory_efficient": {"Dropout"},
     "interval": {"two outputs"},
-    "groups": {"Counting", "MultiHeadAttention"},
+    "groups": {"Counting"},
     "fraction": {"sample weights"},
-    "devices": {"recommender", "subclassed"},
+    "devices": {"subclassed"},
 }
 
 

@@ -20,6 +20,7 @@ from tests.support.keras_trainer import X
 from tests.support.keras_trainer import Y
 from tests.support.keras_trainer import classifier
 from tests.support.keras_trainer import fit
+from tests.support.matrix import rest
 from tests.support.perturbations import FixedPerturbation
 
 
@@ -203,17 +204,19 @@ def terminate_on_nan(path: Path, nrs: Any) -> None:
 
 CALLBACKS = [
     backup_and_restore,
-    csv_logger,
     early_stopping,
-    lambda_callback,
-    learning_rate_scheduler,
-    checkpoint_of_weights,
     checkpoint_of_model,
-    progress_bar,
-    reduce_lr_on_plateau,
-    remote_monitor,
     tensor_board,
     terminate_on_nan,
+    *rest(
+        checkpoint_of_weights,
+        csv_logger,
+        lambda_callback,
+        learning_rate_scheduler,
+        progress_bar,
+        reduce_lr_on_plateau,
+        remote_monitor,
+    ),
 ]
 
 

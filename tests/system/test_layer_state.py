@@ -13,6 +13,7 @@ import keras_nrs
 from tests.support.asserts import numpy_values
 from tests.support.conformance_layers import AddingLoss
 from tests.support.conformance_layers import Measuring
+from tests.support.matrix import rest
 from tests.support.networks import compile_classifier
 
 X = np.random.default_rng(0).normal(size=(32, 6)).astype("float32")
@@ -48,7 +49,7 @@ def fit(model: keras.Model) -> dict[str, list[float]]:
 
 
 @pytest.mark.not_jax
-@pytest.mark.parametrize("memory_efficient", [False, True])
+@pytest.mark.parametrize("memory_efficient", [False, *rest(True)])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_clean_pass_keeps_what_plain_keras_keeps(
     name: str, memory_efficient: bool
@@ -81,6 +82,7 @@ def test_draws_of_the_global_generator_differ_from_step_to_step() -> None:
     assert all(abs(float(log["model_divergence"])) < 1e-6 for log in logs)
 
 
+@pytest.mark.matrix
 @pytest.mark.not_jax
 def test_groups_draw_other_numbers_of_the_global_generator() -> None:
     seen: list[Any] = []
@@ -181,6 +183,7 @@ class Autoencoder(keras.Model):
         return outputs
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("scheme", ["nrs", "rpr"])
 def test_added_losses_are_part_of_the_perturbed_loss(scheme: str) -> None:
     model = Autoencoder()
@@ -231,7 +234,7 @@ def test_modules_of_torch_cannot_be_perturbed() -> None:
     assert float(nrs.train_on_batch(X, Y, return_dict=True)["model_divergence"]) > 0
 
 
-@pytest.mark.parametrize("num_groups", [1, 2])
+@pytest.mark.parametrize("num_groups", [2, *rest(1)])
 def test_scales_of_float8_layers_are_statistics_of_the_clean_pass(
     num_groups: int,
 ) -> None:

@@ -86,7 +86,7 @@ def test_replicas_follow_one_schedule() -> None:
 
 @pytest.mark.parametrize("divergence", ["auto", *rest("mean")])
 @pytest.mark.parametrize(
-    "num_devices", [1, pytest.param(2, marks=pytest.mark.several_devices)]
+    "num_devices", [*rest(1), pytest.param(2, marks=pytest.mark.several_devices)]
 )
 def test_a_summed_loss_is_the_sum_over_the_batch(
     num_devices: int, divergence: str

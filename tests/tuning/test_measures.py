@@ -16,6 +16,8 @@ from keras_nrs.tuning.measures import calibration_error
 from keras_nrs.tuning.measures import choose_metric
 from keras_nrs.tuning.measures import measure
 
+pytestmark = pytest.mark.matrix
+
 
 def test_the_calibration_error_of_two_bins() -> None:
     # In one bin 0.9 are right in 2 of 4 cases, in the other 0.6 in 1 of 1.

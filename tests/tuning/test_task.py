@@ -43,6 +43,7 @@ def values(model: keras.Model) -> np.ndarray:
     return np.concatenate([array.ravel() for array in arrays])
 
 
+@pytest.mark.matrix
 def test_trainings_of_a_seed_begin_alike_and_see_the_same_batches() -> None:
     """A divergence of nothing, eps 0, trains as the model itself does."""
     task = task_of(lambda: classifier(optimizer=keras.optimizers.SGD(0.1)))
@@ -55,6 +56,7 @@ def test_trainings_of_a_seed_begin_alike_and_see_the_same_batches() -> None:
     assert np.abs(values(task.train(BASELINE, 4)[1]) - values(model)).max() > 0.01
 
 
+@pytest.mark.matrix
 def test_a_training_is_measured_on_validation_data() -> None:
     row, model = task_of().train(NRS, 0)
     logs = model.evaluate(X[:10], Y[:10], return_dict=True, verbose=0)
@@ -180,6 +182,7 @@ def test_a_factory_may_take_the_number_of_epochs() -> None:
     assert task_of(make_scaled).has_schedule
 
 
+@pytest.mark.matrix
 def test_a_model_may_build_itself_at_the_first_batch() -> None:
     def make_model() -> keras.Model:
         model = Subclassed()

@@ -228,6 +228,7 @@ def test_a_dead_process_ends_the_others_and_a_restart_goes_on(
 
 
 @pytest.mark.only_jax
+@pytest.mark.slow
 def test_processes_with_other_numbers_of_batches_do_not_wait(tmp_path: Path) -> None:
     """Each would wait for a batch of the other one for ever."""
     port, file = free_port(), str(tmp_path / "model.keras")

@@ -48,6 +48,7 @@ _README_TASKS = {
     "fashion-mlp-3000": "Fashion-MNIST, 3,000 images, an MLP",
     "fashion-resnet8-2000": "Fashion-MNIST, 2,000 images, a ResNet",
     "fashion-resnet8-2000-flipped40": "Fashion-MNIST, 40 % wrong labels, a ResNet",
+    "fashion-resnet8-100-finetuned": "Fashion-MNIST, 100 images, a ResNet fine-tuned",
 }
 _README_OUTCOMES = {
     "loss": "Test loss, nats",
@@ -132,9 +133,9 @@ def _put(page: Path, made: str) -> None:
 def gains(runs: dict[str, pd.DataFrame]) -> str:
     """A Markdown table of differences to the baseline.
 
-    It has a row for each main task, of accuracies, in bold where a gain is significant
-    after the adjustment; and one for each other outcome, the mean over the tasks in
-    which every arm of the table is finished.
+    It has a row for each task, of accuracies, in bold where a gain is significant
+    after the adjustment; and one for each other outcome, the mean over the main tasks
+    in which every arm of the table is finished.
     """
     rows = [["accuracy, points", *_README_ARMS.values()]]
     rows.append(["---"] * len(rows[0]))
@@ -144,7 +145,7 @@ def gains(runs: dict[str, pd.DataFrame]) -> str:
         cells = [_gain(found, arm) for arm in _README_ARMS]
         if any(cells):
             rows.append([title, *cells])
-        if all(cells):
+        if all(cells) and TASKS[task].is_main:
             complete[len(rows) - 2] = task
     if complete:
         among = ", ".join(str(row) for row in complete)
@@ -231,10 +232,11 @@ def outcomes(task: str, runs: pd.DataFrame) -> Table:
 
 
 def summary(runs: dict[str, pd.DataFrame]) -> Table:
-    """For each outcome, the mean over tasks of the difference to the baseline."""
+    """For each outcome, the mean over main tasks of the difference to the baseline."""
     rows = []
-    groups = {"": [t for t in runs if not TASKS[t].noise]}
-    groups[", wrong labels"] = [t for t in runs if TASKS[t].noise]
+    main = [task for task in runs if TASKS[task].is_main]
+    groups = {"": [task for task in main if not TASKS[task].noise]}
+    groups[", wrong labels"] = [task for task in main if TASKS[task].noise]
     for ending, tasks in groups.items():
         for name in [*_SUMMARIZED, *(["best_epoch_accuracy"] if ending else [])]:
             found = [compared(runs[task], name) for task in tasks if name in runs[task]]
@@ -253,7 +255,8 @@ def summary(runs: dict[str, pd.DataFrame]) -> Table:
                     row[arm] += f" ({len(of_arm)} of {len(found)} tasks)"
             rows.append(row)
     title = (
-        "Mean over tasks of the difference to the baseline ± half its 95 % interval: "
+        "Mean over main tasks of the difference to the baseline ± half its 95 % "
+        "interval: "
         + "; ".join(", ".join(tasks) for tasks in groups.values() if tasks)
     )
     cells = pd.DataFrame(rows)

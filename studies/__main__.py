@@ -2,7 +2,8 @@
 
 Every call does runs that are missing, in order of priority. PROTOCOL.md says what a run
 is; `--list` shows how many are done; `report` writes the tables and the figure of
-docs/results.md and the table of README.md; `default` compares settings for all tasks.
+docs/results.md and the tables of README.md and docs/cost.md; `default` compares
+settings for all tasks.
 """
 
 import argparse
@@ -79,8 +80,8 @@ def main(arguments: list[str]) -> int:
         return 0
     if parsed.command == "report":
         docs = ROOT / "docs"
-        page, readme = docs / "results.md", ROOT / "README.md"
-        write_report(Store(parsed.folder), page, docs / "study", readme)
+        page, readme, cost = docs / "results.md", ROOT / "README.md", docs / "cost.md"
+        write_report(Store(parsed.folder), page, docs / "study", readme, cost)
         return 0
     errors = work(
         parsed.folder, chosen, minutes=parsed.minutes, processes=parsed.processes

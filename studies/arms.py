@@ -27,21 +27,21 @@ class Arm:
         fixed: Settings that are not chosen, as `training.train()` takes them.
         choices: What it chooses from. Empty: the task's learning rates and weight
             decays. The other arms take these from the baseline.
-        passes: Passes through the network, forward and back, in a step.
+        passes: Mean number of passes through the network, forward and back, in a step.
         is_main: Whether it comes before the others.
         needs: Options of `wrap()` without which it is left out.
     """
 
     fixed: Settings = field(default_factory=dict)
     choices: list[Settings] = field(default_factory=list)
-    passes: int = 1
+    passes: float = 1
     is_main: bool = False
     needs: str | None = None
 
     @property
-    def cost(self) -> int:
+    def cost(self) -> float:
         """Price of a training, in plain trainings."""
-        epochs: int = self.fixed.get("epochs", 1)
+        epochs: float = self.fixed.get("epochs", 1)
         return self.passes * epochs
 
     @property
@@ -88,14 +88,14 @@ _RPR: Settings = {"scheme": "rpr"}
 _NRS: Settings = {"scheme": "nrs", "normalize": True}
 
 
-def _rpr(epochs: int, **arguments: Any) -> Arm:
+def _rpr(epochs: float, **arguments: Any) -> Arm:
     fixed = _RPR | ({"epochs": epochs} if epochs > 1 else {})
     return Arm(fixed=fixed, choices=_ONE_PASS, needs="clean_pass", **arguments)
 
 
 def _nrs(choices: list[Settings], **arguments: Any) -> Arm:
     fixed = _NRS | arguments.pop("fixed", {})
-    return Arm(fixed=fixed, choices=choices, passes=2, **arguments)
+    return Arm(fixed=fixed, choices=choices, **({"passes": 2} | arguments))
 
 
 ARMS = {
@@ -119,6 +119,14 @@ ARMS = {
     "NRS, relative, twice the epochs": _nrs(_RELATIVE, fixed={"epochs": 2}),
     "baseline, four times the epochs": Arm(fixed={"epochs": 4}),
     "RPR, four times the epochs": _rpr(4),
+    "NRS, last third of the epochs": _nrs(
+        _RELATIVE, fixed={"perturbed_from": 2 / 3}, passes=4 / 3
+    ),
+    "NRS, every second step": _nrs(_RELATIVE, fixed={"interval": 2}, passes=1.5),
+    "NRS, half of each batch": _nrs(
+        _RELATIVE, fixed={"perturbed_fraction": 0.5}, passes=1.5
+    ),
+    "RPR, 1.5 times the epochs": _rpr(1.5),
     "ASAM": Arm(
         fixed={"scheme": "asam"},
         choices=_grid(eps=(0.1, 0.2, 0.5, 1.0, 1.5, 2.0)),

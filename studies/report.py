@@ -59,6 +59,23 @@ _README_OUTCOMES = {
     "noise_largest_0.1": "... with noise of a tenth of the largest weight",
 }
 _SIGNIFICANT = 0.05
+# Ways to pay less than two plain trainings, and what that price must be compared with.
+_BELOW_TWO = (
+    "RPR",
+    "NRS, last third of the epochs",
+    "NRS, every second step",
+    "NRS, half of each batch",
+    "RPR, 1.5 times the epochs",
+    TWICE,
+    "SAM",
+    "NRS, relative",
+    "RPR, twice the epochs",
+)
+_BELOW_TWO_OUTCOMES = {
+    "accuracy": "accuracy (points)",
+    "loss": "loss (nats)",
+    "rounded_2_filter": "2 bits (points)",
+}
 FIGURE = "accuracy_by_cost.png"
 # Accuracy against cost, from left to right.
 _LINES = {
@@ -75,19 +92,22 @@ _SUMMARIZED = (
 )
 
 
-def write_report(store: Store, page: Path, figures: Path, readme: Path) -> None:
-    """Write the tables between two markers of two pages, and the figure.
+def write_report(
+    store: Store, page: Path, figures: Path, readme: Path, cost: Path
+) -> None:
+    """Write the tables between two markers of three pages, and the figure.
 
     Args:
         store: The finished runs.
         page: A Markdown file with the lines `BEGIN` and `END`, for all tables.
         figures: Folder of the figure.
         readme: Another one, for the table of gains.
+        cost: Another one, for the table of trainings that cost less than two.
 
     Raises:
         ValueError: if a page lacks a marker, or no test run is finished.
     """
-    for path in (page, readme):
+    for path in (page, readme, cost):
         _check_markers(path)
     runs = {task: measurements(store, task) for task in TASKS}
     runs = {task: found for task, found in runs.items() if len(found)}
@@ -113,6 +133,7 @@ def write_report(store: Store, page: Path, figures: Path, readme: Path) -> None:
     ]
     _put(page, "\n\n".join(part.strip() for part in parts))
     _put(readme, gains(runs))
+    _put(cost, below_two(runs))
 
 
 def _check_markers(page: Path) -> None:
@@ -189,6 +210,39 @@ def _gain(found: pd.DataFrame, arm: str) -> str:
     return f"**{text}**" if is_gain else text
 
 
+def below_two(runs: dict[str, pd.DataFrame]) -> str:
+    """A Markdown table of differences to the baseline, by cost.
+
+    It has the tasks for which every arm of the table is finished.
+    """
+    tests = {
+        (task, name): compared(found, name)
+        for task, found in runs.items()
+        for name in _BELOW_TWO_OUTCOMES
+        if name in found
+    }
+    tests = {key: found for key, found in tests.items() if len(found)}
+    complete = [
+        task
+        for task in dict.fromkeys(task for task, _ in tests)
+        if set(_BELOW_TWO) <= set(tests[task, "accuracy"]["arm"])
+    ]
+    columns = [key for key in tests if key[0] in complete]
+    heading = ["training", "cost"]
+    heading += [
+        f"{_README_TASKS.get(task, task)}: {_BELOW_TWO_OUTCOMES[name]}"
+        for task, name in columns
+    ]
+    rows = [heading, ["---"] * len(heading)]
+    for arm in _BELOW_TWO:
+        rows.append([arm, f"{ARMS[arm].cost:.2g}"])
+        for task, name in columns:
+            found = tests[task, name]
+            of_arm = found[(found["arm"] == arm) & (found["reference"] == BASELINE)]
+            rows[-1].append(_mean_difference(of_arm, name))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
 def accuracies(store: Store, task: str, runs: pd.DataFrame) -> Table:
     """Accuracy and loss of each arm, and its differences to both references."""
     tests = {name: compared(runs, name) for name in ("accuracy", "loss")}
@@ -197,7 +251,7 @@ def accuracies(store: Store, task: str, runs: pd.DataFrame) -> Table:
         row = {
             "training": arm,
             "settings": described(store, task, arm),
-            "cost": f"{ARMS[arm].cost}",
+            "cost": f"{ARMS[arm].cost:.2g}",
             "seeds": f"{len(of_arm)}",
         }
         for name, found in tests.items():
@@ -256,8 +310,7 @@ def summary(runs: dict[str, pd.DataFrame]) -> Table:
             rows.append(row)
     title = (
         "Mean over main tasks of the difference to the baseline ± half its 95 % "
-        "interval: "
-        + "; ".join(", ".join(tasks) for tasks in groups.values() if tasks)
+        "interval: " + "; ".join(", ".join(tasks) for tasks in groups.values() if tasks)
     )
     cells = pd.DataFrame(rows)
     return Table("summary", title, cells.fillna(""))
@@ -295,7 +348,8 @@ def described(store: Store, task: str, arm: str) -> str:
     """What an arm has chosen."""
     settings = chosen(store, task, arm) or {}
     shared = {} if arm == BASELINE else chosen(store, task, BASELINE) or {}
-    hidden = {"scheme", "normalize", "beta", "epochs"}
+    hidden = {"scheme", "normalize", "beta", "epochs", "interval"}
+    hidden |= {"perturbed_fraction", "perturbed_from"}
     return ", ".join(
         f"{name.replace('_', ' ')} {value}"
         for name, value in settings.items()

@@ -36,7 +36,7 @@ PRETRAINING: Settings = {"learning_rate": 0.2, "weight_decay": 0.04}
 _OF_TRAINING = (
     *("learning_rate", "weight_decay", "ema_momentum", "label_smoothing"),
     *("epochs", "dropout", "eps_grows", "last_layer_penalty"),
-    *("averaged_from", "averaged_rate"),
+    *("averaged_from", "averaged_rate", "perturbed_from"),
 )
 
 Measured = dict[str, Any]
@@ -158,8 +158,8 @@ def train(
             `last_layer_penalty`, its rate; `averaged_from`, the share of the training
             after which weights are averaged, and `averaged_rate`, the share of the
             learning rate that is left then; `eps_grows`, the factor by which eps grows;
-            and arguments of `keras_nrs.wrap()`, which is called if there is a
-            `scheme`.
+            `perturbed_from`, the share of the training that is plain; and arguments of
+            `keras_nrs.wrap()`, which is called if there is a `scheme`.
         seed: Seed of all random numbers.
 
     Returns:
@@ -170,7 +170,7 @@ def train(
     network = initial_network(task, seed, dropout=settings.get("dropout", 0.0))
     num_classes = len(task.classes)
     steps_per_epoch = task.train // task.batch_size
-    epochs = task.epochs * settings.get("epochs", 1)
+    epochs = round(task.epochs * settings.get("epochs", 1))
     trained = network
     if "last_layer_penalty" in settings:
         # Losses are measured without it.
@@ -182,7 +182,6 @@ def train(
         ),
         metrics=["accuracy"] if task.noise else None,
     )
-    model = wrapped(trained, settings, epochs * steps_per_epoch)
     clock, best = Clock(), BestEpoch(network)
     callbacks = [clock, best] if task.noise else [clock]
     if "averaged_from" in settings:
@@ -193,20 +192,25 @@ def train(
         one_hot = np.eye(num_classes, dtype="float32")[validation.y]
         validating["validation_data"] = validation.x, one_hot
         validating["validation_batch_size"] = _EVALUATION_BATCH
+    data = batches(
+        samples,
+        size=task.batch_size,
+        seed=seed,
+        num_classes=num_classes,
+        is_augmented=task.is_augmented,
+    )
+    fit_options: dict[str, Any] = validating | {
+        "steps_per_epoch": steps_per_epoch,
+        "shuffle": False,
+        "verbose": 0,
+        "callbacks": callbacks,
+    }
+    num_plain = round(settings.get("perturbed_from", 0.0) * epochs)
+    if num_plain:
+        trained.fit(data, epochs=num_plain, **fit_options)
+    model = wrapped(trained, settings, epochs * steps_per_epoch)
     history = model.fit(
-        batches(
-            samples,
-            size=task.batch_size,
-            seed=seed,
-            num_classes=num_classes,
-            is_augmented=task.is_augmented,
-        ),
-        steps_per_epoch=steps_per_epoch,
-        epochs=epochs,
-        shuffle=False,
-        verbose=0,
-        callbacks=callbacks,
-        **validating,
+        data, initial_epoch=num_plain, epochs=epochs, **fit_options
     ).history
     steps = (epochs - 1) * steps_per_epoch
     measured = {f"last_{name}": values[-1] for name, values in history.items()}

@@ -95,9 +95,10 @@ def test_the_page_gets_tables_and_a_figure_between_its_markers(
     store: Store, tmp_path: Path
 ) -> None:
     page, readme = tmp_path / "results.md", tmp_path / "README.md"
-    for path in (page, readme):
+    cost = tmp_path / "cost.md"
+    for path in (page, readme, cost):
         path.write_text(f"Before\n{report.BEGIN}\nold\n{report.END}\nAfter\n")
-    report.write_report(store, page, tmp_path / "study", readme)
+    report.write_report(store, page, tmp_path / "study", readme, cost)
     lines = readme.read_text().splitlines()
     assert lines[:2] == ["Before", report.BEGIN]
     assert lines[2].startswith(
@@ -120,7 +121,7 @@ def test_the_page_gets_tables_and_a_figure_between_its_markers(
     assert "Not run" in text
     assert "fashion-vit-2000 (all arms)" in text
     assert (tmp_path / "study" / report.FIGURE).stat().st_size > 1000
-    report.write_report(store, page, tmp_path / "study", readme)
+    report.write_report(store, page, tmp_path / "study", readme, cost)
     assert page.read_text() == text
 
 
@@ -146,6 +147,29 @@ def test_other_outcomes_are_means_over_tasks_that_have_all_arms(
     assert lines[6].endswith("| +4.0 |")
     # The others were not measured.
     assert len(lines) == 7
+
+
+def test_what_less_than_two_trainings_gain(tmp_path: Path) -> None:
+    def measured(run: Run) -> Row:
+        if run.stage == "choice":
+            return {"validation_accuracy": 0.7, "validation_loss": 1.0}
+        gain = 0.02 * (run.arm == "NRS, half of each batch")
+        return {"accuracy": 0.8 + gain, "loss": 1 + 0.1 * run.seed - gain}
+
+    store = Store(tmp_path)
+    arms = [BASELINE, *report._BELOW_TWO]
+    fill(store, [(TASK, arm) for arm in arms] + [(MLP, BASELINE), (MLP, SAM)], measured)
+    runs = {task: measurements(store, task) for task in (TASK, MLP)}
+    heading, _, *lines = report.below_two(runs).splitlines()
+    title = "MNIST-1D, 1,000 sequences, a CNN"
+    # The MLP has not all arms, and the store no rounded kernels.
+    assert heading == (
+        f"| training | cost | {title}: accuracy (points) | {title}: loss (nats) |"
+    )
+    assert lines[0] == "| RPR | 1 | +0.00 ± 0.00 | +0.000 ± 0.000 |"
+    assert lines[3].startswith("| NRS, half of each batch | 1.5 | +2.00")
+    assert "-0.020" in lines[3]
+    assert [line.split(" | ")[1] for line in lines[:2]] == ["1", "1.3"]
 
 
 def test_the_worst_difference_of_the_default() -> None:
@@ -174,10 +198,10 @@ def test_a_page_without_markers_and_a_store_without_runs_are_errors(
     page = tmp_path / "results.md"
     page.write_text("Before")
     with pytest.raises(ValueError, match="must have the lines"):
-        report.write_report(store, page, tmp_path, page)
+        report.write_report(store, page, tmp_path, page, page)
     page.write_text(f"{report.BEGIN}\n{report.END}")
     with pytest.raises(ValueError, match="finished test runs"):
-        report.write_report(Store(tmp_path / "empty"), page, tmp_path, page)
+        report.write_report(Store(tmp_path / "empty"), page, tmp_path, page, page)
 
 
 def test_validation_gains_of_settings(store: Store) -> None:

@@ -57,7 +57,7 @@ def test_a_test_run_has_all_outcomes() -> None:
 def test_arms_share_samples_initial_weights_and_batches(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    seen: list[Any] = []
+    seen: dict[str, Any] = {}
 
     class History:
         history: dict[str, Any] = {}
@@ -65,15 +65,16 @@ def test_arms_share_samples_initial_weights_and_batches(
     def fit(self: Any, batches: Any, **kwargs: Any) -> Any:
         is_wrapped = isinstance(self, keras_nrs.NRSModel)
         base = keras_nrs.unwrap(self) if is_wrapped else self
-        seen.append([*base.get_weights(), *next(batches), *next(batches)])
+        # Of the first of two calls, where a training begins without perturbations.
+        seen.setdefault(arm, [*base.get_weights(), *next(batches), *next(batches)])
         return History
 
     monkeypatch.setattr(keras.Model, "fit", fit)
     monkeypatch.setattr(keras_nrs.NRSModel, "fit", fit)
     for arm in AVAILABLE:
         training.train(SMOKE, last_settings(arm), seed=0)
-    for others in seen[1:]:
-        for first, other in zip(seen[0], others, strict=True):
+    for others in seen.values():
+        for first, other in zip(seen["baseline"], others, strict=True):
             np.testing.assert_array_equal(first, other)
 
 
@@ -126,6 +127,27 @@ def test_the_penalty_of_the_last_layer_is_in_the_loss_alone() -> None:
     assert found == pytest.approx(expected, rel=1e-5)
     assert penalized.count_params() == network.count_params()
     assert not network.losses
+
+
+def test_the_last_third_alone_is_perturbed(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[tuple[str, int]] = []
+
+    def counting(kind: type[keras.Model], name: str) -> None:
+        original = kind.train_step
+
+        def train_step(self: Any, data: Any) -> Any:
+            if self is not getattr(self, "base_model", None):
+                steps.append((name, int(self.optimizer.iterations)))
+            return original(self, data)
+
+        monkeypatch.setattr(kind, "train_step", train_step)
+
+    counting(keras_nrs.NRSModel, "nrs")
+    counting(keras.Model, "plain")
+    settings = SHARED | {"epochs": 1.5, "scheme": "nrs", "perturbed_from": 2 / 3}
+    training.train(SMOKE, settings, 0)
+    # Three epochs of three batches.
+    assert steps == [("plain", i) for i in range(6)] + [("nrs", i) for i in range(6, 9)]
 
 
 def test_eps_grows_along_a_cosine() -> None:

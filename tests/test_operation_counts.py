@@ -1,12 +1,14 @@
-"""A step multiplies no more than its passes through the network."""
+"""A step multiplies, reads and writes no more than its passes through the network."""
 
 from functools import cache
 from typing import Any
 
 import keras
+import numpy as np
 import pytest
 
 import keras_nrs
+from tests.benchmarks.memory import lowered_step
 from tests.support.data import image_data
 from tests.support.matrix import rest
 from tests.support.networks import cnn
@@ -78,3 +80,34 @@ def test_a_recomputed_pass_is_one_forward_pass_more() -> None:
 @pytest.mark.matrix
 def test_half_of_the_samples_cost_half_a_pass() -> None:
     assert ratio(perturbed_fraction=0.5) == pytest.approx(1.5, abs=1e-9)
+
+
+def accesses(**options: Any) -> float:
+    """Reads and writes of each weight in a step of JAX, as its compiler counts them."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((512,)), keras.layers.Dense(512)])
+    model.compile("sgd", "mse")
+    x = np.zeros((2, 512), "float32")
+    model.train_on_batch(x, x)
+    trained = keras_nrs.wrap(model, **options) if options else model
+    analysis = lowered_step(trained, x, x).compile().cost_analysis()
+    return float(analysis["bytes accessed"]) / (4 * model.count_params())
+
+
+@pytest.mark.only_jax
+@pytest.mark.parametrize(
+    ("scheme", "expected"),
+    [
+        # The noise is written, and read for its norm. theta is read for its own norm;
+        # both are read for their sum, which is written.
+        ("rpr", 6),
+        # The same, a pass forward and its gradient, and the sum of two gradients.
+        ("nrs", 6 + 3),
+        # The gradient is read for its norm; the sum is as above, and so is the pass.
+        ("sam", 1 + 3 + 2),
+    ],
+)
+def test_a_step_reads_and_writes_each_weight_no_oftener(
+    scheme: str, expected: int
+) -> None:
+    assert accesses(scheme=scheme) - accesses() == pytest.approx(expected, abs=0.2)

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator
 
 from keras_nrs import _page
 from keras_nrs._files import atomic_write
@@ -199,6 +200,7 @@ def _curves(runs: pd.DataFrame, left_out: list[str]) -> Figure | None:
             if arm in set(of_arm["baseline"]):
                 axes.axhline(mean.iloc[-1], color=color, linestyle=":", linewidth=1)
         axes.set_xlabel("epoch", fontsize=_FONT_SIZE)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(fontsize=_FONT_SIZE - 2, frameon=False)
 
     figure, panels = _panels(together, 2.8, draw_panel)

@@ -12,6 +12,7 @@ from keras_nrs._checks import check_int
 from keras_nrs._checks import check_nonnegative
 from keras_nrs.batches import check_data
 from keras_nrs.fit_checks import eps_and_alpha
+from keras_nrs.nrs_model import NRSModel
 
 
 class NRSSchedule(keras.callbacks.Callback):  # type: ignore[misc]
@@ -66,7 +67,7 @@ class NRSSchedule(keras.callbacks.Callback):  # type: ignore[misc]
 
     def set_model(self, model: Any) -> None:
         super().set_model(model)
-        if not hasattr(model, "base_model"):
+        if not isinstance(model, NRSModel):
             raise TypeError(
                 "NRSSchedule needs an NRSModel. Received: a "
                 f"{type(model).__name__}. Wrap it: keras_nrs.wrap(model)."
@@ -207,7 +208,7 @@ class FlatnessMonitor(keras.callbacks.Callback):  # type: ignore[misc]
             return
         x, y = self._data
         eps = self.eps
-        if eps is None and hasattr(self.model, "base_model"):
+        if eps is None and isinstance(self.model, NRSModel):
             eps, _ = eps_and_alpha(self.model)
         if eps is not None:
             divergence = self._flatness.model_divergence(
@@ -266,7 +267,9 @@ class WeightRecorder(keras.callbacks.Callback):  # type: ignore[misc]
             self._keep()
 
     def _variables(self) -> list[keras.Variable]:
-        model: Any = getattr(self.model, "base_model", self.model)
+        model: Any = self.model
+        if isinstance(model, NRSModel):
+            model = model.base_model
         variables: list[keras.Variable] = model.trainable_variables
         return variables
 

@@ -28,10 +28,18 @@ _SETTINGS_OF_SCHEME = {
     "baseline": (),
     "rpr": ("eps", "perturbation", "interval", "normalize"),
     "nrs": ("eps", "alpha", "perturbation", "interval", "normalize"),
+    "sam": ("eps", "perturbation", "interval"),
+    "asam": ("eps", "perturbation", "interval"),
 }
 _NOT_SHARED = {*CELL, "scheme", "seeds", "flatness", *_SETTINGS_OF_SCHEME["nrs"]}
 _SHARED_SETTINGS = [f.name for f in fields(Recipe) if f.name not in _NOT_SHARED]
-SCHEME_LABELS = {"baseline": "baseline", "rpr": "RPR", "nrs": "NRS"}
+SCHEME_LABELS = {
+    "baseline": "baseline",
+    "rpr": "RPR",
+    "nrs": "NRS",
+    "sam": "SAM",
+    "asam": "ASAM",
+}
 BASELINE = SCHEME_LABELS["baseline"]
 _REQUIRED = [*CELL, "arm", "seed", "test_accuracy"]
 _SHARES = {"test_accuracy", "test_top_5_accuracy", "test_calibration_error"}
@@ -232,7 +240,7 @@ def _setting_text(value: Any) -> str:
 
 
 def _sorted(runs: pd.DataFrame) -> pd.DataFrame:
-    """Sort by cell, "digits-50" before "digits-100"; then baseline, RPR, NRS, rest."""
+    """Sort by cell, "digits-50" before "digits-100"; then as in `SCHEME_LABELS`."""
 
     def key(column: pd.Series) -> pd.Series:
         if column.name == "arm":

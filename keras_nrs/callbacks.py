@@ -105,7 +105,7 @@ class FlatnessMonitor(keras.callbacks.Callback):  # type: ignore[misc]
     After every `every`-th epoch it measures, in inference mode, and adds to the logs
 
     - `val_model_divergence`: the mean model divergence, if `eps` is given or the model
-      is wrapped;
+      is wrapped and its perturbations are random (those of SAM are not);
     - `val_eigenvalue`, or `val_eigenvalue_1` to `val_eigenvalue_k`: the largest
       eigenvalues of the Hessian.
 
@@ -207,9 +207,7 @@ class FlatnessMonitor(keras.callbacks.Callback):  # type: ignore[misc]
         if logs is None or (epoch + 1) % self.every:
             return
         x, y = self._data
-        eps = self.eps
-        if eps is None and isinstance(self.model, NRSModel):
-            eps, _ = eps_and_alpha(self.model)
+        eps = self._eps_in_use()
         if eps is not None:
             divergence = self._flatness.model_divergence(
                 self.model, x, y, **{"eps": eps} | self._divergence_options
@@ -224,6 +222,15 @@ class FlatnessMonitor(keras.callbacks.Callback):  # type: ignore[misc]
             if self.k == 1:
                 names = ["val_eigenvalue"]
             logs.update(zip(names, values, strict=True))
+
+    def _eps_in_use(self) -> float | None:
+        """The size of perturbations, `None` if no divergence is measured."""
+        if self.eps is not None or not isinstance(self.model, NRSModel):
+            return self.eps
+        perturbation = self.model.perturbation
+        if perturbation.needs_gradients:
+            perturbation = self._divergence_options.get("perturbation")
+        return None if perturbation is None else eps_and_alpha(self.model)[0]
 
 
 class WeightRecorder(keras.callbacks.Callback):  # type: ignore[misc]

@@ -142,6 +142,18 @@ def test_flatness_is_monitored(is_wrapped: bool, tmp_path: Any) -> None:
     assert history["val_model_divergence"][-1] == pytest.approx(divergence.mean)
 
 
+@pytest.mark.matrix  # The choice is the same on all backends.
+def test_a_monitor_of_sam_measures_no_divergence_unless_told_how() -> None:
+    x, y = image_data()
+    for options, is_measured in ((None, False), ({"perturbation": "relative"}, True)):
+        model = keras_nrs.wrap(cnn(), scheme="sam")
+        monitor = keras_nrs.callbacks.FlatnessMonitor(
+            x, y, k=0, divergence_options=options
+        )
+        history = model.fit(x, y, verbose=0, callbacks=[monitor]).history
+        assert ("val_model_divergence" in history) == is_measured
+
+
 def test_a_monitor_changes_nothing_in_training() -> None:
     x, y = image_data()
     weights = []

@@ -191,6 +191,7 @@ class OnABaseModel(keras.Model):
         return self.head(self.base_model(inputs))
 
 
+@pytest.mark.matrix  # The choice is the same on all backends.
 def test_a_plain_model_with_a_base_model_of_its_own() -> None:
     x, y = image_data()
     model = OnABaseModel()

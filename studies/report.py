@@ -58,6 +58,7 @@ _README_OUTCOMES = {
     "rounded_2_filter": "... of 2 bits",
     "noise_largest_0.1": "... with noise of a tenth of the largest weight",
 }
+_UNITS = {"accuracy": "points", "loss": "nats"}
 _SIGNIFICANT = 0.05
 FIGURE = "accuracy_by_cost.png"
 # Accuracy against cost, from left to right.
@@ -196,14 +197,15 @@ def accuracies(store: Store, task: str, runs: pd.DataFrame) -> Table:
     for arm, of_arm in runs.groupby("arm", sort=False):
         row = {
             "training": arm,
-            "settings": described(store, task, arm),
+            "settings, where not the baseline's": described(store, task, arm),
             "cost": f"{ARMS[arm].cost}",
             "seeds": f"{len(of_arm)}",
         }
         for name, found in tests.items():
             row[MEASURES[name].heading] = mean_and_spread(of_arm, name)
-            row[f"{name} - baseline's"] = difference(found, arm, BASELINE, name)
-            row[f"{name} - that of twice"] = difference(found, arm, TWICE, name)
+            for other, reference in (("baseline's", BASELINE), ("that of twice", TWICE)):
+                heading = f"{name} - {other} ({_UNITS[name]})"
+                row[heading] = difference(found, arm, reference, name)
         rows.append(row)
     title = (
         f"{task}: mean ± standard deviation over test seeds, and the mean paired "
@@ -228,6 +230,8 @@ def outcomes(task: str, runs: pd.DataFrame) -> Table:
         for arm, of_arm in runs.groupby("arm", sort=False)
     ]
     title = f"{task}: the other outcomes, mean ± standard deviation"
+    if TASKS[task].noise:
+        title += ". The CPU time includes that of validation after each epoch"
     return Table(f"{task}-outcomes", title, pd.DataFrame(rows))
 
 
@@ -245,7 +249,8 @@ def summary(runs: dict[str, pd.DataFrame]) -> Table:
                 continue
             tests = pd.concat(found)
             tests = tests[tests["reference"] == BASELINE]
-            row = {"outcome": MEASURES[name].heading + ending}
+            heading = MEASURES[name].heading.replace("(%)", "(points)")
+            row = {"outcome": heading + ending}
             for arm in ARMS:
                 of_arm = tests[tests["arm"] == arm]
                 if not ARMS[arm].is_main or of_arm.empty:
@@ -288,7 +293,7 @@ def difference(found: pd.DataFrame, arm: str, reference: str, name: str) -> str:
     if np.isnan(test["adjusted"]):
         return text
     p = "< 0.001" if test["adjusted"] < 0.001 else f"{test['adjusted']:.3f}"
-    return f"{text} (p {p})".replace("p <", "p <")
+    return f"{text} (p {p})"
 
 
 def described(store: Store, task: str, arm: str) -> str:

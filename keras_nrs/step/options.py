@@ -25,7 +25,7 @@ from keras_nrs.step.objective import SCHEMES
 
 # The perturbations of schemes that have their own.
 _ASCENTS: dict[str, type[Ascent]] = {"sam": Ascent, "asam": AdaptiveAscent}
-# Of the settings that the study tried on three tasks, the one that lost least on its
+# Of the settings that the study tried on all main tasks, the one that lost least on its
 # worst task: `python -m studies default`.
 DEFAULT_PERTURBATION = "relative"
 _DEFAULT_EPS = 0.2

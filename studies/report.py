@@ -203,7 +203,10 @@ def accuracies(store: Store, task: str, runs: pd.DataFrame) -> Table:
         }
         for name, found in tests.items():
             row[MEASURES[name].heading] = mean_and_spread(of_arm, name)
-            for other, reference in (("baseline's", BASELINE), ("that of twice", TWICE)):
+            for other, reference in (
+                ("baseline's", BASELINE),
+                ("that of twice", TWICE),
+            ):
                 heading = f"{name} - {other} ({_UNITS[name]})"
                 row[heading] = difference(found, arm, reference, name)
         rows.append(row)
@@ -261,8 +264,7 @@ def summary(runs: dict[str, pd.DataFrame]) -> Table:
             rows.append(row)
     title = (
         "Mean over main tasks of the difference to the baseline ± half its 95 % "
-        "interval: "
-        + "; ".join(", ".join(tasks) for tasks in groups.values() if tasks)
+        "interval: " + "; ".join(", ".join(tasks) for tasks in groups.values() if tasks)
     )
     cells = pd.DataFrame(rows)
     return Table("summary", title, cells.fillna(""))

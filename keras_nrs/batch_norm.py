@@ -117,7 +117,7 @@ def measured_state(
                     counts[i] += batch.num_samples
                     means[i] += batch.num_samples * mean
                     squares[i] += batch.num_samples * (variance + mean**2)
-    for i in np.flatnonzero(counts):
+    for i in np.flatnonzero(counts).tolist():
         mean = means[i] / counts[i]
         variance = np.maximum(squares[i] / counts[i] - mean**2, 0)
         for place, value in zip(

@@ -43,7 +43,7 @@ class CalibratedEps(float):
         self.standard_error = float(spread / math.sqrt(len(samples)))
         return self
 
-    def __getnewargs__(self) -> Any:  # type: ignore[override]
+    def __getnewargs__(self) -> Any:
         # Copies and pickles get the other attributes from `__dict__`.
         return float(self), np.array([self.divergence]), self.perturbation
 

@@ -256,9 +256,9 @@ def _overall(runs: pd.DataFrame, measure: str) -> Table:
     name, scale, digits = _OVERALL[measure]
     found = paired_differences(runs, measure)
     title = (
-        f"Mean over data sets and networks of the difference in {name} ± half its 95 % "
-        "interval, and in how many of them it is above or below 0 with an adjusted "
-        "p < 0.05"
+        f"Mean over data sets, augmentations and networks of the difference in {name} "
+        "± half its 95 % interval, and in how many of them it is above or below 0 with "
+        "an adjusted p < 0.05"
     )
     file = f"overall_{measure}"
     if found.empty or (found.groupby("arm").size() < 2).all():
@@ -287,7 +287,8 @@ def _overall(runs: pd.DataFrame, measure: str) -> Table:
 def _with_cell(row: pd.Series, scale: float, digits: int) -> str:
     """A difference, followed by the names of its cell."""
     difference = with_interval(scale * row["mean"], scale * row["width"], digits)
-    return f"{difference} ({row['dataset']}, {_network_name(row['network'])})"
+    names = row["dataset"], row["augmentation"], _network_name(row["network"])
+    return f"{difference} ({', '.join(names)})"
 
 
 def _measures(runs: pd.DataFrame) -> Table:

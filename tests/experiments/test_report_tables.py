@@ -118,7 +118,8 @@ def test_arms_without_a_run_of_the_same_seed_are_named(folder: Path) -> None:
 def test_the_mean_over_cells(folder: Path) -> None:
     runs = read_runs([folder])
     cifar = runs[runs["dataset"] == "cifar10"]
-    both = pd.concat([cifar, cifar.assign(dataset="cifar100")], ignore_index=True)
+    other = cifar.assign(augmentation="cutout")
+    both = pd.concat([cifar, other], ignore_index=True)
     cells = table(both, "overall_test_accuracy").set_index("training")
     found = paired_differences(cifar, "test_accuracy").set_index("arm")
     mean, error = found.loc["NRS", ["mean", "error"]]
@@ -129,6 +130,7 @@ def test_the_mean_over_cells(folder: Path) -> None:
         cells.loc["NRS", "mean difference"] == f"{100 * mean:+.2f} ± {100 * width:.2f}"
     )
     assert cells.loc["NRS", "cells"] == 2
+    assert cells.loc["NRS", "highest"].endswith("(cifar10, basic, WideResNet-28-10)")
 
 
 def test_costs_are_in_baselines(folder: Path) -> None:

@@ -66,6 +66,20 @@ def test_runs_of_version_0_1_0_are_those_of_the_papers_text(
     ]
 
 
+def test_trainings_without_a_result_are_named(folder: Path) -> None:
+    recipe = recipes()["cifar10-resnet18-basic-nrs"]
+    for name, others in (("diverged", {}), ("trial", {"test": False})):
+        write_run(folder / name, recipe, 7)
+        (folder / name / "summary.json").unlink()
+        values = json.loads((folder / name / "recipe.json").read_text())
+        text = json.dumps(values | others, indent=1)
+        (folder / name / "recipe.json").write_text(text)
+    left_out: list[str] = []
+    assert 7 not in set(read_runs([folder], left_out)["seed"])
+    (line,) = left_out
+    assert line.startswith(f"{folder / 'diverged'}: it has not finished")
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_runs_of_each_scheme_are_read(scheme: str, tmp_path: Path) -> None:
     ascents = {"sam": "ascent", "asam": "adaptive_ascent"}

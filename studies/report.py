@@ -393,7 +393,7 @@ def accuracy_by_cost(runs: dict[str, pd.DataFrame]) -> Figure:
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=2 * columns)
     figure.supxlabel("cost (plain trainings)")
-    figure.supylabel("test accuracy (%)")
+    figure.supylabel("test accuracy (%), mean and 95 % interval")
     return figure
 
 

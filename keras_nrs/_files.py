@@ -77,20 +77,25 @@ def expect_object(content: Any, **kinds: type | tuple[type, ...]) -> None:
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path to write to, which replaces `path` at the end of the context.
 
-    Also removes temporary files for `path` that killed processes left on this machine.
+    If `path` is a link, it replaces the file that the link points to. Also removes
+    temporary files for `path` that killed processes left on this machine.
     """
     path = Path(path)
+    # The temporary file ends like the link, not like what it points to.
+    name = path.name
+    if path.is_symlink():
+        path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".unfinished-{_machine_id()}-"
-    unfinished = path.with_name(f"{prefix}{os.getpid()}-{path.name}")
+    unfinished = path.with_name(f"{prefix}{os.getpid()}-{name}")
     try:
         yield unfinished
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
-    for leftover in path.parent.glob(f"{prefix}*-{glob.escape(path.name)}"):
-        process, _, name = leftover.name.removeprefix(prefix).partition("-")
-        if name == path.name and process.isdecimal() and not is_running(int(process)):
+    for leftover in path.parent.glob(f"{prefix}*-{glob.escape(name)}"):
+        process, _, found = leftover.name.removeprefix(prefix).partition("-")
+        if found == name and process.isdecimal() and not is_running(int(process)):
             with suppress(OSError):  # The file may be another user's.
                 leftover.unlink()
 

@@ -54,12 +54,16 @@ class Lock:
         self._is_lost = False
         self._ended = threading.Event()
         self._file = self._acquire()
-        self._write()
-        if not self._has_system_lock:
-            # Another process may have written at the same moment.
-            time.sleep(_POLL_SECONDS)
-            self._beat()
-            self.check()
+        try:
+            self._write()
+            if not self._has_system_lock:
+                # Another process may have written at the same moment.
+                time.sleep(_POLL_SECONDS)
+                self._beat()
+                self.check()
+        except BaseException:
+            os.close(self._file)
+            raise
         _held.add(self)
         self._thread = threading.Thread(target=self._keep_beating, daemon=True)
         self._thread.start()

@@ -26,8 +26,9 @@ def update_batch_norm(
     Use it after weights have changed without training: averaged, quantized or merged
     weights give activations with other moments than those that were recorded.
     The data go through the model once, in training mode. Each layer's mean and variance
-    become those of all samples together. Weights and the states of random generators
-    do not change. Frozen layers, and models without BatchNorm, stay as they are.
+    become those of all samples together, and of all of its calls, if it is called more
+    than once. Weights and the states of random generators do not change. Frozen layers,
+    those that are not called, and models without BatchNorm, stay as they are.
 
     Args:
         model: A built model, wrapped or not.
@@ -88,34 +89,40 @@ def measured_state(
     def make_pass() -> Any:
         def one_pass(weights: Sequence[Tensor], state: Sequence[Tensor], x: Any) -> Any:
             kwargs = stateless.call_kwargs(model, training=True)
-            return model.stateless_call(weights, state, x, **kwargs)[1]
+            with _recorded(layers) as calls:
+                state = model.stateless_call(weights, state, x, **kwargs)[1]
+            return state, calls
 
         return compile_function(one_pass)
 
     # Flatness is measured in full precision, training may be in mixed precision.
     dtypes = tuple(sub.compute_dtype for sub in sublayers(model, recursive=True))
     one_pass = stateless.cached_on_model(
-        model, (update_batch_norm, len(places), dtypes), make_pass
+        model, (update_batch_norm, tuple(places), dtypes), make_pass
     )
     in_pass = list(state)
     for i in places:
         # Moments that are not finite would stay so, even times zero.
         in_pass[i] = ops.zeros_like(in_pass[i])
-    total, means, squares = 0, [0.0] * len(layers), [0.0] * len(layers)
+    counts = np.zeros(len(layers))
+    means, squares = [0.0] * len(layers), [0.0] * len(layers)
     with _without_momentum(layers):
         for batch in batches:
-            in_pass = one_pass(weights, in_pass, batch.x)
-            found = [ops.convert_to_numpy(in_pass[i]).astype("float64") for i in places]
-            total += batch.num_samples
-            for i, (mean, variance) in enumerate(
-                zip(found[::2], found[1::2], strict=True)
-            ):
-                means[i] += batch.num_samples * mean
-                squares[i] += batch.num_samples * (variance + mean**2)
-    for i, (mean, square) in enumerate(zip(means, squares, strict=True)):
-        variance = np.maximum(square / total - (mean / total) ** 2, 0)
-        moments = (mean / total, variance)
-        for place, value in zip(places[2 * i : 2 * i + 2], moments, strict=True):
+            in_pass, calls = one_pass(weights, in_pass, batch.x)
+            for i, of_layer in enumerate(calls):
+                for moments in of_layer:
+                    mean, variance = (
+                        ops.convert_to_numpy(m).astype("float64") for m in moments
+                    )
+                    counts[i] += batch.num_samples
+                    means[i] += batch.num_samples * mean
+                    squares[i] += batch.num_samples * (variance + mean**2)
+    for i in np.flatnonzero(counts).tolist():
+        mean = means[i] / counts[i]
+        variance = np.maximum(squares[i] / counts[i] - mean**2, 0)
+        for place, value in zip(
+            places[2 * i : 2 * i + 2], (mean, variance), strict=True
+        ):
             dtype = keras.backend.standardize_dtype(state[place].dtype)
             measured[place] = ops.convert_to_tensor(value, dtype)
     return measured
@@ -134,6 +141,34 @@ def _moments(model: Any) -> list[int]:
     """The ids of their means and variances, one after the other."""
     pairs = [(sub.moving_mean, sub.moving_variance) for sub in _batch_norms(model)]
     return [id(variable) for pair in pairs for variable in pair]
+
+
+@contextmanager
+def _recorded(layers: Sequence[Any]) -> Iterator[list[list[Any]]]:
+    """A context that lists, for each layer, mean and variance after each of its calls.
+
+    The state after a pass has those of the last call alone.
+    """
+    calls: list[list[Any]] = [[] for _ in layers]
+
+    def recorded(layer: Any, of_layer: list[Any]) -> Any:
+        call = layer.call
+
+        def call_and_record(*args: Any, **kwargs: Any) -> Any:
+            outputs = call(*args, **kwargs)
+            of_layer.append((layer.moving_mean.value, layer.moving_variance.value))
+            return outputs
+
+        return call_and_record
+
+    try:
+        for layer, of_layer in zip(layers, calls, strict=True):
+            # Past `__setattr__()`, which would track it.
+            vars(layer)["call"] = recorded(layer, of_layer)
+        yield calls
+    finally:
+        for layer in layers:
+            vars(layer).pop("call", None)
 
 
 @contextmanager

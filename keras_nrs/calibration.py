@@ -43,6 +43,10 @@ class CalibratedEps(float):
         self.standard_error = float(spread / math.sqrt(len(samples)))
         return self
 
+    def __getnewargs__(self) -> Any:
+        # Copies and pickles get the other attributes from `__dict__`.
+        return float(self), np.array([self.divergence]), self.perturbation
+
     def __repr__(self) -> str:
         return (
             f"CalibratedEps({float(self):.4g}, divergence={self.divergence:.3g}, "

@@ -12,6 +12,7 @@ from keras_nrs._checks import check_int
 from keras_nrs._checks import check_nonnegative
 from keras_nrs.batches import check_data
 from keras_nrs.fit_checks import eps_and_alpha
+from keras_nrs.nrs_model import NRSModel
 
 
 class NRSSchedule(keras.callbacks.Callback):  # type: ignore[misc]
@@ -66,7 +67,7 @@ class NRSSchedule(keras.callbacks.Callback):  # type: ignore[misc]
 
     def set_model(self, model: Any) -> None:
         super().set_model(model)
-        if not hasattr(model, "base_model"):
+        if not isinstance(model, NRSModel):
             raise TypeError(
                 "NRSSchedule needs an NRSModel. Received: a "
                 f"{type(model).__name__}. Wrap it: keras_nrs.wrap(model)."
@@ -104,7 +105,7 @@ class FlatnessMonitor(keras.callbacks.Callback):  # type: ignore[misc]
     After every `every`-th epoch it measures, in inference mode, and adds to the logs
 
     - `val_model_divergence`: the mean model divergence, if `eps` is given or the model
-      is wrapped;
+      is wrapped and its perturbations are random (those of SAM are not);
     - `val_eigenvalue`, or `val_eigenvalue_1` to `val_eigenvalue_k`: the largest
       eigenvalues of the Hessian.
 
@@ -206,9 +207,7 @@ class FlatnessMonitor(keras.callbacks.Callback):  # type: ignore[misc]
         if logs is None or (epoch + 1) % self.every:
             return
         x, y = self._data
-        eps = self.eps
-        if eps is None and hasattr(self.model, "base_model"):
-            eps, _ = eps_and_alpha(self.model)
+        eps = self._eps_in_use()
         if eps is not None:
             divergence = self._flatness.model_divergence(
                 self.model, x, y, **{"eps": eps} | self._divergence_options
@@ -223,6 +222,15 @@ class FlatnessMonitor(keras.callbacks.Callback):  # type: ignore[misc]
             if self.k == 1:
                 names = ["val_eigenvalue"]
             logs.update(zip(names, values, strict=True))
+
+    def _eps_in_use(self) -> float | None:
+        """The size of perturbations, `None` if no divergence is measured."""
+        if self.eps is not None or not isinstance(self.model, NRSModel):
+            return self.eps
+        perturbation = self.model.perturbation
+        if perturbation.needs_gradients:
+            perturbation = self._divergence_options.get("perturbation")
+        return None if perturbation is None else eps_and_alpha(self.model)[0]
 
 
 class WeightRecorder(keras.callbacks.Callback):  # type: ignore[misc]
@@ -266,7 +274,9 @@ class WeightRecorder(keras.callbacks.Callback):  # type: ignore[misc]
             self._keep()
 
     def _variables(self) -> list[keras.Variable]:
-        model: Any = getattr(self.model, "base_model", self.model)
+        model: Any = self.model
+        if isinstance(model, NRSModel):
+            model = model.base_model
         variables: list[keras.Variable] = model.trainable_variables
         return variables
 

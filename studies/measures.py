@@ -38,16 +38,20 @@ MEASURES = {
     "loss": Measure("loss (nats)", 1, 3),
     "calibration_error": Measure("calibration error (%)", 100, 1),
     "scaled_calibration_error": Measure("... with temperature (%)", 100, 1),
-    "corrupted": Measure("corrupted inputs (%)", 100, 1),
-    "rounded_4_filter": Measure("kernels of 4 bits (%)", 100, 1),
-    "rounded_3_filter": Measure("3 bits (%)", 100, 1),
-    "rounded_2_filter": Measure("2 bits (%)", 100, 1),
-    "noise_filter_0.2": Measure("noise, 20 % of filters (%)", 100, 1),
-    "noise_largest_0.1": Measure("10 % of the largest (%)", 100, 1),
-    "best_epoch_accuracy": Measure("best epoch (%)", 100, 2),
+    "corrupted": Measure("accuracy, corrupted inputs (%)", 100, 1),
+    "rounded_4_filter": Measure("accuracy, kernels of 4 bits (%)", 100, 1),
+    "rounded_3_filter": Measure("accuracy, kernels of 3 bits (%)", 100, 1),
+    "rounded_2_filter": Measure("accuracy, kernels of 2 bits (%)", 100, 1),
+    "noise_filter_0.2": Measure(
+        "accuracy, noise of 20 % of each filter's norm (%)", 100, 1
+    ),
+    "noise_largest_0.1": Measure(
+        "accuracy, noise of 10 % of the largest weight (%)", 100, 1
+    ),
+    "best_epoch_accuracy": Measure("accuracy, best epoch (%)", 100, 2),
     "eigenvalue": Measure("largest eigenvalue", 1, 1),
     "train_accuracy": Measure("training accuracy (%)", 100, 1),
-    "cpu_seconds_per_step": Measure("step (ms)", 1000, 1),
+    "cpu_seconds_per_step": Measure("CPU time of a step (ms)", 1000, 1),
 }
 # Measures that are shares of samples: a failed run has those of chance.
 _SHARES = ("accuracy", "corrupted", "rounded_", "noise_", "best_epoch", "int")

@@ -58,6 +58,7 @@ _README_OUTCOMES = {
     "rounded_2_filter": "... of 2 bits",
     "noise_largest_0.1": "... with noise of a tenth of the largest weight",
 }
+_UNITS = {"accuracy": "points", "loss": "nats"}
 _SIGNIFICANT = 0.05
 # Ways to pay less than two plain trainings, and what that price must be compared with.
 _BELOW_TWO = (
@@ -250,14 +251,18 @@ def accuracies(store: Store, task: str, runs: pd.DataFrame) -> Table:
     for arm, of_arm in runs.groupby("arm", sort=False):
         row = {
             "training": arm,
-            "settings": described(store, task, arm),
+            "settings, where not the baseline's": described(store, task, arm),
             "cost": f"{ARMS[arm].cost:.2g}",
             "seeds": f"{len(of_arm)}",
         }
         for name, found in tests.items():
             row[MEASURES[name].heading] = mean_and_spread(of_arm, name)
-            row[f"{name} - baseline's"] = difference(found, arm, BASELINE, name)
-            row[f"{name} - that of twice"] = difference(found, arm, TWICE, name)
+            for other, reference in (
+                ("baseline's", BASELINE),
+                ("that of twice", TWICE),
+            ):
+                heading = f"{name} - {other} ({_UNITS[name]})"
+                row[heading] = difference(found, arm, reference, name)
         rows.append(row)
     title = (
         f"{task}: mean ± standard deviation over test seeds, and the mean paired "
@@ -282,6 +287,8 @@ def outcomes(task: str, runs: pd.DataFrame) -> Table:
         for arm, of_arm in runs.groupby("arm", sort=False)
     ]
     title = f"{task}: the other outcomes, mean ± standard deviation"
+    if TASKS[task].noise:
+        title += ". The CPU time includes that of validation after each epoch"
     return Table(f"{task}-outcomes", title, pd.DataFrame(rows))
 
 
@@ -299,7 +306,8 @@ def summary(runs: dict[str, pd.DataFrame]) -> Table:
                 continue
             tests = pd.concat(found)
             tests = tests[tests["reference"] == BASELINE]
-            row = {"outcome": MEASURES[name].heading + ending}
+            heading = MEASURES[name].heading.replace("(%)", "(points)")
+            row = {"outcome": heading + ending}
             for arm in ARMS:
                 of_arm = tests[tests["arm"] == arm]
                 if not ARMS[arm].is_main or of_arm.empty:
@@ -341,7 +349,7 @@ def difference(found: pd.DataFrame, arm: str, reference: str, name: str) -> str:
     if np.isnan(test["adjusted"]):
         return text
     p = "< 0.001" if test["adjusted"] < 0.001 else f"{test['adjusted']:.3f}"
-    return f"{text} (p {p})".replace("p <", "p <")
+    return f"{text} (p {p})"
 
 
 def described(store: Store, task: str, arm: str) -> str:
@@ -440,7 +448,7 @@ def accuracy_by_cost(runs: dict[str, pd.DataFrame]) -> Figure:
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=2 * columns)
     figure.supxlabel("cost (plain trainings)")
-    figure.supylabel("test accuracy (%)")
+    figure.supylabel("test accuracy (%), mean and 95 % interval")
     return figure
 
 

@@ -17,7 +17,8 @@ Array = NDArray[Any]
 class Kernels:
     """The weights of a model, of which the kernels can be changed.
 
-    Biases, and scales and offsets of normalization, always stay as they are.
+    Biases, and scales and offsets of normalization, always stay as they are. A ViT's
+    class token and positions are kernels here.
 
     Args:
         model: A built model, which must not be wrapped.

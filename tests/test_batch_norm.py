@@ -86,6 +86,44 @@ def test_frozen_layers_keep_their_moments(rng: np.random.Generator) -> None:
     assert np.any(arrays([model.get_layer("first").moving_mean])[0] != 0)
 
 
+def test_a_layer_that_is_called_twice_has_the_moments_of_both_calls(
+    rng: np.random.Generator,
+) -> None:
+    shared = layers.BatchNormalization()
+    inputs = [keras.Input((2,)), keras.Input((2,))]
+    model = keras.Model(inputs, layers.add(list(map(shared, inputs))))
+    x = [rng.normal(at, 1, (12, 2)).astype("float32") for at in (0, 10)]
+    for _ in range(2):
+        update_batch_norm(model, x, batch_size=5)
+        mean, variance = arrays(shared.weights[2:])
+        together = np.concatenate(x).astype("float64")
+        np.testing.assert_allclose(mean, together.mean(0), rtol=1e-5)
+        np.testing.assert_allclose(variance, together.var(0), rtol=1e-5)
+
+
+class WithUnused(keras.Model):
+    """Has a layer that its `call()` leaves out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.unused = (
+            layers.BatchNormalization(),
+            keras.Sequential([keras.Input((2,)), layers.BatchNormalization()]),
+        )
+
+    def call(self, x: Any, training: bool = False) -> Any:
+        return self.used(x, training=training)
+
+
+def test_a_layer_that_is_not_called_keeps_its_moments(rng: np.random.Generator) -> None:
+    model, x = WithUnused(), rng.normal(3, 2, (8, 2)).astype("float32")
+    model(x)
+    update_batch_norm(model, x)
+    np.testing.assert_allclose(arrays([model.used.moving_mean])[0], x.mean(0), 1e-5)
+    mean, variance = arrays(model.unused.layers[-1].weights[2:])
+    np.testing.assert_array_equal([mean, variance], [[0, 0], [1, 1]])
+
+
 def test_a_wrapped_model_and_batches_of_a_generator(rng: np.random.Generator) -> None:
     plain, x = network(), rng.normal(size=(8, 6, 6, 2)).astype("float32")
     plain.compile(loss="mse")

@@ -1,3 +1,5 @@
+import copy
+import pickle
 from typing import Any
 
 import keras
@@ -37,6 +39,9 @@ def test_eps_equals_the_closed_form() -> None:
     assert eps.divergence == pytest.approx(target, rel=0.025)
     assert eps.standard_error == pytest.approx(0.0, abs=1e-6)
     assert "standard_error" in repr(eps)
+    for twin in (copy.copy(eps), copy.deepcopy(eps), pickle.loads(pickle.dumps(eps))):
+        assert repr(twin) == repr(eps)
+        assert type(twin.perturbation) is FixedPerturbation
 
 
 @pytest.mark.parametrize(

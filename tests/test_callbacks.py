@@ -9,6 +9,7 @@ from tests.support.asserts import assert_equal
 from tests.support.asserts import numpy_values
 from tests.support.data import image_data
 from tests.support.networks import cnn
+from tests.support.networks import compile_classifier
 
 # NRSSchedule.
 
@@ -141,6 +142,18 @@ def test_flatness_is_monitored(is_wrapped: bool, tmp_path: Any) -> None:
     assert history["val_model_divergence"][-1] == pytest.approx(divergence.mean)
 
 
+@pytest.mark.matrix  # The choice is the same on all backends.
+def test_a_monitor_of_sam_measures_no_divergence_unless_told_how() -> None:
+    x, y = image_data()
+    for options, is_measured in ((None, False), ({"perturbation": "relative"}, True)):
+        model = keras_nrs.wrap(cnn(), scheme="sam")
+        monitor = keras_nrs.callbacks.FlatnessMonitor(
+            x, y, k=0, divergence_options=options
+        )
+        history = model.fit(x, y, verbose=0, callbacks=[monitor]).history
+        assert ("val_model_divergence" in history) == is_measured
+
+
 def test_a_monitor_changes_nothing_in_training() -> None:
     x, y = image_data()
     weights = []
@@ -164,3 +177,32 @@ def test_bad_monitors() -> None:
         monitor(x, y, every=0)
     with pytest.raises(ValueError, match="`eps` must be finite and >= 0"):
         monitor(x, y, eps=-1.0)
+
+
+class OnABaseModel(keras.Model):
+    """A plain model, whose own attribute has the name of one of an NRSModel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base_model = cnn(compile=False)
+        self.head = keras.layers.Dense(3)
+
+    def call(self, inputs: Any) -> Any:
+        return self.head(self.base_model(inputs))
+
+
+@pytest.mark.matrix  # The choice is the same on all backends.
+def test_a_plain_model_with_a_base_model_of_its_own() -> None:
+    x, y = image_data()
+    model = OnABaseModel()
+    compile_classifier(model)
+    model(x[:1])
+    monitor = keras_nrs.callbacks.FlatnessMonitor(x, y)
+    recorder = keras_nrs.callbacks.WeightRecorder()
+    history = model.fit(x, y, verbose=0, callbacks=[monitor, recorder]).history
+    assert "val_eigenvalue" in history
+    assert "val_model_divergence" not in history
+    assert_equal(recorder.weights[-1], numpy_values(model.trainable_variables))
+    schedule = keras_nrs.callbacks.NRSSchedule()
+    with pytest.raises(TypeError, match="NRSSchedule needs an NRSModel"):
+        model.fit(x, y, verbose=0, callbacks=[schedule])

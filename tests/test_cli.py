@@ -269,7 +269,8 @@ def test_train_runs_each_seed_and_repeats_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["cifar10-resnet-basic-nrs"], "No recipe has the name"),
+        (["cifar10-resnet-basic-nrs"], "'. Similar names: cifar10-resnet18-basic-nrs"),
+        (["?"], "No recipe has the name '?'. All names: keras-nrs train list"),
         (["cifar10-resnet18-basic-nrs", "--set", "epz=1"], "Similar keys: eps"),
         (["digits-wide_resnet_10_1-none-nrs", "--set", "batch_size=0"], "batch_size=0"),
     ],

@@ -104,3 +104,18 @@ def test_a_whole_file_is_read(tmp_path: Path) -> None:
     assert content == {"seed": 3}
     with pytest.raises(FileNotFoundError):
         read_json(tmp_path / "none.json", expect_object, remedy="Delete it.")
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_link_stays_one(tmp_path: Path, is_there: bool) -> None:
+    target, link = tmp_path / "disk" / "file", tmp_path / "link.keras"
+    if is_there:
+        write_text(target, "old")
+    link.symlink_to(target)
+    with atomic_write(link) as unfinished:
+        assert unfinished.parent == target.parent
+        assert unfinished.suffix == ".keras"
+        unfinished.write_text("new")
+    assert link.is_symlink()
+    assert target.read_text() == "new"
+    assert names(tmp_path) + names(target.parent) == ["disk", "link.keras", "file"]

@@ -1,5 +1,6 @@
 """One writer for a folder: on this host, on others, and after the holder's death."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -206,3 +207,17 @@ def test_clocks_that_jump_matter_not(
         pass
     let_end()
     process.join()
+
+
+def test_a_disk_that_was_full_leaves_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(file: int, text: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", write)
+        with pytest.raises(OSError, match="No space"), locked(tmp_path):
+            pass
+    with locked(tmp_path):
+        pass

@@ -239,9 +239,9 @@ def _recipe(name: str, settings: list[str] | None) -> Any:
     known = recipes.recipes()
     if name not in known:
         similar = difflib.get_close_matches(name, known, n=5, cutoff=0.3)
+        names = f"Similar names: {', '.join(similar)}. " if similar else ""
         raise typer.BadParameter(
-            f"No recipe has the name {name!r}. Similar names: {', '.join(similar)}. "
-            "All names: keras-nrs train list"
+            f"No recipe has the name {name!r}. {names}All names: keras-nrs train list"
         )
     with bad_parameters(TypeError, ValueError):
         return recipes.with_settings(known[name], settings or [])

@@ -13,7 +13,8 @@ def paired_differences(
 ) -> pd.DataFrame:
     """Differences of each arm to its baseline in the same cell, paired by seed.
 
-    Arms without a pair are left out.
+    Arms without a pair are left out, and with `log` those of which a pair has a value
+    that is not positive.
 
     Args:
         runs: Runs, as from `read_runs()`.
@@ -31,7 +32,7 @@ def paired_differences(
         of_baseline = runs[(runs[[*CELL, "arm"]] == [*cell, baseline]).all(axis=1)]
         pairs = of_arm.merge(of_baseline, on="seed")[[f"{measure}_x", f"{measure}_y"]]
         values = pairs.dropna().to_numpy(float)
-        if arm == baseline or not len(values):
+        if arm == baseline or not len(values) or (log and (values <= 0).any()):
             continue
         values = np.log(values) if log else values
         change = values[:, 0] - values[:, 1]

@@ -15,6 +15,7 @@ from keras_nrs.experiments.space import Space
 from keras_nrs.experiments.space import check_space
 from keras_nrs.experiments.sweep import Sweep
 from keras_nrs.experiments.sweep import check_search
+from keras_nrs.experiments.sweep import check_unset
 from keras_nrs.experiments.sweep import command
 
 PAPER_SPACES: dict[str, Space] = {
@@ -73,8 +74,11 @@ def planned_trials(
     planned: dict[str, int | None] = {}
     for name, of_sweep in spaces_of(recipe_name, recipe, space).items():
         # The baseline's sweep is a whole grid.
-        kind, most = (search, trials) if name == recipe_name else ("grid", None)
-        check_space(of_sweep, recipe, kind)
+        is_last = name == recipe_name
+        kind, most = (search, trials) if is_last else ("grid", None)
+        of_name = recipe if is_last else _baseline_of(recipe_name, recipe)
+        check_space(of_sweep, of_name, kind)
+        check_unset(name, of_name, of_sweep)
         planned[name] = most
         if kind == "grid":
             whole = math.prod(len(values) for values in of_sweep.values())
@@ -135,9 +139,13 @@ def _baseline_sweep(
     recipe_name: str, recipe: Recipe, output: Path, data_dir: str | None
 ) -> Sweep:
     """The baseline's sweep, shared by recipes that differ only in the perturbation."""
-    name = _baseline(recipe_name)
+    name, recipe = _baseline(recipe_name), _baseline_of(recipe_name, recipe)
+    space = PAPER_SPACES["baseline"]
+    return Sweep(name, recipe, space, folder=output / name, data_dir=data_dir)
+
+
+def _baseline_of(recipe_name: str, recipe: Recipe) -> Recipe:
+    """The baseline's recipe, with the changes that do not concern the perturbation."""
     changed = changes(recipe_name, recipe)
     kept = {key: changed[key] for key in changed if key not in _PERTURBATION}
-    baseline = with_values(recipes()[name], kept)
-    space = PAPER_SPACES["baseline"]
-    return Sweep(name, baseline, space, folder=output / name, data_dir=data_dir)
+    return with_values(recipes()[_baseline(recipe_name)], kept)

@@ -22,8 +22,8 @@ def matching(words: Iterable[str]) -> list[str]:
     names = [name for name in recipes() if all(word in name for word in words)]
     if not names:
         raise ValueError(
-            f"`filter` must be parts of the name of a recipe, such as 'cifar10', 'vit' "
-            f"or 'cutout'. Received: {words}."
+            f"`words` must be parts of the name of a recipe, such as 'cifar10', 'vit' "
+            f"and 'heavy'. Received: {words}."
         )
     return names
 

@@ -149,13 +149,11 @@ class Recipe:
         check_int("interval", self.interval, minimum=1)
         check_bool("normalize", self.normalize)
         StepOptions.from_arguments(self.step_arguments())
-        try:
-            keras.dtype_policies.get(self.dtype_policy)
-        except (TypeError, ValueError):
+        if not _is_dtype_policy(self.dtype_policy):
             raise ValueError(
                 "`dtype_policy` must be the name of a Keras dtype policy, such as "
                 f"'mixed_bfloat16'. Received: dtype_policy={self.dtype_policy!r}."
-            ) from None
+            )
         is_tuple = isinstance(self.seeds, tuple) and len(self.seeds) > 0
         if not is_tuple or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(
@@ -183,6 +181,13 @@ class Recipe:
         others = ("validation_percent", "batch_size")
         shared = {name: getattr(self, name) for name in (*names, *others)}
         return {"name": self.dataset} | shared
+
+
+def _is_dtype_policy(name: Any) -> bool:
+    try:
+        return isinstance(name, str) and bool(keras.dtype_policies.get(name))
+    except (TypeError, ValueError):
+        return False
 
 
 def recipe_of(content: Any) -> Recipe:

@@ -164,11 +164,12 @@ def _imagenet(runs: pd.DataFrame) -> Table:
 
     def row(cell: tuple[str, ...], found: pd.DataFrame) -> dict[str, Any]:
         top_1 = _mean_and_spread(100 * found["test_accuracy"], 2)
-        top_5 = _mean_and_spread(100 * found["test_top_5_accuracy"], 2)
-        return {
-            "top-1 accuracy": _beside(top_1, published.ACCURACY, cell),
-            "top-5 accuracy": _beside(top_5, published.TOP_5_ACCURACY, cell),
-        }
+        values = {"top-1 accuracy": _beside(top_1, published.ACCURACY, cell)}
+        # Files of runs may lack it.
+        if "test_top_5_accuracy" in found:
+            top_5 = _mean_and_spread(100 * found["test_top_5_accuracy"], 2)
+            values["top-5 accuracy"] = _beside(top_5, published.TOP_5_ACCURACY, cell)
+        return values
 
     title = "Table 2. ImageNet, test accuracy (%): mean ± standard deviation"
     return Table("table2", f"{title} [the paper's]", _by_cell(runs, row))
@@ -255,9 +256,9 @@ def _overall(runs: pd.DataFrame, measure: str) -> Table:
     name, scale, digits = _OVERALL[measure]
     found = paired_differences(runs, measure)
     title = (
-        f"Mean over data sets and networks of the difference in {name} ± half its 95 % "
-        "interval, and in how many of them it is above or below 0 with an adjusted "
-        "p < 0.05"
+        f"Mean over data sets, augmentations and networks of the difference in {name} "
+        "± half its 95 % interval, and in how many of them it is above or below 0 with "
+        "an adjusted p < 0.05"
     )
     file = f"overall_{measure}"
     if found.empty or (found.groupby("arm").size() < 2).all():
@@ -286,7 +287,8 @@ def _overall(runs: pd.DataFrame, measure: str) -> Table:
 def _with_cell(row: pd.Series, scale: float, digits: int) -> str:
     """A difference, followed by the names of its cell."""
     difference = with_interval(scale * row["mean"], scale * row["width"], digits)
-    return f"{difference} ({row['dataset']}, {_network_name(row['network'])})"
+    names = row["dataset"], row["augmentation"], _network_name(row["network"])
+    return f"{difference} ({', '.join(names)})"
 
 
 def _measures(runs: pd.DataFrame) -> Table:
@@ -313,11 +315,14 @@ def _costs(runs: pd.DataFrame) -> Table:
         values: dict[str, Any] = {}
         for name in present:
             (heading, scale, digits), median = _COSTS[name], medians[name][cell]
-            values[heading] = f"{scale * median:.{digits}f}"
+            is_known = not np.isnan(median)
+            values[heading] = f"{scale * median:.{digits}f}" if is_known else ""
             if name == "seconds_per_step":
-                baseline = medians[name].get((*cell[:-1], of_arm["baseline"].iloc[0]))
-                ratio = "" if baseline is None else f"{median / baseline:.2f}"
-                values["baselines"] = ratio
+                baseline = medians[name].get(
+                    (*cell[:-1], of_arm["baseline"].iloc[0]), 0
+                )
+                has_ratio = is_known and baseline > 0
+                values["baselines"] = f"{median / baseline:.2f}" if has_ratio else ""
         return values
 
     cells = _by_cell(runs, row) if present else pd.DataFrame()

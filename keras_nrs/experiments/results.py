@@ -28,10 +28,18 @@ _SETTINGS_OF_SCHEME = {
     "baseline": (),
     "rpr": ("eps", "perturbation", "interval", "normalize"),
     "nrs": ("eps", "alpha", "perturbation", "interval", "normalize"),
+    "sam": ("eps", "perturbation", "interval"),
+    "asam": ("eps", "perturbation", "interval"),
 }
 _NOT_SHARED = {*CELL, "scheme", "seeds", "flatness", *_SETTINGS_OF_SCHEME["nrs"]}
 _SHARED_SETTINGS = [f.name for f in fields(Recipe) if f.name not in _NOT_SHARED]
-SCHEME_LABELS = {"baseline": "baseline", "rpr": "RPR", "nrs": "NRS"}
+SCHEME_LABELS = {
+    "baseline": "baseline",
+    "rpr": "RPR",
+    "nrs": "NRS",
+    "sam": "SAM",
+    "asam": "ASAM",
+}
 BASELINE = SCHEME_LABELS["baseline"]
 _REQUIRED = [*CELL, "arm", "seed", "test_accuracy"]
 _SHARES = {"test_accuracy", "test_top_5_accuracy", "test_calibration_error"}
@@ -52,8 +60,9 @@ def read_runs(paths: Iterable[Path], left_out: list[str] | None = None) -> pd.Da
             runs of `keras-nrs train` and for CSV files of runs, which have at least
             the columns `CELL`, `arm`, `seed` and `test_accuracy`. Rows without a test
             accuracy, and the files of reports, are left out.
-        left_out: Gets a line for each run that cannot be read, and why. Without it,
-            such a run is an error.
+        left_out: Gets a line for each run that cannot be read, and why, and for each
+            training that has not finished. Without it, a run that cannot be read is an
+            error.
 
     Returns:
         The columns `CELL`, `arm`, `seed`, the values of the recipe for runs that have
@@ -89,7 +98,7 @@ def read_runs(paths: Iterable[Path], left_out: list[str] | None = None) -> pd.Da
             f"{', '.join(map(str, paths))}, without a tested run. {' '.join(skipped)}"
         )
     if left_out is not None:
-        left_out += skipped
+        left_out += [*skipped, *_unfinished(paths)]
     # Only recipes have a scheme.
     runs = pd.DataFrame(
         (VALUES_OF_OLD_FILES if "scheme" in row else {}) | row for row in rows
@@ -111,6 +120,20 @@ def _candidates(paths: Iterable[Path]) -> Iterator[tuple[str, Callable[[], list[
             is_of_report = file.name == "runs.csv" and _is_report(file.parent)
             if not is_of_report and set(_REQUIRED) <= set(_header(file)):
                 yield from _rows_of_file(file)
+
+
+def _unfinished(paths: Iterable[Path]) -> Iterator[str]:
+    """A line for each folder of a training without a summary: means lack its seed."""
+    for path in paths:
+        for recipe in sorted(path.rglob("recipe.json")):
+            if recipe.with_name("summary.json").exists():
+                continue
+            # Trials of a sweep are not tested.
+            if b'"test": false' not in recipe.read_bytes():
+                yield (
+                    f"{recipe.parent}: it has not finished; a training ends without a "
+                    "result if its loss is not finite"
+                )
 
 
 def _is_report(folder: Path) -> bool:
@@ -232,7 +255,7 @@ def _setting_text(value: Any) -> str:
 
 
 def _sorted(runs: pd.DataFrame) -> pd.DataFrame:
-    """Sort by cell, "digits-50" before "digits-100"; then baseline, RPR, NRS, rest."""
+    """Sort by cell, "digits-50" before "digits-100"; then as in `SCHEME_LABELS`."""
 
     def key(column: pd.Series) -> pd.Series:
         if column.name == "arm":

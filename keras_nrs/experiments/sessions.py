@@ -2,7 +2,6 @@
 
 import json
 import platform
-import resource
 import sys
 import time
 from importlib import metadata
@@ -13,6 +12,11 @@ import keras
 
 from keras_nrs._files import read_json
 from keras_nrs._files import write_text
+
+try:
+    import resource
+except ModuleNotFoundError:  # Windows.
+    resource = None  # type: ignore[assignment]
 
 _PACKAGES = ("keras-nrs", "keras", "jax", "tensorflow", "torch", "tensorflow-datasets")
 
@@ -26,8 +30,13 @@ def add_session(folder: Path) -> None:
     write_text(path, text)
 
 
-def peak_memory() -> int:
-    """The largest resident memory of this process so far, in bytes."""
+def peak_memory() -> int | None:
+    """The largest resident memory of this process so far, in bytes.
+
+    `None` on Windows, where Python does not know it.
+    """
+    if resource is None:
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

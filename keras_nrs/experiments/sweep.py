@@ -106,15 +106,11 @@ class Sweep:
         self._progress: RunProgress | None = None
         percent = recipe.validation_percent or _VALIDATION_PERCENT
         self.recipe = replace(recipe, validation_percent=percent)
-        for changed in [self.recipe, *check_space(space, self.recipe, search)]:
+        checked = check_space(space, self.recipe, search)
+        check_unset(recipe_name, recipe, space)
+        for changed in [self.recipe, *checked]:
             # A training checks that the data suit the recipe.
             Training(changed, recipe.seeds[0], folder, data_dir, test=False)
-        for key, value in changes(recipe_name, recipe).items():
-            if key in space:
-                raise ValueError(
-                    f"{key!r} is varied, and has a value as well. Received: "
-                    f"{key}={value!r}. Leave the value out, or vary other keys."
-                )
         self._check_folder()
 
     @property
@@ -313,6 +309,16 @@ def check_search(search: str, trials: int | None, seed: int) -> int | None:
     if trials is None and search in ("random", "bayesian"):
         return _TRIALS
     return None if trials is None else check_int("trials", trials, minimum=1)
+
+
+def check_unset(recipe_name: str, recipe: Recipe, space: Space) -> None:
+    """Raise an error for a key that is varied and has a value as well."""
+    for key, value in changes(recipe_name, recipe).items():
+        if key in space:
+            raise ValueError(
+                f"{key!r} is varied, and has a value as well. Received: "
+                f"{key}={value!r}. Leave the value out, or vary other keys."
+            )
 
 
 def command(name: str, recipe_name: str, recipe: Recipe, **options: Any) -> str:

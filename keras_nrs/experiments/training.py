@@ -214,10 +214,12 @@ class Training:
             "training_seconds": sum(seconds),
             # The median leaves out the first epoch, which compiles.
             "seconds_per_step": float(np.median(seconds)) / self.steps_per_epoch,
-            "peak_memory_mib": peak_memory() / 2**20,
             "parameters": network.count_params(),
             "training_images": self.data.num_train,
         }
+        memory = peak_memory()
+        if memory is not None:
+            summary["peak_memory_mib"] = memory / 2**20
         if self.recipe.flatness and self.test:
             summary |= self._flatness(network)
         return summary

@@ -17,6 +17,7 @@ from keras_nrs._checks import check_int
 from keras_nrs._checks import check_nonnegative
 from keras_nrs._signatures import Function
 from keras_nrs._signatures import spell_out
+from keras_nrs.perturbations import NAMES
 from keras_nrs.perturbations import AdaptiveAscent
 from keras_nrs.perturbations import Ascent
 from keras_nrs.perturbations import Perturbation
@@ -25,7 +26,7 @@ from keras_nrs.step.objective import SCHEMES
 
 # The perturbations of schemes that have their own.
 _ASCENTS: dict[str, type[Ascent]] = {"sam": Ascent, "asam": AdaptiveAscent}
-# Of the settings that the study tried on three tasks, the one that lost least on its
+# Of the settings that the study tried on all main tasks, the one that lost least on its
 # worst task: `python -m studies default`.
 DEFAULT_PERTURBATION = "relative"
 _DEFAULT_EPS = 0.2
@@ -97,10 +98,12 @@ class StepOptions:
         for name, value in checked.items():
             object.__setattr__(self, name, value)
         if ascent is not None and type(self.perturbation) is not ascent:
+            own = next(name for name, kind in NAMES.items() if kind is ascent)
             raise ValueError(
                 f"`perturbation` must not be given with scheme={self.scheme!r}, whose "
-                f"own is {ascent.__name__}(). Received: perturbation="
-                f"{self.perturbation!r}. Leave it out, or pass scheme='rpr'."
+                f"own is {own!r}. Received: perturbation="
+                f"{type(self.perturbation).__name__}. Leave it out, pass {own!r}, or "
+                "take scheme='rpr'."
             )
         self._check_combination()
 

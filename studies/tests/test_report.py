@@ -118,6 +118,10 @@ def test_the_page_gets_tables_and_a_figure_between_its_markers(
     )
     assert "85.45 ± 0.30" in row
     assert "+5.00 ± 0.75 (p < 0.001)" in row
+    # Differences are in points, not in percent of the baseline.
+    assert "| accuracy - baseline's (points) |" in text
+    assert "\n| accuracy, kernels of 2 bits (points) |" in text
+    assert "CPU time includes" not in text
     assert "Not run" in text
     assert "fashion-vit-2000 (all arms)" in text
     assert (tmp_path / "study" / report.FIGURE).stat().st_size > 1000

@@ -9,6 +9,7 @@ from keras_nrs.experiments.paper_sweeps import planned_trials
 from keras_nrs.experiments.recipes import recipes
 from keras_nrs.experiments.recipes import with_settings
 from keras_nrs.experiments.space import Range
+from keras_nrs.experiments.space import Space
 from tests.support.fashion_mnist import use_small_set
 from tests.support.fashion_mnist import write_fashion_mnist
 
@@ -81,3 +82,20 @@ def test_trials_are_counted() -> None:
     )
     assert "16 trials, 3 trainings each of up to 200 epochs: 48 trainings" in lines[1]
     assert f"Sweep of {CIFAR}: 9 trials" in lines[2]
+
+
+@pytest.mark.parametrize(
+    ("setting", "space", "message"),
+    [
+        ("eps=0.2", {"eps": [0.1]}, "'eps' is varied, and has a value as well"),
+        ("alpha=2", {}, "'alpha' is varied, and has"),
+        # The paper's baseline varies it.
+        ("learning_rate=0.2", {}, "'learning_rate' is varied, and has"),
+    ],
+)
+def test_no_plan_for_a_key_that_is_varied_and_has_a_value(
+    setting: str, space: Space, message: str
+) -> None:
+    recipe = with_settings(recipes()[CIFAR], [setting])
+    with pytest.raises(ValueError, match=message):
+        planned_trials(CIFAR, recipe, space, search="grid", trials=None, seed=0)

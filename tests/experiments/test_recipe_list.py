@@ -18,7 +18,7 @@ def test_all_words_must_be_in_a_name() -> None:
     names = matching(["cifar100", "VIT"])
     assert names
     assert all("cifar100" in name and "vit" in name for name in names)
-    with pytest.raises(ValueError, match=r"parts of the name of a recipe.*mnist2"):
+    with pytest.raises(ValueError, match=r"`words` must be parts of the name.*mnist2"):
         matching(["mnist2"])
 
 

@@ -107,6 +107,7 @@ def test_settings_replace_values() -> None:
         ("seeds=0,0", "different integers"),
         ("seeds=()", r"seeds=\(\)"),
         ("dtype_policy=half", "`dtype_policy`.*'half'"),
+        ("dtype_policy=None", "`dtype_policy`.*None"),
         ("perturbation=cube", "`perturbation` must be one of"),
     ],
 )

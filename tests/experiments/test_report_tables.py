@@ -118,7 +118,8 @@ def test_arms_without_a_run_of_the_same_seed_are_named(folder: Path) -> None:
 def test_the_mean_over_cells(folder: Path) -> None:
     runs = read_runs([folder])
     cifar = runs[runs["dataset"] == "cifar10"]
-    both = pd.concat([cifar, cifar.assign(dataset="cifar100")], ignore_index=True)
+    other = cifar.assign(augmentation="cutout")
+    both = pd.concat([cifar, other], ignore_index=True)
     cells = table(both, "overall_test_accuracy").set_index("training")
     found = paired_differences(cifar, "test_accuracy").set_index("arm")
     mean, error = found.loc["NRS", ["mean", "error"]]
@@ -129,6 +130,7 @@ def test_the_mean_over_cells(folder: Path) -> None:
         cells.loc["NRS", "mean difference"] == f"{100 * mean:+.2f} ± {100 * width:.2f}"
     )
     assert cells.loc["NRS", "cells"] == 2
+    assert cells.loc["NRS", "highest"].endswith("(cifar10, basic, WideResNet-28-10)")
 
 
 def test_costs_are_in_baselines(folder: Path) -> None:
@@ -136,6 +138,47 @@ def test_costs_are_in_baselines(folder: Path) -> None:
     assert costs.loc[("cifar10, basic", "NRS"), "baselines"] == "2.00"
     assert costs.loc[("cifar10, basic", "NRS"), "time per step (ms)"] == "200.0"
     assert costs.loc[("imagenet2012, flip", "NRS"), "baselines"] == ""
+
+
+def runs_of_file(folder: Path, heading: str, *rows: str) -> pd.DataFrame:
+    """Runs of a file with one more column than it must have."""
+    first = f"dataset,network,augmentation,arm,seed,test_accuracy,{heading}"
+    (folder / "runs.csv").write_text("\n".join([first, *rows]) + "\n")
+    return read_runs([folder / "runs.csv"])
+
+
+def test_imagenet_in_a_file_without_top_5_accuracies(tmp_path: Path) -> None:
+    row = "imagenet2012,imagenet_resnet50,flip,baseline,0,0.75,0.9"
+    (cells,) = table(runs_of_file(tmp_path, "test_loss", row), "table2").to_dict(
+        "records"
+    )
+    assert cells["top-1 accuracy"] == "75.00 [75.45 ± 0.15]"
+    assert "top-5 accuracy" not in cells
+
+
+def test_costs_that_are_missing_or_zero(tmp_path: Path) -> None:
+    cell, other = "digits,a,none", "digits,b,none"
+    runs = runs_of_file(
+        tmp_path,
+        "seconds_per_step",
+        *(f"{cell},baseline,0,0.9,", f"{cell},NRS,0,0.9,0.1"),
+        *(f"{other},baseline,0,0.9,0", f"{other},NRS,0,0.9,0.1"),
+    )
+    costs = table(runs, "costs")
+    assert costs["time per step (ms)"].tolist() == ["", "100.0", "0.0", "100.0"]
+    assert costs["baselines"].tolist() == [""] * 4
+
+
+def test_an_eigenvalue_that_is_not_positive_has_no_ratio(tmp_path: Path) -> None:
+    cell = "digits,a,none"
+    rows = [
+        *(f"{cell},baseline,{seed},0.9,2" for seed in range(2)),
+        *(f"{cell},RPR,{seed},0.9,1" for seed in range(2)),
+        *(f"{cell},NRS,{seed},0.9,{seed - 0.5}" for seed in range(2)),
+    ]
+    runs = runs_of_file(tmp_path, "eigenvalue", *rows)
+    ratios = table(runs, "table3").set_index("training")["ratio, all weights"]
+    assert ratios.to_dict() == {"baseline": "", "RPR": "0.50", "NRS": ""}
 
 
 def test_settings_that_differ_are_arms_of_their_own(folder: Path) -> None:

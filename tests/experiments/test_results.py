@@ -10,7 +10,9 @@ from typer.testing import CliRunner
 
 from keras_nrs import cli
 from keras_nrs.experiments.recipes import recipes
+from keras_nrs.experiments.recipes import with_values
 from keras_nrs.experiments.results import read_runs
+from keras_nrs.step.objective import SCHEMES
 from tests.experiments.runs import write_run
 
 STUDY = Path(__file__).parents[2] / "docs" / "study" / "runs"
@@ -62,6 +64,35 @@ def test_runs_of_version_0_1_0_are_those_of_the_papers_text(
     assert arms.tolist() == [
         f"NRS, source={source}" for source in ("paper", "released", "paper")
     ]
+
+
+def test_trainings_without_a_result_are_named(folder: Path) -> None:
+    recipe = recipes()["cifar10-resnet18-basic-nrs"]
+    for name, others in (("diverged", {}), ("trial", {"test": False})):
+        write_run(folder / name, recipe, 7)
+        (folder / name / "summary.json").unlink()
+        values = json.loads((folder / name / "recipe.json").read_text())
+        text = json.dumps(values | others, indent=1)
+        (folder / name / "recipe.json").write_text(text)
+    left_out: list[str] = []
+    assert 7 not in set(read_runs([folder], left_out)["seed"])
+    (line,) = left_out
+    assert line.startswith(f"{folder / 'diverged'}: it has not finished")
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_runs_of_each_scheme_are_read(scheme: str, tmp_path: Path) -> None:
+    ascents = {"sam": "ascent", "asam": "adaptive_ascent"}
+    recipe = with_values(
+        recipes()["cifar10-vgg16-basic-nrs"],
+        {"scheme": scheme, "perturbation": ascents.get(scheme, "released")},
+    )
+    for eps in (0.05, 0.1):
+        run = replace(recipe, eps=eps)
+        write_run(tmp_path / f"{scheme}-{eps}", run, int(100 * eps), test_accuracy=0.9)
+    label = "baseline" if scheme == "baseline" else scheme.upper()
+    varied = ("", "") if scheme == "baseline" else (", eps=0.05", ", eps=0.1")
+    assert sorted(read_runs([tmp_path])["arm"]) == [f"{label}{v}" for v in varied]
 
 
 def test_the_files_of_the_study_are_read() -> None:

@@ -2,8 +2,10 @@
 
 import csv
 import dataclasses
+import importlib
 import json
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import tensorflow_datasets as tfds
 
 from keras_nrs.data import ImageData
 from keras_nrs.experiments import recipes
+from keras_nrs.experiments import sessions
 from keras_nrs.experiments import training
 from keras_nrs.experiments.recipes import with_settings
 from keras_nrs.experiments.training import Training
@@ -134,6 +137,22 @@ def test_a_training_of_version_0_1_0_goes_on(
         for folder in (tmp_path / "new", tmp_path / "old")
     ]
     assert summaries[0]["test_loss"] == summaries[1]["test_loss"]
+
+
+@pytest.mark.only_torch
+def test_a_system_without_the_module_resource(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, data_dir: str, linear: str
+) -> None:
+    try:
+        with monkeypatch.context() as windows:
+            windows.setitem(sys.modules, "resource", None)
+            importlib.reload(sessions)
+        recipe = digits_recipe(network=linear)
+        summary = Training(recipe, 0, tmp_path, data_dir).run(verbose=0)
+    finally:
+        importlib.reload(sessions)
+    assert "training_seconds" in summary
+    assert "peak_memory_mib" not in summary
 
 
 @pytest.mark.only_torch  # It compiles nothing. Each backend resumes after a kill.

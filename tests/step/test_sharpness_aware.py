@@ -156,7 +156,9 @@ def test_a_loss_without_a_known_divergence_will_do() -> None:
 @pytest.mark.matrix
 def test_bad_arguments() -> None:
     with pytest.raises(
-        ValueError, match="`perturbation` must not be given with scheme"
+        ValueError,
+        match=r"`perturbation` must not be given with scheme='sam', whose own is "
+        r"'ascent'\. Received: perturbation=RelativeBall\.",
     ):
         keras_nrs.wrap(network(), scheme="sam", perturbation="relative")
     with pytest.raises(ValueError, match="`alpha` must not be given with scheme"):

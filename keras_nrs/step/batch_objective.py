@@ -135,7 +135,9 @@ class BatchObjective(ModelPasses):
                 microbatches.append(microbatch)
         if options.sync_perturbation:
             microbatches = with_mean_gradients(microbatches)
-        return batch._replace(microbatches=microbatches)
+        return batch._replace(
+            microbatches=microbatches, carried=carried if keeps_pass else ()
+        )
 
     def _ascent_direction(
         self,

@@ -82,6 +82,29 @@ def test_draws_of_the_global_generator_differ_from_step_to_step() -> None:
 
 
 @pytest.mark.not_jax
+@pytest.mark.parametrize("scheme", ["nrs", "sam"])
+def test_groups_continue_what_others_counted_and_drew(scheme: str) -> None:
+    """With a share of the batch: a group with a perturbed pass, and one without it."""
+    drawn: list[Any] = []
+
+    class Recorder(Noise):
+        def call(self, x: Any) -> Any:
+            outputs = super().call(x)
+            if outputs.shape[0] == 8:
+                drawn.append(ops.convert_to_numpy(outputs - x).copy())
+            return outputs
+
+    inner = [Measuring(), Recorder(), layers.BatchNormalization()]
+    model = keras.Sequential([keras.Input((6,)), *inner, layers.Dense(3)])
+    compile_classifier(model, run_eagerly=True)
+    nrs = keras_nrs.wrap(model, scheme=scheme, perturbed_fraction=0.5)
+    logs = nrs.train_on_batch(X[:16], Y[:16], return_dict=True)
+    expected = np.mean(np.abs(X[:16]))
+    assert float(logs["size"]) == pytest.approx(expected, rel=1e-5)
+    assert np.max(np.abs(drawn[-2] - drawn[-1])) > 0.1
+
+
+@pytest.mark.not_jax
 def test_groups_draw_other_numbers_of_the_global_generator() -> None:
     seen: list[Any] = []
 

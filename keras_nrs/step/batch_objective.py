@@ -117,6 +117,11 @@ class BatchObjective(ModelPasses):
         if not options.perturbation.needs_gradients:
             return batch
         weights = list(map(ops.stop_gradient, weights))
+        # Each is scaled as a part of the loss of all: where float16 overflows in its
+        # gradient, it does in the step's, and the optimizer finds a scale for both.
+        num_parts = sum(m.group.is_perturbed for m in batch.microbatches)
+        num_parts *= inputs.num_replicas
+        inputs = inputs._replace(loss_scale=inputs.loss_scale / num_parts)
         keeps_pass = options.scheme != "nrs"
         microbatches = []
         carried: list[Update] = []
@@ -163,6 +168,7 @@ class BatchObjective(ModelPasses):
             return value * ops.cast(inputs.loss_scale, value.dtype), (clean, carried_on)
 
         gradients, (clean, carried) = gradient_with(loss, weights)
+        gradients = [_unscaled(g, inputs.loss_scale) for g in gradients]
         y_pred, losses = tree.map_structure(
             ops.stop_gradient, (clean.y_pred, clean.layer_losses)
         )
@@ -384,6 +390,16 @@ class BatchObjective(ModelPasses):
                 f"{base.name!r} that is compiled without one and adds none. Call "
                 "compile(loss=...)."
             )
+
+
+def _unscaled(gradient: Tensor, scale: Any) -> Tensor:
+    """A gradient divided by the scale of its loss, in float32 or float64."""
+    dtype = keras.backend.standardize_dtype(gradient.dtype)
+    is_one = isinstance(scale, float) and scale == 1
+    if is_one or not keras.backend.is_float_dtype(dtype):
+        return gradient
+    dtype = "float64" if dtype == "float64" else "float32"
+    return ops.cast(gradient, dtype) / ops.cast(scale, dtype)
 
 
 def _mean(values: Sequence[Tensor]) -> Tensor:

@@ -65,8 +65,8 @@ class PassScope(keras.StatelessScope):  # type: ignore[misc]
             value = ops.stop_gradient(value)
             weight = self.get_current_value(variable)
             if variable.trainable and weight is not None:
-                # Gradients reach the weight itself.
-                value += weight - ops.stop_gradient(weight)
+                # Gradients reach the weight itself. Not in place: the memory is shared.
+                value = value + (weight - ops.stop_gradient(weight))
         super().add_update((variable, value))
         self.updates[id(variable)] = variable, value
 

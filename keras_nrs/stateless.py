@@ -96,9 +96,12 @@ def scope(
 
 
 def added_losses(model: Any, scope: PassScope) -> list[Tensor]:
-    """The losses that layers added in a scope, without weight penalties."""
+    """The losses that layers added in a scope, without weight penalties: scalars.
+
+    Keras takes the sum of the elements of a loss that is none.
+    """
     added = set(map(id, scope.losses))
-    return [loss for loss in model.losses if id(loss) in added]
+    return [ops.sum(loss) for loss in model.losses if id(loss) in added]
 
 
 def check_draws(model: Any, x: Any, *, training: bool) -> None:

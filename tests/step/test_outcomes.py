@@ -112,3 +112,11 @@ def test_outputs_carry_their_masks() -> None:
     assert get_keras_mask(marked["b"]) is None
     assert keras.tree.flatten(marked)[0] is outputs["a"]
     np.testing.assert_array_equal(ops.convert_to_numpy(outputs["b"]), [1.0, 1.0])
+
+
+@pytest.mark.parametrize(("num_groups", "num_replicas"), [(2, 1), (1, 2)])
+def test_scalar_outputs_have_no_shares(num_groups: int, num_replicas: int) -> None:
+    groups = split_into_groups(4, num_groups)
+    cleans = [CleanPass({"a": scalar(1.0)}, None, [], [], []) for _ in groups]
+    with pytest.raises(ValueError, match="Outputs must have an axis of samples"):
+        joined_passes(cleans, None, groups, num_replicas=num_replicas)

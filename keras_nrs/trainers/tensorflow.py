@@ -26,8 +26,12 @@ def _unscaled(loss: Tensor) -> Tensor:
 
 
 def _differentiated(outputs: Any) -> list[Tensor]:
-    """The outputs of passes, and the logits that losses take for some of them."""
+    """The outputs of passes, and the logits that losses take for some of them.
+
+    Integers and booleans, as of an `argmax()`, have no gradient.
+    """
     tensors = [t for t in tf.nest.flatten(outputs) if t is not None]
+    tensors = [t for t in tensors if t.dtype.is_floating or t.dtype.is_complex]
     logits = map(keras_internals.tensorflow_logits, tensors)
     return tensors + [t for t in logits if t is not None]
 

@@ -269,11 +269,20 @@ def _over_groups(
 ) -> list[Tensor]:
     """The losses of layers on a batch: means over groups, or sums times a factor."""
     return [
-        factor * sum(values) if is_sum else _weighted_sum(values, shares)
+        factor * sum(map(_if_counted, values, shares))
+        if is_sum
+        else _weighted_sum(values, shares)
         for is_sum, *values in zip(
             are_sums or [False] * len(losses[0]), *losses, strict=True
         )
     ]
+
+
+def _if_counted(loss: Tensor, share: Any) -> Tensor:
+    """The loss of a group, 0 for an empty one: it borrows another's sample."""
+    if isinstance(share, float):
+        return loss
+    return ops.where(share > 0, loss, ops.zeros_like(loss))
 
 
 def _weighted_sum(tensors: Sequence[Tensor], shares: Sequence[Any]) -> Tensor:

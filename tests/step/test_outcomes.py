@@ -55,6 +55,16 @@ def test_groups_count_by_their_samples() -> None:
     assert same is counter
 
 
+def test_an_empty_group_adds_nothing() -> None:
+    """Of a batch of unknown size: one sample, for two groups."""
+    groups = split_into_groups(ops.convert_to_tensor(1), 2)
+    cleans = [clean_pass(4.0, 1, []) for _ in groups]
+    perturbed = [perturbed_pass(40.0, 1) for _ in groups]
+    passes = joined_passes(cleans, [perturbed], groups, are_sums=[False, True])
+    assert numpy_values(passes.clean.layer_losses) == [4.0, 4.0]
+    assert numpy_values(passes.perturbed_losses[0]) == [40.0, 40.0]
+
+
 def test_samples_without_a_perturbed_pass_have_the_outputs_at_theta() -> None:
     """In the order of the batch, which is [2, 0, 3, 1] in the groups."""
     groups = split_into_groups(4, 1, 0.5)

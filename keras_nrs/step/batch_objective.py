@@ -197,8 +197,9 @@ class BatchObjective(ModelPasses):
         mean_divergence = ops.zeros((), loss.dtype)
         terms = Terms(loss, loss, mean_divergence, mean_divergence)
         if passes.perturbed is not None:
+            penalty = self._penalty(own_weights, inputs, clean, loss, penalties)
             terms, mean_divergence = self._perturbed_terms(
-                weights, inputs, passes, loss, penalties
+                weights, inputs, passes, loss, penalty
             )
         return Outcome(
             terms,
@@ -216,17 +217,13 @@ class BatchObjective(ModelPasses):
         inputs: StepInputs,
         passes: Passes,
         loss: Tensor,
-        penalties: Sequence[Tensor],
+        penalty: Tensor,
     ) -> tuple[Terms, Tensor]:
         """The terms of a step with a perturbation, and the mean of its divergence.
 
-        `loss` is that of the first pass, with the penalties of weights.
+        `loss` is that of the first pass, `penalty` its part that is weight penalties.
         """
         options = self.options
-        penalty = ops.convert_to_tensor(
-            sum(keras_internals.additional_loss(self.base_model, p) for p in penalties),
-            loss.dtype,
-        )
         perturbed = self._perturbed_losses(weights, inputs, passes)
         if not options.runs_at_theta:
             perturbed = [loss - penalty, *perturbed]
@@ -247,6 +244,21 @@ class BatchObjective(ModelPasses):
             # The only pass's, as it is: a sum of its parts would be rounded.
             terms = terms._replace(total=loss)
         return terms, mean_divergence
+
+    def _penalty(
+        self,
+        weights: list[Tensor],
+        inputs: StepInputs,
+        clean: CleanPass,
+        loss: Tensor,
+        penalties: Sequence[Tensor],
+    ) -> Tensor:
+        """The part of the loss of the first pass that is weight penalties."""
+        if penalties and self._has_own_loss:
+            # It may leave them out, or weigh them.
+            return loss - self._loss(weights, inputs, clean.y_pred, clean.layer_losses)
+        added = [keras_internals.additional_loss(self.base_model, p) for p in penalties]
+        return ops.convert_to_tensor(sum(added), loss.dtype)
 
     def _loss(
         self,
@@ -317,18 +329,15 @@ class BatchObjective(ModelPasses):
         perturbed outputs make, divided by their share. It has no bias for losses that
         are sums over samples, however these are masked, weighted and divided.
         """
-        base, share = self.base_model, passes.perturbed_share
+        share = passes.perturbed_share
         if share is None:
             return self._loss(weights, inputs, y_pred, layer_losses)
         self._check_is_sum(inputs, y_pred)
         fixed = tree.map_structure(ops.stop_gradient, passes.clean.y_pred)
         fixed = with_masks(fixed, passes.clean.masks)
-        at_theta = self._loss(weights, inputs, fixed, [])
-        difference = self._loss(weights, inputs, y_pred, []) - at_theta
-        added = sum(
-            keras_internals.additional_loss(base, loss) for loss in layer_losses
-        )
-        return at_theta + difference / ops.cast(share, difference.dtype) + added
+        at_theta = self._loss(weights, inputs, fixed, layer_losses)
+        difference = self._loss(weights, inputs, y_pred, layer_losses) - at_theta
+        return at_theta + difference / ops.cast(share, difference.dtype)
 
     def _divergence_terms(
         self, inputs: StepInputs, passes: Passes

@@ -190,6 +190,55 @@ def test_weights_of_a_loss_are_perturbed() -> None:
     assert float(logs["loss"]) == pytest.approx(3.0, abs=1e-6)
 
 
+class Weighs(keras.Model):
+    """Its own loss has a share of the losses of layers."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+        self.norm = layers.BatchNormalization(gamma_regularizer="l2")
+        self.head = layers.Dense(6, kernel_regularizer="l2", activity_regularizer="l2")
+
+    def call(self, x: Any) -> Any:
+        return self.head(self.norm(x))
+
+    def compute_loss(self, x: Any, y: Any, y_pred: Any, *_: Any, **__: Any) -> Any:
+        loss = ops.mean(ops.square(ops.subtract(y_pred, x)))
+        return loss + self.share * sum(self.losses) if self.share else loss
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("share", [0.0, 0.1])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"scheme": "rpr"},
+        {"scheme": "sam"},
+        {"perturbations_per_replica": 2},
+        {"perturbed_fraction": 0.5},
+    ],
+    ids=str,
+)
+def test_penalties_count_as_in_a_loss_of_ones_own(
+    options: dict[str, Any], share: float
+) -> None:
+    def loss(**options: Any) -> float:
+        keras.utils.set_random_seed(0)
+        model: Any = Weighs(share)
+        model(X)
+        model.compile(keras.optimizers.SGD(0.0))
+        if options:
+            divergence = keras_nrs.divergences.GaussianKL()
+            model = keras_nrs.wrap(model, eps=0.0, divergence=divergence, **options)
+        # Equal samples: the losses of all shares of the batch are equal.
+        return float(
+            model.train_on_batch(np.tile(X[:1], (8, 1)), return_dict=True)["loss"]
+        )
+
+    assert loss(normalize=True, **options) == pytest.approx(loss(), rel=1e-5)
+
+
 class Autoencoder(keras.Model):
     """All of its loss comes from `add_loss()`."""
 

@@ -23,7 +23,8 @@ class Batch(NamedTuple):
 
     @property
     def num_samples(self) -> int:
-        return int(keras.tree.flatten(self.x)[0].shape[0])
+        leaves = keras.tree.flatten(self.x)
+        return int(next(leaf for leaf in leaves if leaf is not None).shape[0])
 
 
 class Batches:
@@ -170,7 +171,8 @@ def _to_tensors(structure: Any) -> Any:
 
 def check_data(x: Any, y: Any, sample_weight: Any) -> bool:
     """Whether the data is arrays, or an error if they differ in length."""
-    leaves = keras.tree.flatten(x)
+    # `None` for one of several inputs is Keras's to judge: it may be optional.
+    leaves = [leaf for leaf in keras.tree.flatten(x) if leaf is not None]
     if not leaves or not all(hasattr(leaf, "shape") for leaf in leaves):
         if y is not None or sample_weight is not None:
             raise ValueError(

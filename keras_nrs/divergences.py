@@ -64,10 +64,11 @@ class Divergence(keras.losses.Loss):  # type: ignore[misc]
             for t in (outputs, perturbed_outputs)
         ]
         axis, rank = getattr(self, "axis", -1), len(shapes[0])
+        has_axis = not isinstance(axis, int) or -rank <= axis < rank
         is_same = rank == len(shapes[1]) and all(
             None in sizes or len(set(sizes)) == 1 for sizes in zip(*shapes, strict=True)
         )
-        if not is_same or not -rank <= axis < rank:
+        if not is_same or not has_axis:
             raise ValueError(
                 "`outputs` and `perturbed_outputs` must be tensors of the same shape "
                 f"with an axis {axis}. Received: the shapes {shapes[0]} and "

@@ -32,7 +32,8 @@ def naming_labels(y: Any, outputs: Any, sample_weight: Any = None) -> Iterator[N
         if y is None and outputs is not None:
             raise ValueError(
                 "`y` must be labels, which the compiled loss compares with the model's "
-                f"outputs of shape {_shapes(outputs)}. Received: y=None."
+                f"outputs of shape {_shapes(outputs)}. Received: y=None. The loss "
+                f"could not be computed: {error}"
             ) from error
         text = (
             "`y` must be labels that the loss can compare with the model's outputs: "

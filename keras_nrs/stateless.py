@@ -65,8 +65,8 @@ class PassScope(keras.StatelessScope):  # type: ignore[misc]
             value = ops.stop_gradient(value)
             weight = self.get_current_value(variable)
             if variable.trainable and weight is not None:
-                # Gradients reach the weight itself.
-                value += weight - ops.stop_gradient(weight)
+                # Gradients reach the weight itself. Not in place: the memory is shared.
+                value = value + (weight - ops.stop_gradient(weight))
         super().add_update((variable, value))
         self.updates[id(variable)] = variable, value
 
@@ -96,9 +96,12 @@ def scope(
 
 
 def added_losses(model: Any, scope: PassScope) -> list[Tensor]:
-    """The losses that layers added in a scope, without weight penalties."""
+    """The losses that layers added in a scope, without weight penalties: scalars.
+
+    Keras takes the sum of the elements of a loss that is none.
+    """
     added = set(map(id, scope.losses))
-    return [loss for loss in model.losses if id(loss) in added]
+    return [ops.sum(loss) for loss in model.losses if id(loss) in added]
 
 
 def check_draws(model: Any, x: Any, *, training: bool) -> None:

@@ -82,6 +82,14 @@ def test_samples_that_may_be(x: Any) -> None:
     check_not_empty(x)
 
 
+@pytest.mark.only_torch
+def test_an_input_may_be_none_if_it_is_optional() -> None:
+    x = {"a": None, "b": np.ones((5, 2))}
+    first, second = Batches(None, x, np.ones(5), batch_size=3)
+    assert (first.num_samples, second.num_samples) == (3, 2)
+    assert first.x["a"] is None
+
+
 def test_another_order_and_steps_are_no_change() -> None:
     model = hessians.classifier()
     expected = hessian_eigenvalues(model, *hessians.data(40)).eigenvalues

@@ -341,6 +341,16 @@ def test_a_users_divergence() -> None:
     assert float(value) == 1.5
 
 
+def test_a_users_divergence_may_have_an_attribute_axis() -> None:
+    class Distance(Divergence):
+        axis = (1, 2)
+
+        def call(self, outputs: Any, perturbed_outputs: Any) -> Any:
+            return ops.mean(ops.abs(outputs - perturbed_outputs), axis=self.axis)
+
+    assert float(Distance()(tensor([[[1.0, 2.0]]]), tensor([[[2.0, 4.0]]]))) == 1.5
+
+
 def test_base_class_asks_for_call() -> None:
     with pytest.raises(NotImplementedError, match=r"Divergence must implement call"):
         Divergence()(tensor([[1.0]]), tensor([[1.0]]))

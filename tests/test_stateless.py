@@ -4,12 +4,15 @@ from typing import Any
 
 import keras
 import numpy as np
+import pytest
 from keras import layers
 from keras import ops
 
+import keras_nrs
 from keras_nrs import stateless
 from tests.support.asserts import assert_equal
 from tests.support.asserts import numpy_values
+from tests.support.networks import compile_classifier
 
 
 def model() -> keras.Model:
@@ -86,3 +89,26 @@ def test_a_result_is_made_once_until_the_model_changes() -> None:
     assert cached() == 2
     network.layers[0].trainable = False
     assert cached() == 3
+
+
+class Assigns(layers.Layer):
+    """Assigns a value to a weight, of which a gradient needs the result."""
+
+    def build(self, shape: Any) -> None:
+        self.scale = self.add_weight(shape=shape[1:], initializer="ones")
+        super().build(shape)
+
+    def call(self, x: Any) -> Any:
+        value = ops.exp(0.1 * self.scale)
+        self.scale.assign(value)
+        return x * value
+
+
+@pytest.mark.not_jax
+def test_a_weight_may_be_assigned_what_a_gradient_needs() -> None:
+    network = keras.Sequential([keras.Input((2,)), Assigns(), layers.Dense(3)])
+    compile_classifier(network, optimizer=keras.optimizers.SGD(0.0))
+    nrs = keras_nrs.wrap(network, eps=0.0)
+    nrs.train_on_batch(np.ones((4, 2), "float32"), np.arange(4) % 3)
+    scale = ops.convert_to_numpy(network.layers[0].scale)
+    np.testing.assert_allclose(scale, np.exp(0.1), rtol=1e-6)

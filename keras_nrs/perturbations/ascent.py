@@ -22,7 +22,8 @@ class Ascent(Perturbation):
 
     `delta = eps * g / norm(g)`, where g is the gradient at theta of the loss of the
     samples that share this delta, without weight penalties, and the norm is over all
-    weights together. Nothing about it is random. `scheme="sam"` uses it.
+    weights together. Nothing about it is random. It is 0 for a gradient that is 0 or
+    not finite. `scheme="sam"` uses it.
 
     Args:
         where: As in `Ball`.
@@ -49,9 +50,14 @@ class Ascent(Perturbation):
         steps = [ops.cast(g, values[0].dtype) for g in gradients]
         scales = [self._scale(value) for value in values]
         steps = [scale * step for scale, step in zip(scales, steps, strict=True)]
-        factor = eps * reciprocal(norm(steps))
+        length = norm(steps)
+        factor = eps * reciprocal(length)
+        # Where a scaled loss overflows, the optimizer leaves out the step. Without a
+        # delta its loss is a number all the same.
+        is_finite = ops.isfinite(length)
         return [
-            factor * scale * step for scale, step in zip(scales, steps, strict=True)
+            ops.where(is_finite, factor * scale * step, ops.zeros_like(step))
+            for scale, step in zip(scales, steps, strict=True)
         ]
 
     def _scale(self, weight: Tensor) -> Any:

@@ -117,6 +117,11 @@ class BatchObjective(ModelPasses):
         if not options.perturbation.needs_gradients:
             return batch
         weights = list(map(ops.stop_gradient, weights))
+        # Each is scaled as a part of the loss of all: where float16 overflows in its
+        # gradient, it does in the step's, and the optimizer finds a scale for both.
+        num_parts = sum(m.group.is_perturbed for m in batch.microbatches)
+        num_parts *= inputs.num_replicas
+        inputs = inputs._replace(loss_scale=inputs.loss_scale / num_parts)
         keeps_pass = options.scheme != "nrs"
         microbatches = []
         carried: list[Update] = []
@@ -135,7 +140,9 @@ class BatchObjective(ModelPasses):
                 microbatches.append(microbatch)
         if options.sync_perturbation:
             microbatches = with_mean_gradients(microbatches)
-        return batch._replace(microbatches=microbatches)
+        return batch._replace(
+            microbatches=microbatches, carried=carried if keeps_pass else ()
+        )
 
     def _ascent_direction(
         self,
@@ -161,6 +168,7 @@ class BatchObjective(ModelPasses):
             return value * ops.cast(inputs.loss_scale, value.dtype), (clean, carried_on)
 
         gradients, (clean, carried) = gradient_with(loss, weights)
+        gradients = [_unscaled(g, inputs.loss_scale) for g in gradients]
         y_pred, losses = tree.map_structure(
             ops.stop_gradient, (clean.y_pred, clean.layer_losses)
         )
@@ -189,8 +197,9 @@ class BatchObjective(ModelPasses):
         mean_divergence = ops.zeros((), loss.dtype)
         terms = Terms(loss, loss, mean_divergence, mean_divergence)
         if passes.perturbed is not None:
+            penalty = self._penalty(own_weights, inputs, clean, loss, penalties)
             terms, mean_divergence = self._perturbed_terms(
-                weights, inputs, passes, loss, penalties
+                weights, inputs, passes, loss, penalty
             )
         return Outcome(
             terms,
@@ -208,17 +217,13 @@ class BatchObjective(ModelPasses):
         inputs: StepInputs,
         passes: Passes,
         loss: Tensor,
-        penalties: Sequence[Tensor],
+        penalty: Tensor,
     ) -> tuple[Terms, Tensor]:
         """The terms of a step with a perturbation, and the mean of its divergence.
 
-        `loss` is that of the first pass, with the penalties of weights.
+        `loss` is that of the first pass, `penalty` its part that is weight penalties.
         """
         options = self.options
-        penalty = ops.convert_to_tensor(
-            sum(keras_internals.additional_loss(self.base_model, p) for p in penalties),
-            loss.dtype,
-        )
         perturbed = self._perturbed_losses(weights, inputs, passes)
         if not options.runs_at_theta:
             perturbed = [loss - penalty, *perturbed]
@@ -239,6 +244,21 @@ class BatchObjective(ModelPasses):
             # The only pass's, as it is: a sum of its parts would be rounded.
             terms = terms._replace(total=loss)
         return terms, mean_divergence
+
+    def _penalty(
+        self,
+        weights: list[Tensor],
+        inputs: StepInputs,
+        clean: CleanPass,
+        loss: Tensor,
+        penalties: Sequence[Tensor],
+    ) -> Tensor:
+        """The part of the loss of the first pass that is weight penalties."""
+        if penalties and self._has_own_loss:
+            # It may leave them out, or weigh them.
+            return loss - self._loss(weights, inputs, clean.y_pred, clean.layer_losses)
+        added = [keras_internals.additional_loss(self.base_model, p) for p in penalties]
+        return ops.convert_to_tensor(sum(added), loss.dtype)
 
     def _loss(
         self,
@@ -309,18 +329,15 @@ class BatchObjective(ModelPasses):
         perturbed outputs make, divided by their share. It has no bias for losses that
         are sums over samples, however these are masked, weighted and divided.
         """
-        base, share = self.base_model, passes.perturbed_share
+        share = passes.perturbed_share
         if share is None:
             return self._loss(weights, inputs, y_pred, layer_losses)
         self._check_is_sum(inputs, y_pred)
         fixed = tree.map_structure(ops.stop_gradient, passes.clean.y_pred)
         fixed = with_masks(fixed, passes.clean.masks)
-        at_theta = self._loss(weights, inputs, fixed, [])
-        difference = self._loss(weights, inputs, y_pred, []) - at_theta
-        added = sum(
-            keras_internals.additional_loss(base, loss) for loss in layer_losses
-        )
-        return at_theta + difference / ops.cast(share, difference.dtype) + added
+        at_theta = self._loss(weights, inputs, fixed, layer_losses)
+        difference = self._loss(weights, inputs, y_pred, layer_losses) - at_theta
+        return at_theta + difference / ops.cast(share, difference.dtype)
 
     def _divergence_terms(
         self, inputs: StepInputs, passes: Passes
@@ -382,6 +399,16 @@ class BatchObjective(ModelPasses):
                 f"{base.name!r} that is compiled without one and adds none. Call "
                 "compile(loss=...)."
             )
+
+
+def _unscaled(gradient: Tensor, scale: Any) -> Tensor:
+    """A gradient divided by the scale of its loss, in float32 or float64."""
+    dtype = keras.backend.standardize_dtype(gradient.dtype)
+    is_one = isinstance(scale, float) and scale == 1
+    if is_one or not keras.backend.is_float_dtype(dtype):
+        return gradient
+    dtype = "float64" if dtype == "float64" else "float32"
+    return ops.cast(gradient, dtype) / ops.cast(scale, dtype)
 
 
 def _mean(values: Sequence[Tensor]) -> Tensor:

@@ -55,6 +55,8 @@ class SplitBatch(NamedTuple):
         perturbed_share: The share of samples with a perturbed pass, `None` for all.
         host_state: The states of Python's and NumPy's generators for both passes.
         random_state: That of the backend's global generators.
+        carried: The updates of the passes at theta that have been run already, with
+            which those of the other groups begin.
     """
 
     microbatches: list[Microbatch]
@@ -62,6 +64,7 @@ class SplitBatch(NamedTuple):
     perturbed_share: Any
     host_state: HostRandomState
     random_state: Any
+    carried: Sequence[Update] = ()
 
 
 class ModelPasses:
@@ -365,7 +368,7 @@ class ModelPasses:
         weights = self.averaging_overwrites(weights, len(microbatches))
         is_at_theta = self.options.runs_at_theta or perturbed_outputs is None
         cleans: dict[int, CleanPass] = {}
-        carried: list[Update] = []
+        carried = batch.carried
         for i in indices:
             microbatch = microbatches[i]
             clean, at = microbatch.clean, weights
@@ -396,7 +399,7 @@ class ModelPasses:
         weights: list[Tensor],
         inputs: StepInputs,
         microbatch: Microbatch,
-        carried: list[Update],
+        carried: Sequence[Update],
     ) -> tuple[CleanPass, list[Update]]:
         """The first pass on one group, and the updates to carry on."""
         base = self.base_model

@@ -4,6 +4,7 @@ from typing import Any
 from typing import NamedTuple
 
 import keras
+from keras import ops
 
 from keras_nrs._checks import check_bool
 from keras_nrs._checks import check_nonnegative
@@ -204,11 +205,15 @@ def nrs_objective(  # noqa: PLR0913
     weight, perturbed_weight = (copied_weights(sample_weight) for _ in range(2))
     output = OutputDivergence(((),), divergence, ignore_class=ignored_class(loss))
     with naming_labels(y_true, y_pred, sample_weight):
+        value = loss(y_true, y_pred, weight)
+        term = total_divergence(
+            [output], y_true, y_pred, y_pred_perturbed, sample_weight
+        )
         return combine(
-            loss(y_true, y_pred, weight),
-            total_divergence([output], y_true, y_pred, y_pred_perturbed, sample_weight),
+            value,
+            ops.cast(term, value.dtype),
             loss(y_true, y_pred_perturbed, perturbed_weight),
-            alpha=alpha,
+            alpha=alpha if isinstance(alpha, float) else ops.cast(alpha, value.dtype),
             beta=beta,
             normalize=check_bool("normalize", normalize),
         )

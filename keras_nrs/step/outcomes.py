@@ -180,6 +180,8 @@ def joined_passes(
     """
     y_preds, masks, losses, states, updates = zip(*cleans, strict=True)
     shares = [group.share for group in groups]
+    if len(groups) > 1 or num_replicas > 1:
+        _check_has_samples(y_preds[0])
 
     def of_batch(structures: Sequence[Any]) -> Any:
         joined = structures[0]
@@ -215,6 +217,18 @@ def joined_passes(
         )
         perturbed_losses.append(losses_of_pass)
     return Passes(clean, compared, outputs, perturbed_losses, perturbed_share)
+
+
+def _check_has_samples(outputs: Any) -> None:
+    """Raise an error for an output that cannot be put together from shares."""
+    tensors = [output for output in tree.flatten(outputs) if output is not None]
+    if any(tuple(tensor.shape) == () for tensor in tensors):
+        raise ValueError(
+            "Outputs must have an axis of samples for perturbations_per_replica > 1, "
+            "perturbed_fraction < 1 and several devices. Received: a scalar output. "
+            "Leave out these options, or call self.add_loss() in call() if it is a "
+            "part of the loss."
+        )
 
 
 def _concatenated(*tensors: Tensor) -> Tensor:
@@ -255,11 +269,20 @@ def _over_groups(
 ) -> list[Tensor]:
     """The losses of layers on a batch: means over groups, or sums times a factor."""
     return [
-        factor * sum(values) if is_sum else _weighted_sum(values, shares)
+        factor * sum(map(_if_counted, values, shares))
+        if is_sum
+        else _weighted_sum(values, shares)
         for is_sum, *values in zip(
             are_sums or [False] * len(losses[0]), *losses, strict=True
         )
     ]
+
+
+def _if_counted(loss: Tensor, share: Any) -> Tensor:
+    """The loss of a group, 0 for an empty one: it borrows another's sample."""
+    if isinstance(share, float):
+        return loss
+    return ops.where(share > 0, loss, ops.zeros_like(loss))
 
 
 def _weighted_sum(tensors: Sequence[Tensor], shares: Sequence[Any]) -> Tensor:

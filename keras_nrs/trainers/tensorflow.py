@@ -26,10 +26,21 @@ def _unscaled(loss: Tensor) -> Tensor:
 
 
 def _differentiated(outputs: Any) -> list[Tensor]:
-    """The outputs of passes, and the logits that losses take for some of them."""
+    """The outputs of passes, and the logits that losses take for some of them.
+
+    Integers and booleans, as of an `argmax()`, have no gradient.
+    """
     tensors = [t for t in tf.nest.flatten(outputs) if t is not None]
+    tensors = [t for t in tensors if t.dtype.is_floating or t.dtype.is_complex]
     logits = map(keras_internals.tensorflow_logits, tensors)
     return tensors + [t for t in logits if t is not None]
+
+
+def _added(first: Any, second: Any) -> Any:
+    """The sum of two gradients, `None` if a weight has neither."""
+    if first is None or second is None:
+        return second if first is None else first
+    return first + tf.convert_to_tensor(second)
 
 
 class BackendTrainer(Trainer):
@@ -181,23 +192,20 @@ class BackendTrainer(Trainer):
             passes = objective.passes(weights, inputs, batch, outputs)
             outcome = objective.outcome(weights, inputs, passes)
             scaled = scale(outcome.terms.total)
-        zero = tf.UnconnectedGradients.ZERO
-        gradients, cotangents = tape.gradient(
-            scaled, [weights, tensors], unconnected_gradients=zero
-        )
-        with tf.control_dependencies(map(tf.convert_to_tensor, gradients)):
+        gradients, cotangents = tape.gradient(scaled, [weights, tensors])
+        cotangents = [
+            tf.zeros_like(t) if c is None else c
+            for t, c in zip(tensors, cotangents, strict=True)
+        ]
+        of_clean = [None if g is None else tf.convert_to_tensor(g) for g in gradients]
+        with tf.control_dependencies([g for g in of_clean if g is not None]):
             weights = [tf.identity(weight) for weight in weights]
         with tf.GradientTape() as tape:
             tape.watch(weights)
             outputs = objective.perturbed_outputs(weights, inputs, batch)
             tensors = _differentiated(outputs)
-        of_perturbed = tape.gradient(
-            tensors, weights, cotangents, unconnected_gradients=zero
-        )
-        return [
-            tf.convert_to_tensor(first) + tf.convert_to_tensor(second)
-            for first, second in zip(gradients, of_perturbed, strict=True)
-        ], outcome
+        of_perturbed = tape.gradient(tensors, weights, cotangents)
+        return list(map(_added, of_clean, of_perturbed)), outcome
 
     def _with_directions(
         self, weights: list[Tensor], inputs: StepInputs, batch: SplitBatch

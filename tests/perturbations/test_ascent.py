@@ -81,3 +81,11 @@ def test_measurements_have_no_labels_for_a_gradient(name: str) -> None:
     ):
         with pytest.raises(ValueError, match="must not need the gradient of a loss"):
             measure()
+
+
+@pytest.mark.parametrize("perturbation", [Ascent(), AdaptiveAscent()])
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_an_overflow_is_no_perturbation(perturbation: Ascent, value: float) -> None:
+    """An optimizer that scales the loss leaves out the step, whose loss is logged."""
+    for delta in sample(perturbation, 0.2, OF_KERNEL, np.array([0.5, value])):
+        np.testing.assert_array_equal(delta, 0.0)

@@ -214,6 +214,22 @@ def test_half_precision_outputs(outputs: Any) -> None:
         assert number(a) == number(b)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_losses_of_another_dtype(outputs: Any, dtype: str) -> None:
+    y, z, z_perturbed = outputs
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, dtype=dtype)
+    terms = nrs_objective(
+        y, *map(ops.convert_to_tensor, (z, z_perturbed)), loss=loss, alpha=ops.ones(())
+    )
+    full = nrs_objective(
+        y, *map(ops.convert_to_tensor, (z, z_perturbed)), loss=CROSSENTROPY
+    )
+    for term, expected in zip(terms, full, strict=True):
+        assert keras.backend.standardize_dtype(term.dtype) == dtype
+        term = ops.cast(term, "float32")
+        assert number(term) == pytest.approx(number(expected), rel=0.05)
+
+
 def test_masks_and_sample_weights_act_alike_on_all_terms() -> None:
     y = np.zeros((4, 3, 2), "float32")
     z, z_perturbed = (ops.ones((4, 3, 2)) for _ in range(2))

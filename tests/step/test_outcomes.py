@@ -55,6 +55,16 @@ def test_groups_count_by_their_samples() -> None:
     assert same is counter
 
 
+def test_an_empty_group_adds_nothing() -> None:
+    """Of a batch of unknown size: one sample, for two groups."""
+    groups = split_into_groups(ops.convert_to_tensor(1), 2)
+    cleans = [clean_pass(4.0, 1, []) for _ in groups]
+    perturbed = [perturbed_pass(40.0, 1) for _ in groups]
+    passes = joined_passes(cleans, [perturbed], groups, are_sums=[False, True])
+    assert numpy_values(passes.clean.layer_losses) == [4.0, 4.0]
+    assert numpy_values(passes.perturbed_losses[0]) == [40.0, 40.0]
+
+
 def test_samples_without_a_perturbed_pass_have_the_outputs_at_theta() -> None:
     """In the order of the batch, which is [2, 0, 3, 1] in the groups."""
     groups = split_into_groups(4, 1, 0.5)
@@ -112,3 +122,11 @@ def test_outputs_carry_their_masks() -> None:
     assert get_keras_mask(marked["b"]) is None
     assert keras.tree.flatten(marked)[0] is outputs["a"]
     np.testing.assert_array_equal(ops.convert_to_numpy(outputs["b"]), [1.0, 1.0])
+
+
+@pytest.mark.parametrize(("num_groups", "num_replicas"), [(2, 1), (1, 2)])
+def test_scalar_outputs_have_no_shares(num_groups: int, num_replicas: int) -> None:
+    groups = split_into_groups(4, num_groups)
+    cleans = [CleanPass({"a": scalar(1.0)}, None, [], [], []) for _ in groups]
+    with pytest.raises(ValueError, match="Outputs must have an axis of samples"):
+        joined_passes(cleans, None, groups, num_replicas=num_replicas)

@@ -155,7 +155,9 @@ class Sparse(keras.losses.Loss):
         return sparse(y_true, y_pred)
 
 
-@pytest.mark.parametrize("loss", [sparse, masked, Sparse(reduction="sum")])
+@pytest.mark.parametrize(
+    "loss", [sparse, masked, Sparse(reduction="sum"), Sparse(dtype="bfloat16")]
+)
 @pytest.mark.parametrize("shape", [(4,), (4, 1)])
 def test_choice_by_integer_labels(shape: tuple[int, ...], loss: Any) -> None:
     labels = np.zeros(shape, "int32")

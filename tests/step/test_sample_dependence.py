@@ -24,6 +24,8 @@ class Adds(layers.Layer):
         self.add_loss(ops.mean(ops.square(x)))
         # A router's balance: a product of means.
         self.add_loss(ops.sum(ops.mean(x, axis=0) * ops.mean(x > 0.5, axis=0)))
+        # One for each sample: Keras adds them up.
+        self.add_loss(ops.mean(ops.square(x), axis=1))
         return x
 
 
@@ -40,6 +42,7 @@ def test_sums_and_means_that_layers_add() -> None:
         True,
         False,
         False,
+        True,
     ]
     assert_equal(numpy_values(network.variables), before)
 
@@ -88,3 +91,31 @@ def test_losses_that_compare_samples(
     batch = tuple(map(ops.convert_to_tensor, (X, Y)))
     found = loss_compares_samples(model(loss=loss), batch, ops.convert_to_tensor(Y))
     assert found == compares
+
+
+def test_of_a_loss_that_takes_no_made_up_outputs_nothing_is_known() -> None:
+    """It is for outputs above 1, and not a number for others."""
+    network = model(loss=lambda y_true, y_pred: ops.mean(ops.sqrt(y_pred - 1), -1))
+    batch = tuple(map(ops.convert_to_tensor, (X, Y)))
+    assert not loss_compares_samples(network, batch, ops.convert_to_tensor(Y))
+
+
+@pytest.mark.only_torch
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("num_outputs", [2, 5, 100])
+@pytest.mark.parametrize(
+    "loss", ["categorical_crossentropy", "binary_crossentropy", "cosine_similarity"]
+)
+def test_rounding_is_no_comparison(loss: str, num_outputs: int, dtype: str) -> None:
+    floatx = keras.config.floatx()
+    keras.config.set_floatx(dtype)
+    try:
+        network = keras.Sequential([keras.Input((3,)), layers.Dense(num_outputs)])
+        network.compile("sgd", loss)
+        outputs = ops.zeros((5, num_outputs))
+        batch = ops.zeros((5, 3)), ops.zeros((5, num_outputs))
+        assert not loss_compares_samples(network, batch, outputs)
+        network.compile("sgd", lambda y_true, y_pred: ops.var(y_pred, axis=0))
+        assert loss_compares_samples(network, batch, outputs)
+    finally:
+        keras.config.set_floatx(floatx)

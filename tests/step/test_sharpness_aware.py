@@ -26,10 +26,10 @@ Y = RNG.integers(0, 3, 16)
 EPS, PENALTY = 0.5, 0.02
 
 
-def network() -> keras.Model:
+def network(penalty: float = PENALTY) -> keras.Model:
     """f(x) = x W + b with a penalty on W, whose step subtracts the gradient."""
     keras.utils.set_random_seed(0)
-    regularizer = keras.regularizers.L2(PENALTY)
+    regularizer = keras.regularizers.L2(penalty)
     model = keras.Sequential(
         [keras.Input((5,)), layers.Dense(3, kernel_regularizer=regularizer)]
     )
@@ -163,6 +163,38 @@ def test_bad_arguments() -> None:
         keras_nrs.wrap(network(), scheme="sam", perturbation="relative")
     with pytest.raises(ValueError, match="`alpha` must not be given with scheme"):
         keras_nrs.wrap(network(), alpha=0.5, scheme="asam")
+
+
+@pytest.mark.parametrize("num_groups", [1, *rest(4)])
+def test_gradients_are_not_scaled_as_the_loss_is(num_groups: int) -> None:
+    """A step along the gradient itself, whose size counts, is that of plain Keras."""
+
+    class Descent(keras_nrs.perturbations.Perturbation):
+        needs_gradients = True
+
+        def sample(self, weights: Any, eps: Any, rng: Any, *, gradients: Any) -> Any:
+            return [-eps * gradient for gradient in gradients]
+
+    def loss(model: Any, x: np.ndarray, y: np.ndarray) -> float:
+        return float(model.test_on_batch(x, y, return_dict=True)["loss"])
+
+    losses = []
+    for x, y in zip(np.split(X, num_groups), np.split(Y, num_groups), strict=True):
+        plain = network(penalty=0.0)
+        plain.train_on_batch(x, y)
+        losses.append(loss(plain, x, y))
+    model = network(penalty=0.0)
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.0))
+    compile_classifier(model, optimizer=optimizer, metrics=[])
+    nrs = keras_nrs.wrap(
+        model,
+        eps=1.0,
+        scheme="rpr",
+        perturbation=Descent(),
+        perturbations_per_replica=num_groups,
+    )
+    logs = nrs.train_on_batch(X, Y, return_dict=True)
+    assert logs["perturbed_loss"] == pytest.approx(np.mean(losses), rel=1e-5)
 
 
 @pytest.mark.matrix

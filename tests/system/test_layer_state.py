@@ -84,6 +84,29 @@ def test_draws_of_the_global_generator_differ_from_step_to_step() -> None:
 
 @pytest.mark.matrix
 @pytest.mark.not_jax
+@pytest.mark.parametrize("scheme", ["nrs", "sam"])
+def test_groups_continue_what_others_counted_and_drew(scheme: str) -> None:
+    """With a share of the batch: a group with a perturbed pass, and one without it."""
+    drawn: list[Any] = []
+
+    class Recorder(Noise):
+        def call(self, x: Any) -> Any:
+            outputs = super().call(x)
+            if outputs.shape[0] == 8:
+                drawn.append(ops.convert_to_numpy(outputs - x).copy())
+            return outputs
+
+    inner = [Measuring(), Recorder(), layers.BatchNormalization()]
+    model = keras.Sequential([keras.Input((6,)), *inner, layers.Dense(3)])
+    compile_classifier(model, run_eagerly=True)
+    nrs = keras_nrs.wrap(model, scheme=scheme, perturbed_fraction=0.5)
+    logs = nrs.train_on_batch(X[:16], Y[:16], return_dict=True)
+    expected = np.mean(np.abs(X[:16]))
+    assert float(logs["size"]) == pytest.approx(expected, rel=1e-5)
+    assert np.max(np.abs(drawn[-2] - drawn[-1])) > 0.1
+
+
+@pytest.mark.not_jax
 def test_groups_draw_other_numbers_of_the_global_generator() -> None:
     seen: list[Any] = []
 
@@ -167,6 +190,55 @@ def test_weights_of_a_loss_are_perturbed() -> None:
     logs = nrs.train_on_batch(X, Y, return_dict=True)
     assert float(logs["perturbed_loss"]) == pytest.approx(2.0)
     assert float(logs["loss"]) == pytest.approx(3.0, abs=1e-6)
+
+
+class Weighs(keras.Model):
+    """Its own loss has a share of the losses of layers."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+        self.norm = layers.BatchNormalization(gamma_regularizer="l2")
+        self.head = layers.Dense(6, kernel_regularizer="l2", activity_regularizer="l2")
+
+    def call(self, x: Any) -> Any:
+        return self.head(self.norm(x))
+
+    def compute_loss(self, x: Any, y: Any, y_pred: Any, *_: Any, **__: Any) -> Any:
+        loss = ops.mean(ops.square(ops.subtract(y_pred, x)))
+        return loss + self.share * sum(self.losses) if self.share else loss
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("share", [0.0, 0.1])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"scheme": "rpr"},
+        {"scheme": "sam"},
+        {"perturbations_per_replica": 2},
+        {"perturbed_fraction": 0.5},
+    ],
+    ids=str,
+)
+def test_penalties_count_as_in_a_loss_of_ones_own(
+    options: dict[str, Any], share: float
+) -> None:
+    def loss(**options: Any) -> float:
+        keras.utils.set_random_seed(0)
+        model: Any = Weighs(share)
+        model(X)
+        model.compile(keras.optimizers.SGD(0.0))
+        if options:
+            divergence = keras_nrs.divergences.GaussianKL()
+            model = keras_nrs.wrap(model, eps=0.0, divergence=divergence, **options)
+        # Equal samples: the losses of all shares of the batch are equal.
+        return float(
+            model.train_on_batch(np.tile(X[:1], (8, 1)), return_dict=True)["loss"]
+        )
+
+    assert loss(normalize=True, **options) == pytest.approx(loss(), rel=1e-5)
 
 
 class Autoencoder(keras.Model):

@@ -109,6 +109,30 @@ def test_an_overflow_of_the_perturbed_pass_is_skipped(options: dict[str, Any]) -
     assert all(np.isfinite(w).all() for w in after)
 
 
+@pytest.mark.parametrize("num_groups", [1, 2])
+def test_an_overflow_of_the_ascent_is_skipped(num_groups: int) -> None:
+    """The loss times 2**30 overflows in the gradient alone: the loss is finite."""
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model = keras.Sequential([keras.Input((4,)), layers.Dense(3)])
+    finally:
+        keras.config.set_dtype_policy("float32")
+    optimizer = keras.optimizers.LossScaleOptimizer(
+        keras.optimizers.SGD(0.1), initial_scale=2.0**30
+    )
+    model.compile(optimizer, LOGITS)
+    nrs = keras_nrs.wrap(model, scheme="sam", perturbations_per_replica=num_groups)
+    x, y = normal_data(8)
+    before = numpy_values(model.trainable_variables)
+    plain = float(model.test_on_batch(x, y, return_dict=True)["loss"])
+    nrs.reset_metrics()
+    # Without a delta, and in float16.
+    logs = nrs.train_on_batch(x, y, return_dict=True)
+    assert logs["loss"] == pytest.approx(plain, rel=2**-10)
+    assert_equal(numpy_values(model.trainable_variables), before)
+    assert float(ops.convert_to_numpy(optimizer.dynamic_scale)) == 2.0**29
+
+
 # Large logits.
 
 

@@ -1,5 +1,6 @@
 """The gradients of TensorFlow's training step."""
 
+import logging
 from typing import Any
 
 import keras
@@ -9,6 +10,7 @@ from keras import layers
 
 import keras_nrs
 from tests.support.asserts import numpy_values
+from tests.support.matrix import rest
 from tests.support.networks import compile_classifier
 from tests.support.replicas import devices
 
@@ -127,6 +129,39 @@ def test_a_recomputed_pass_reads_the_weights_of_before_the_update() -> None:
     for other in weights[1:]:
         for a, b in zip(weights[0], other, strict=True):
             np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-5)
+
+
+class Unused(layers.Layer):
+    """Has a weight that nothing depends on, and an output without a gradient."""
+
+    def build(self, shape: Any) -> None:
+        self.unused = self.add_weight(shape=(3,), initializer="ones")
+        super().build(shape)
+
+    def call(self, x: Any) -> Any:
+        return {"logits": x, "label": keras.ops.argmax(x, axis=-1)}
+
+
+@pytest.mark.parametrize("options", [{}, *rest({"interval": 2})])
+def test_a_recomputed_pass_leaves_out_what_has_no_gradient(
+    options: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Keras's optimizers do not decay such a weight."""
+    inputs = keras.Input((6,))
+    layer = Unused()
+    model = keras.Model(inputs, layer(layers.Dense(3)(inputs)))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.AdamW(0.1, weight_decay=0.5), {"logits": loss})
+    nrs = keras_nrs.wrap(model, memory_efficient=True, **options)
+    logger = logging.getLogger("tensorflow")
+    logger.addHandler(caplog.handler)
+    try:
+        with pytest.warns(UserWarning, match="Gradients do not exist"):
+            nrs.train_on_batch(np.ones((4, 6), "float32"), {"logits": np.arange(4) % 3})
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert "watched tensor" not in caplog.text
+    np.testing.assert_array_equal(layer.unused.numpy(), 1.0)
 
 
 class Noisy(layers.Layer):

@@ -18,13 +18,12 @@ from keras_nrs.nrs_model import NRSModel
 class NRSSchedule(keras.callbacks.Callback):  # type: ignore[misc]
     """Sets eps and alpha of an `NRSModel` at the beginning of each epoch.
 
-    Both are 0 before `start_epoch`, and then grow linearly over `warmup_epochs` to
-    their full values, starting with `1 / warmup_epochs` of them. Nothing is compiled
-    again. The logs of an epoch hold its values as `eps` and `alpha`. A value depends on
-    the epoch alone, so training may stop and go on at any epoch (`initial_epoch`, a
-    backup, a saved model).
-
-    Before `start_epoch`, too, a step has its second pass.
+    Before `start_epoch` both are 0, and steps are plain ones: they cost as much, and
+    minimize L(theta). Then both grow linearly over `warmup_epochs` to their full
+    values, starting with `1 / warmup_epochs` of them. The logs of an epoch hold its
+    values as `eps` and `alpha`, and 0 for terms of passes that it does not have. A
+    value depends on the epoch alone, so training may stop and go on at any epoch
+    (`initial_epoch`, a backup, a saved model).
 
     For values that change from step to step give a `LearningRateSchedule` to `wrap()`
     instead. A model has one or the other.
@@ -82,6 +81,8 @@ class NRSSchedule(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         since_start = epoch - self.start_epoch
+        eps, _ = self.model.coefficients
+        eps.is_paused = since_start < 0
         factor = min(1.0, (since_start + 1) / max(1, self.warmup_epochs))
         for name, given in self._given.items():
             value = self.model.given_coefficients()[name] if given is None else given

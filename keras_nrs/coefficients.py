@@ -27,10 +27,12 @@ class Coefficient:
         given: The number or the schedule that was given or assigned last.
         schedule: The schedule as a compiled function, `None` for a number. Each
             assigned schedule has another, so that programs can be told apart by it.
+        is_paused: Whether steps are plain ones for now, whatever the value.
     """
 
     given: Given
     schedule: Callable[[Any], Tensor] | None
+    is_paused = False
 
     def __init__(self, name: str, given: Given) -> None:
         self.name = name

@@ -404,8 +404,11 @@ class NRSModel(ForwardsToBase, keras.Model):  # type: ignore[misc]
             for callback in own:
                 callback.set_model(self)
             in_list[:] = used
-        with locked_backups(used, is_first_process=is_first):
-            return self._fit(**(arguments | {"callbacks": callbacks}))
+        try:
+            with locked_backups(used, is_first_process=is_first):
+                return self._fit(**(arguments | {"callbacks": callbacks}))
+        finally:  # Also after an interrupt.
+            self._eps.is_paused = False
 
     fit.__doc__ = keras.Model.fit.__doc__
     fit.__signature__ = inspect.signature(keras.Model.fit)  # type: ignore[attr-defined]

@@ -8,6 +8,8 @@ import keras_nrs
 from tests.support.asserts import assert_equal
 from tests.support.asserts import numpy_values
 from tests.support.data import image_data
+from tests.support.matrix import rest
+from tests.support.networks import Subclassed
 from tests.support.networks import cnn
 from tests.support.networks import compile_classifier
 
@@ -29,6 +31,61 @@ def test_start_and_warm_up() -> None:
     assert history["eps"] == pytest.approx([0, 0.125, 0.25, 0.25])
     assert history["alpha"] == pytest.approx([0, 1, 2, 2])
     assert history["model_divergence"][0] == 0 < history["model_divergence"][1]
+
+
+@pytest.mark.parametrize("scheme", ["nrs", *rest("rpr", "sam")])
+def test_before_the_start_steps_are_plain_ones(scheme: str) -> None:
+    """Of the price and the result of plain Keras, with the paper's sum too."""
+    (x, y), calls = image_data(), []
+
+    class Network(Subclassed):
+        def call(self, x: Any, training: bool | None = None) -> Any:
+            calls.append(training)
+            return super().call(x)
+
+    def compiled() -> keras.Model:
+        keras.utils.set_random_seed(1)
+        model = Network()
+        model(x[:1])
+        compile_classifier(model, run_eagerly=True)
+        return model
+
+    plain, model = compiled(), compiled()
+    nrs = keras_nrs.wrap(model, scheme=scheme, normalize=False, seed=0)
+    schedule = keras_nrs.callbacks.NRSSchedule(start_epoch=2)
+    options: dict[str, Any] = {"batch_size": 16, "shuffle": False, "verbose": 0}
+    for trained, callbacks in ((plain, []), (nrs, [schedule])):
+        calls.clear()
+        trained.fit(x, y, epochs=2, callbacks=callbacks, **options)
+        assert calls.count(True) == 2 * len(x) // 16
+    assert_equal(numpy_values(model.weights), numpy_values(plain.weights))
+    calls.clear()
+    nrs.fit(x, y, initial_epoch=2, epochs=3, callbacks=[schedule], **options)
+    num_passes = 1 if scheme == "rpr" else 2
+    assert calls.count(True) >= num_passes * len(x) // 16
+
+
+@pytest.mark.matrix
+def test_an_interrupted_schedule_leaves_no_plain_steps_behind() -> None:
+    x, y = image_data()
+    nrs = keras_nrs.wrap(cnn(), eps=0.2)
+
+    def interrupt(epoch: int, logs: Any = None) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        nrs.fit(
+            x,
+            y,
+            verbose=0,
+            callbacks=[
+                keras_nrs.callbacks.NRSSchedule(start_epoch=2),
+                keras.callbacks.LambdaCallback(on_epoch_end=interrupt),
+            ],
+        )
+    nrs.eps = 0.2
+    history = nrs.fit(x, y, verbose=0).history
+    assert history["model_divergence"][0] > 0
 
 
 @pytest.mark.matrix

@@ -90,7 +90,9 @@ class Trainer(abc.ABC):
 
     def needs_perturbed_pass(self) -> bool:
         """Whether anything of the perturbed pass is minimized now."""
-        _, alpha = self.model.coefficients
+        eps, alpha = self.model.coefficients
+        if eps.is_paused:
+            return False
         return self.objective.needs_perturbed_pass(
             alpha.variable if alpha.schedule is None else None
         )

@@ -106,7 +106,7 @@ class DivergenceMeter:
         weights, state = stateless.current_values(self.model)
         eps = ops.convert_to_tensor(eps, "float32")
         value = self._compiled(weights, state, batch, clean, eps, key)
-        return float(ops.convert_to_numpy(value))
+        return stateless.as_float(value)
 
     def _batch_divergence(
         self,

@@ -15,6 +15,7 @@ from keras_nrs import perturbations
 from keras_nrs._checks import check_nonnegative
 from keras_nrs.backend import values_of_processes
 from keras_nrs.keras_internals import initial_epoch
+from keras_nrs.stateless import as_float
 
 # Below this share of the loss the divergence has no measurable effect on training.
 _INERT_SHARE = 1e-4
@@ -102,7 +103,7 @@ class EpsWarnings(keras.callbacks.Callback):  # type: ignore[misc]
     def before_reset(self, trackers: Sequence[keras.metrics.Metric]) -> None:
         """Note the mean divergence before a callback's `evaluate()` resets it."""
         if self._is_in_epoch and trackers:
-            divergence = float(keras.ops.convert_to_numpy(trackers[0].result()))
+            divergence = as_float(trackers[0].result())
             self._divergence = max(self._divergence, divergence)
 
     def on_train_begin(self, logs: Any = None) -> None:
@@ -213,7 +214,7 @@ class EpsWarnings(keras.callbacks.Callback):  # type: ignore[misc]
             return
         eps, alpha = record.values
         weights = [w.value for w in self.model.trainable_variables]
-        norm = float(keras.ops.convert_to_numpy(perturbations.norm(weights)))
+        norm = as_float(perturbations.norm(weights))
         calibrate = (
             "find an eps with keras_nrs.calibrate_eps(model, x, target_divergence=0.02)"
         )
@@ -301,7 +302,4 @@ def _size(data: Any) -> int:
 
 def eps_and_alpha(model: Any) -> tuple[float, float]:
     """The current eps and alpha of an `NRSModel`."""
-    eps, alpha = (
-        float(keras.ops.convert_to_numpy(v)) for v in (model.eps, model.alpha)
-    )
-    return eps, alpha
+    return as_float(model.eps), as_float(model.alpha)

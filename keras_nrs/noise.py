@@ -23,12 +23,21 @@ _SUM_STDDEV = math.sqrt(16 * (256**2 - 1) / 12 + 1.25)
 _QUANTILES = (0.958845534, 0.0166706793, -0.00203180708, 0.000317676117)
 
 
+def _word(value: int) -> Tensor:
+    # With the dtype: on JAX with floatx "bfloat16", Keras takes NumPy's integers for
+    # floats without it.
+    return ops.convert_to_tensor(value, "uint32")
+
+
+def _shifted(words: Tensor, places: int) -> Tensor:
+    return ops.right_shift(words, _word(places))
+
+
 def _mix_bits(words: Tensor) -> Tensor:
     """The finalizer of MurmurHash3, a bijection: each bit depends on every bit."""
-    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
-        shifted = ops.right_shift(words, np.uint32(shift))
-        words = ops.bitwise_xor(words, shifted) * np.uint32(factor)
-    return ops.bitwise_xor(words, ops.right_shift(words, np.uint32(16)))
+    for places, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        words = ops.bitwise_xor(words, _shifted(words, places)) * np.uint32(factor)
+    return ops.bitwise_xor(words, _shifted(words, 16))
 
 
 def _indices(shape: tuple[int, ...]) -> Tensor:
@@ -61,12 +70,12 @@ def normal(words: Tensor, dtype: str) -> Tensor:
     Their distribution function differs from the normal one by at most 0.0012, and
     their kurtosis is 2.9995.
     """
-    mask = np.uint32(0x00FF00FF)
+    mask = _word(0x00FF00FF)
     pairs = ops.bitwise_and(words, mask)
-    pairs = pairs + ops.bitwise_and(ops.right_shift(words, np.uint32(8)), mask)
-    total = ops.bitwise_and(pairs, np.uint32(0xFFFF))
-    total = total + ops.right_shift(pairs, np.uint32(16))
-    total = total + total + ops.bitwise_and(words, np.uint32(1))
+    pairs = pairs + ops.bitwise_and(_shifted(words, 8), mask)
+    total = ops.bitwise_and(pairs, _word(0xFFFF))
+    total = total + _shifted(pairs, 16)
+    total = total + total + ops.bitwise_and(words, _word(1))
     x = (_to_float(total, dtype) - _SUM_MEAN) * (1 / _SUM_STDDEV)
     square = x * x
     factor: Tensor = 0.0
@@ -77,7 +86,7 @@ def normal(words: Tensor, dtype: str) -> Tensor:
 
 def rademacher(words: Tensor, dtype: str) -> Tensor:
     """Signs, -1 or 1 with equal probability, one from each word."""
-    return 1 - 2 * _to_float(ops.right_shift(words, np.uint32(31)), dtype)
+    return 1 - 2 * _to_float(_shifted(words, 31), dtype)
 
 
 def _to_float(words: Tensor, dtype: str) -> Tensor:

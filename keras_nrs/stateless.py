@@ -160,3 +160,11 @@ def cached_on_model(model: Any, key: Hashable, make: Callable[[], Any]) -> Any:
     if full_key not in cache:
         cache[full_key] = make()
     return cache[full_key]
+
+
+def as_float(scalar: Tensor) -> float:
+    """The value of a scalar tensor.
+
+    TensorFlow makes an array of one in bfloat16 only if it has an axis.
+    """
+    return float(ops.convert_to_numpy(ops.reshape(scalar, (1,)))[0])

@@ -93,7 +93,7 @@ class DataLoss:
                         nullcontext() if is_last else restored_random_state(weights[0])
                     ):
                         value = self._compiled(selected, Inputs(batch, weights, state))
-                    of_point.append(float(ops.convert_to_numpy(value)))
+                    of_point.append(stateless.as_float(value))
         return np.array(losses), np.array(counts)
 
     def __call__(self, values: Values) -> float:
@@ -112,7 +112,7 @@ class DataLoss:
                 inputs = Inputs(batch, weights, state)
                 of_batch, value = self._with_gradient(selected, inputs)
                 n = batch.num_samples
-                total += n * float(ops.convert_to_numpy(value))
+                total += n * stateless.as_float(value)
                 count += n
                 for sums, part in zip(gradients, of_batch, strict=True):
                     sums += n * ops.convert_to_numpy(part).astype("float64")

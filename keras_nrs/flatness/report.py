@@ -10,7 +10,6 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -34,6 +33,7 @@ from keras_nrs.flatness.report_page import results_page
 from keras_nrs.flatness.report_page import results_table
 from keras_nrs.flatness.sharpness import sharpness
 from keras_nrs.flatness.trace import hessian_trace
+from keras_nrs.stateless import as_float
 
 Array = NDArray[Any]
 
@@ -194,7 +194,7 @@ class Report:
             for y in (self._y, np.random.default_rng(0).permutation(self._y))
         )
         penalty = sum(
-            float(ops.convert_to_numpy(v.regularizer(v)))
+            as_float(v.regularizer(v))
             for v in base_model(model).trainable_variables
             if v.regularizer is not None
         )

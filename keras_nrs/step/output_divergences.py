@@ -21,6 +21,7 @@ from keras_nrs.keras_internals import get_keras_mask
 from keras_nrs.keras_internals import loss_arguments
 from keras_nrs.keras_internals import producer
 from keras_nrs.keras_internals import set_keras_mask
+from keras_nrs.stateless import as_float
 
 Tensor = Any
 
@@ -138,17 +139,12 @@ def _is_of_logits(loss: Any, target: Any, output: Any) -> bool:
         labels = ops.ones(shape, target.dtype)
         try:
             before, after = (
-                _mean_in_float32(loss(labels, ops.cast(z, output.dtype)))
+                as_float(ops.mean(loss(labels, ops.cast(z, output.dtype))))
                 for z in (logits, logits + 1)
             )
         except Exception:  # The user's function raises it: nothing is known.
             return False
     return bool(np.isclose(before, after, rtol=1e-2))
-
-
-def _mean_in_float32(values: Tensor) -> Any:
-    # TensorFlow makes no array of a scalar in bfloat16.
-    return ops.convert_to_numpy(ops.cast(ops.mean(values), "float32"))
 
 
 @dataclass

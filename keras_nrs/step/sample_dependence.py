@@ -48,12 +48,7 @@ def _added_losses(model: Any, x: Any) -> list[float]:
     with _scope(model) as scope:
         stateless.call(model, x, training=True)
         losses = stateless.added_losses(model, scope)
-    return list(map(_number, losses))
-
-
-def _number(loss: Tensor) -> float:
-    # TensorFlow makes no array of a scalar in bfloat16.
-    return float(ops.convert_to_numpy(ops.cast(loss, "float32")))
+    return list(map(stateless.as_float, losses))
 
 
 @not_in_graphs
@@ -79,7 +74,7 @@ def loss_compares_samples(model: Any, batch: Any, y_pred: Any) -> bool:
                 value = keras_internals.compute_loss(
                     model, x, y, outputs, None, training=True
                 )
-            loss[rows] = _number(ops.mean(value))
+            loss[rows] = stateless.as_float(ops.mean(value))
             dtype = keras.backend.standardize_dtype(value.dtype)
         first, second = loss[2, 1] - loss[0, 1], loss[2, 3] - loss[0, 3]
         rounding = _ROUNDING.get(dtype, 1e-5) * abs(loss[0, 1])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import keras_nrs
+from keras_nrs import flatness
 from tests.support.arrays import ROUNDING
 from tests.support.asserts import assert_equal
 from tests.support.asserts import numpy_values
@@ -22,6 +23,7 @@ from tests.support.networks import Subclassed
 from tests.support.networks import cnn
 from tests.support.networks import compile_classifier
 from tests.support.perturbations import FixedPerturbation
+from tests.support.precision import precision
 from tests.support.processes import run_python
 from tests.support.run_time import count_at_run_time
 from tests.support.run_time import wait_for_device
@@ -138,6 +140,26 @@ def test_mixed_precision(policy: str, arguments: dict[str, Any]) -> None:
     assert 0 < history["model_divergence"][-1] < 10
     assert 0 < history["loss"][-1] < 20
     assert not np.array_equal(before[0], model.get_weights()[0])
+
+
+def test_weights_in_bfloat16() -> None:
+    """`set_floatx("bfloat16")`, as guides to large language models have it."""
+    x, y = image_data()
+
+    class Evaluate(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            self.model.evaluate(x, y, verbose=0)
+
+    with precision("bfloat16"):
+        model = cnn(batch_norm=False)
+        nrs = keras_nrs.wrap(model, eps=0.4, seed=0)
+        logs = nrs.fit(x, y, verbose=0, callbacks=[Evaluate()]).history
+        sharpness = flatness.sharpness(model, x, y, eps=0.4)
+        line = flatness.loss_landscape(model, x, y, directions=1, num_points=3)
+    assert all(w.dtype == "bfloat16" for w in model.trainable_weights)
+    assert 0 < float(logs["loss"][0]) < 20
+    assert 0 < sharpness.loss < 20
+    assert np.isfinite(line.losses).all()
 
 
 def test_gradient_accumulation_and_ema() -> None:

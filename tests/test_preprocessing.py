@@ -10,10 +10,11 @@ import keras_nrs
 from tests.support.asserts import assert_equal
 from tests.support.asserts import numpy_values
 
-pytestmark = pytest.mark.matrix
-
-# Keras warns so of every KerasHub task, wrapped or not.
-pytestmark = pytest.mark.filterwarnings("ignore:`shuffle=True` was passed")
+pytestmark = [
+    pytest.mark.matrix,
+    # Keras warns so of every KerasHub task, wrapped or not.
+    pytest.mark.filterwarnings("ignore:`shuffle=True` was passed"),
+]
 
 
 def vit_classifier() -> Any:

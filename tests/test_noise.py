@@ -11,6 +11,7 @@ from keras import ops
 
 from keras_nrs import noise
 from keras_nrs.backend import compile_function
+from tests.support.precision import jax_float64
 
 # PyTorch has no 32-bit unsigned arithmetic, and a generator of its own.
 pytestmark = pytest.mark.not_torch
@@ -118,9 +119,7 @@ def test_a_million_normal_numbers() -> None:
 @pytest.mark.parametrize("name", ["normal", "rademacher"])
 def test_dtypes(name: str, dtype: str) -> None:
     if keras.config.backend() == "jax" and dtype == "float64":
-        import jax
-
-        with jax.enable_x64(True):
+        with jax_float64():
             drawn: Any = getattr(noise, name)(ops.arange(4, dtype="uint32"), dtype)
     else:
         given = ops.cast(ops.arange(4), "uint32")

@@ -6,14 +6,23 @@ from collections.abc import Iterator
 import keras
 
 
+def jax_float64() -> contextlib.AbstractContextManager[None]:
+    """A context in which JAX has numbers of 64 bits."""
+    import jax
+    import jax.experimental
+
+    # JAX 0.7 has it among its experiments.
+    home = jax if hasattr(jax, "enable_x64") else jax.experimental
+    enabled: contextlib.AbstractContextManager[None] = home.enable_x64(True)
+    return enabled
+
+
 @contextlib.contextmanager
 def precision(dtype: str) -> Iterator[None]:
     """A context in which Keras makes models and losses of this dtype."""
     with contextlib.ExitStack() as stack:
         if keras.config.backend() == "jax" and dtype == "float64":
-            import jax
-
-            stack.enter_context(jax.enable_x64(True))
+            stack.enter_context(jax_float64())
         before = keras.config.floatx()
         keras.config.set_floatx(dtype)
         policy = keras.config.dtype_policy()

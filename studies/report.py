@@ -226,7 +226,7 @@ def below_two(runs: dict[str, pd.DataFrame]) -> str:
     complete = [
         task
         for task in dict.fromkeys(task for task, _ in tests)
-        if set(_BELOW_TWO) <= set(tests[task, "accuracy"]["arm"])
+        if all(_gain(tests[task, "accuracy"], arm) for arm in _BELOW_TWO)
     ]
     columns = [key for key in tests if key[0] in complete]
     heading = ["training", "cost"]

@@ -107,9 +107,7 @@ def accesses(**options: Any) -> float:
         ("sam", 1 + 3 + 2),
     ],
 )
-def test_a_step_reads_and_writes_each_weight_no_oftener(
-    scheme: str, expected: int
-) -> None:
+def test_accesses_of_each_weight_above_a_plain_step(scheme: str, expected: int) -> None:
     import jax
 
     if jax.__version_info__ < (0, 10):

@@ -162,11 +162,13 @@ def test_what_less_than_two_trainings_gain(tmp_path: Path) -> None:
 
     store = Store(tmp_path)
     arms = [BASELINE, *report._BELOW_TWO]
-    fill(store, [(TASK, arm) for arm in arms] + [(MLP, BASELINE), (MLP, SAM)], measured)
+    fill(store, [(task, arm) for task in (TASK, MLP) for arm in arms], measured)
     runs = {task: measurements(store, task) for task in (TASK, MLP)}
+    of_sam = runs[MLP]["arm"] == SAM
+    runs[MLP] = runs[MLP][~of_sam | (runs[MLP]["seed"] < 9)]
     heading, _, *lines = report.below_two(runs).splitlines()
     title = "MNIST-1D, 1,000 sequences, a CNN"
-    # The MLP has not all arms, and the store no rounded kernels.
+    # The MLP lacks a run of SAM, and the store has no rounded kernels.
     assert heading == (
         f"| training | cost | {title}: accuracy (points) | {title}: loss (nats) |"
     )

@@ -215,6 +215,7 @@ class NRSModel(ForwardsToBase, keras.Model):  # type: ignore[misc]
         self.base_model = base_model
         self._origin = _Origin()
         self._eps_warnings = EpsWarnings()
+        self._is_fitting = False
         objective = BatchObjective(base_model, step_options, self._divergences)
         self._trainer = BackendTrainer(self, objective, self._trackers)
 
@@ -345,6 +346,17 @@ class NRSModel(ForwardsToBase, keras.Model):  # type: ignore[misc]
             )
         return logs
 
+    def _get_metrics_result_or_logs(self, logs: dict[str, Any]) -> dict[str, Any]:
+        # An `evaluate()` outside of `fit()` may be of one process alone.
+        joined = self._trainer.joined_metrics() if self._is_fitting else None
+        if joined is None:
+            results: dict[str, Any] = super()._get_metrics_result_or_logs(logs)
+            return results
+        with joined:
+            return logs | {
+                k: v for k, v in self.get_metrics_result().items() if k in logs
+            }
+
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
         if not hasattr(self, "base_model"):
@@ -404,11 +416,12 @@ class NRSModel(ForwardsToBase, keras.Model):  # type: ignore[misc]
             for callback in own:
                 callback.set_model(self)
             in_list[:] = used
+        self._is_fitting = True
         try:
             with locked_backups(used, is_first_process=is_first):
                 return self._fit(**(arguments | {"callbacks": callbacks}))
         finally:  # Also after an interrupt.
-            self._eps.is_paused = False
+            self._is_fitting = self._eps.is_paused = False
 
     fit.__doc__ = keras.Model.fit.__doc__
     fit.__signature__ = inspect.signature(keras.Model.fit)  # type: ignore[attr-defined]

@@ -22,16 +22,20 @@ if TYPE_CHECKING:
     from keras_nrs.backend.jax import compile_function
     from keras_nrs.backend.jax import data_parallel_scope
     from keras_nrs.backend.jax import eager_scope
+    from keras_nrs.backend.jax import fit_scope
     from keras_nrs.backend.jax import gradient
     from keras_nrs.backend.jax import gradient_with
     from keras_nrs.backend.jax import hessian_at
+    from keras_nrs.backend.jax import join_processes
     from keras_nrs.backend.jax import loop_over_batches
     from keras_nrs.backend.jax import not_in_graphs
     from keras_nrs.backend.jax import process_index
+    from keras_nrs.backend.jax import processes
     from keras_nrs.backend.jax import random_state
     from keras_nrs.backend.jax import restored_random_state
     from keras_nrs.backend.jax import scope_of
     from keras_nrs.backend.jax import set_random_state
+    from keras_nrs.backend.jax import shares_of_workers
     from keras_nrs.backend.jax import sums_of_squares
     from keras_nrs.backend.jax import unrepeatable_draws
     from keras_nrs.backend.jax import values_of_processes
@@ -41,17 +45,21 @@ else:
     compile_function = _backend.compile_function
     data_parallel_scope = _backend.data_parallel_scope
     eager_scope = _backend.eager_scope
+    fit_scope = _backend.fit_scope
     gradient = _backend.gradient
     gradient_with = _backend.gradient_with
     hessian_at = _backend.hessian_at
+    join_processes = _backend.join_processes
     loop_over_batches = _backend.loop_over_batches
     not_in_graphs = _backend.not_in_graphs
     process_index = _backend.process_index
+    processes = _backend.processes
     random_state = _backend.random_state
     restored_random_state = _backend.restored_random_state
     scope_of = _backend.scope_of
     set_random_state = _backend.set_random_state
     unrepeatable_draws = _backend.unrepeatable_draws
+    shares_of_workers = _backend.shares_of_workers
     sums_of_squares = _backend.sums_of_squares
     values_of_processes = _backend.values_of_processes
 
@@ -60,16 +68,20 @@ __all__ = [
     "compile_function",
     "data_parallel_scope",
     "eager_scope",
+    "fit_scope",
     "gradient",
     "gradient_with",
     "hessian_at",
+    "join_processes",
     "loop_over_batches",
     "not_in_graphs",
     "process_index",
+    "processes",
     "random_state",
     "restored_random_state",
     "scope_of",
     "set_random_state",
+    "shares_of_workers",
     "sums_of_squares",
     "unrepeatable_draws",
     "values_of_processes",

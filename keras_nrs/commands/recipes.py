@@ -56,6 +56,15 @@ def train(
         Path, typer.Option(help="Folder of runs; a stopped run goes on.")
     ] = Path("runs"),
     data_dir: DataFolder = None,
+    distributed: Annotated[
+        bool,
+        typer.Option(
+            "--distributed",
+            help="This process is one of several that train together: of SLURM, Open "
+            "MPI, Kubernetes or a TPU pod on JAX, of TF_CONFIG on TensorFlow, of "
+            "torchrun on PyTorch.",
+        ),
+    ] = False,
     dry_run: DryRun = False,
 ) -> None:
     """Train a cell of the paper's tables, once for each of its seeds."""
@@ -71,16 +80,26 @@ def train(
         )
     changed = _recipe(recipe, settings)
     plan = plans.train_plan(recipe, changed, output=output, data_dir=data_dir)
-    typer.echo("\n".join([*plan, plans.DRY] if dry_run else plan))
     if dry_run:
+        typer.echo("\n".join([*plan, plans.DRY]))
         return
+    with without_logs():
+        from keras_nrs.backend import join_processes
+        from keras_nrs.backend import processes
+
+    if distributed:
+        with bad_parameters(ValueError):
+            join_processes()
+    is_first = processes()[0] == 0
     with without_logs():
         from keras_nrs.data.download import check_connection
         from keras_nrs.experiments.progress import RunProgress
         from keras_nrs.experiments.training import RecipeError
         from keras_nrs.experiments.training import Training
 
-    check_connection(changed.dataset, data_dir, typer.echo)
+    if is_first:
+        typer.echo("\n".join(plan))
+        check_connection(changed.dataset, data_dir, typer.echo)
 
     with bad_parameters(TypeError, ValueError):
         trainings = [
@@ -88,8 +107,9 @@ def train(
             for seed in changed.seeds
         ]
     number = sum(not training.is_finished for training in trainings)
-    has_bar = sys.stdout.isatty() and number > 0
-    progress = RunProgress(number, changed.epochs, metric="val_accuracy")
+    has_bar = sys.stdout.isatty() and number > 0 and is_first
+    console = None if is_first else Console(quiet=True)
+    progress = RunProgress(number, changed.epochs, console, metric="val_accuracy")
     with progress if has_bar else nullcontext():
         for training in trainings:
             if training.is_finished:

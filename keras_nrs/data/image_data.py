@@ -70,7 +70,8 @@ class ImageData:
             end of the split: an integer from 0 to 90.
         seed: Seed of the order and the augmentation.
         num_shards, shard_index: Number of processes, and the index of this process.
-            Each process trains on its share of each batch, and evaluates all samples.
+            Each process trains on its share of each batch, in the order of the indices,
+            and evaluates all samples.
             With several processes, train under
             `keras.distribution.DataParallel(auto_shard_dataset=False)`.
         data_dir: Folder of the prepared sets. Defaults to TensorFlow Datasets' own.
@@ -281,7 +282,7 @@ class ImageData:
             is_released=self.source == "released"
         )
         local_size = self.batch_size // self.num_shards
-        rows = self.shard_index + self.num_shards * tf.range(local_size)
+        rows = self.shard_index * local_size + tf.range(local_size)
 
         def resized(position: Tensor, sample: Any) -> Any:
             draw = tf.random.experimental.stateless_fold_in(seed, position)
@@ -297,7 +298,12 @@ class ImageData:
             draws = Draws(draw, self.batch_size, rows)
             return augmentation(pixels, labels, draws, self._normalized)
 
-        positions = samples.enumerate().shard(self.num_shards, self.shard_index)
+        def is_own(position: Tensor, sample: Any) -> Tensor:
+            return position // local_size % self.num_shards == self.shard_index
+
+        positions = samples.enumerate()
+        if self.num_shards > 1:
+            positions = positions.filter(is_own)
         if self.image_size is None:
             shard = positions.map(lambda _, sample: sample)
         else:

@@ -5,7 +5,9 @@ import json
 import math
 import time
 from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,16 @@ import numpy as np
 import keras_nrs
 from keras_nrs._checks import check_int
 from keras_nrs._files import DamagedFileError
-from keras_nrs._files import atomic_write
 from keras_nrs._files import expect_object
 from keras_nrs._files import read_json
 from keras_nrs._files import write_text
 from keras_nrs._locks import Lock
 from keras_nrs._locks import locked
 from keras_nrs.backend import data_parallel_scope
+from keras_nrs.backend import fit_scope
+from keras_nrs.backend import processes
+from keras_nrs.backend import shares_of_workers
+from keras_nrs.backend import values_of_processes
 from keras_nrs.data import ImageData
 from keras_nrs.experiments.checkpoints import Checkpoints
 from keras_nrs.experiments.checkpoints import Row
@@ -31,6 +36,10 @@ from keras_nrs.experiments.recipes import Recipe
 from keras_nrs.experiments.recipes import recipe_of
 from keras_nrs.experiments.sessions import add_session
 from keras_nrs.experiments.sessions import peak_memory
+from keras_nrs.saving import write_by_first_process
+
+# Keeps the dropout masks of processes apart, where they have no seeds of their own.
+_PROCESS_STRIDE = 7_919
 
 
 def differences(there: Row, here: Row) -> str:
@@ -54,6 +63,10 @@ class Training:
     `history.csv` (a row for each epoch), `tensorboard/`, `checkpoint-EPOCHS.keras`
     (the latest two), and at the end `model.keras` (the network without the wrapper) and
     `summary.json`. Each file is written atomically, and by one process at a time.
+
+    Processes that called `backend.join_processes()` train together, each on its share
+    of each batch, and all of them must make and run the same trainings. The first one
+    writes; all of them read the folder.
 
     Args:
         recipe: What to train.
@@ -82,13 +95,24 @@ class Training:
         test: bool = True,
     ) -> None:
         self.recipe, self.seed, self.folder, self.test = recipe, seed, folder, test
+        self._index, self._number = processes()
         if not test:
             check_int("validation_percent", recipe.validation_percent, 1, 90)
         self._callbacks: list[keras.callbacks.Callback] = []
         self._summary_path = folder / "summary.json"
         self._checkpoints = Checkpoints(folder, recipe.epochs, self._check_description)
         self._check_folder()
-        self.data = ImageData(**recipe.data_settings(), seed=seed, data_dir=data_dir)
+        if self._index > 0:
+            self._wait()  # The first process prepares the files.
+        self.data = ImageData(
+            **recipe.data_settings(),
+            seed=seed,
+            num_shards=self._number,
+            shard_index=self._index,
+            data_dir=data_dir,
+        )
+        if self._index == 0:
+            self._wait()
         self.steps_per_epoch = recipe.steps_per_epoch or self.data.steps_per_epoch
         check_int("steps_per_epoch", self.steps_per_epoch, 1, self.data.steps_per_epoch)
 
@@ -118,14 +142,17 @@ class Training:
         self._callbacks = list(callbacks)
         epochs = self.recipe.epochs
         until = epochs if until is None else check_int("until", until, 1, epochs)
-        if not self.is_finished:
-            with locked(self.folder) as lock:
+        if not self._is_finished_for_all():
+            with self._locked() as lock:
                 self._check_folder()
                 # Another process may have ended it before the lock was free.
-                if not self.is_finished:
+                if not self._is_finished_for_all():
                     return self._run(verbose, until, lock)
         if until < epochs:
             return self._summary_so_far(self._checkpoints.read_history(until))
+        return self._read_summary()
+
+    def _read_summary(self) -> Row:
         remedy = "Delete its folder to train again."
         return read_json(self._summary_path, self._check_summary, remedy=remedy)
 
@@ -134,61 +161,147 @@ class Training:
         if content["epochs"] != self.recipe.epochs:
             raise ValueError(f"its 'epochs' are {content['epochs']}")
 
-    def _run(self, verbose: int, until: int, lock: Lock) -> Row:
+    def _run(self, verbose: int, until: int, lock: Lock | None) -> Row:
         checkpoint, history = self._checkpoints.newest()
+        self._check_all_have(len(history))
         if until < self.recipe.epochs and until <= len(history):
             return self._summary_so_far(history[:until])
+        copy = self._build() if self._number > 1 else None
         with data_parallel_scope():
-            try:
-                model = build_model(self.recipe, self.data, self.seed)
-            except (TypeError, ValueError) as error:
-                raise RecipeError(str(error)) from error
+            model = self._build()
+        if lock is not None:
             write_text(self.folder / "recipe.json", _json(self._description))
             add_session(self.folder)
-            if checkpoint is not None:
-                _load_weights(model, checkpoint)
+        if checkpoint is not None:
+            _load_weights(model, checkpoint)
+        with fit_scope():
             if len(history) < until:
-                self._fit(model, until, history, verbose=verbose, lock=lock)
-            if until < self.recipe.epochs:
-                return self._summary_so_far(history)
-            with atomic_write(self.folder / "model.keras") as unfinished:
-                keras_nrs.unwrap(model).save(unfinished)
-        summary = self._summary(history)
-        lock.check()
-        write_text(self._summary_path, _json(summary))
-        self._checkpoints.remove()
-        return summary
+                self._fit(model, until, history, copy, verbose=verbose, lock=lock)
+        if until < self.recipe.epochs:
+            return self._summary_so_far(history)
+        save, path = keras_nrs.unwrap(model).save, self.folder / "model.keras"
+        write_by_first_process(save, ".keras", path, True, self._index)
+        if lock is not None:
+            summary = self._summary(history)
+            lock.check()
+            write_text(self._summary_path, _json(summary))
+            self._checkpoints.remove()
+        self._wait()
+        return self._read_summary()
+
+    def _build(self) -> keras.Model:
+        try:
+            return build_model(self.recipe, self.data, self.seed)
+        except (TypeError, ValueError) as error:
+            raise RecipeError(str(error)) from error
 
     def _fit(
         self,
         model: keras.Model,
         until: int,
         history: list[Row],
+        copy: keras.Model | None,
         *,
         verbose: int,
-        lock: Lock,
+        lock: Lock | None,
     ) -> None:
         def save(history: list[Row]) -> None:
+            if lock is None:  # It takes all processes, and writes nothing in this one.
+                model.save("unused.keras")
+                return
             lock.check()
             self._checkpoints.write(model, history, self._description)
 
-        validation, first = self.data.validation(), len(history)
+        def validate() -> Row:
+            return self._validate_together(model, copy)
+
+        first = len(history)
+        batches = self.data.train(first, self.steps_per_epoch)
         model.fit(
-            self.data.train(first, self.steps_per_epoch),
+            shares_of_workers(batches, self.recipe.batch_size // self._number),
             initial_epoch=first,
             epochs=until,
             steps_per_epoch=self.steps_per_epoch,
             shuffle=False,  # The data are shuffled.
-            validation_data=self.data.test() if validation is None else validation,
-            verbose=verbose,
+            validation_data=self._validation() if copy is None else None,
+            verbose=verbose if self._index == 0 else 0,
             callbacks=[
-                _SaveEpoch(save, history, seed=self.seed, folder=self.folder),
-                keras.callbacks.TensorBoard(
-                    str(self.folder / "tensorboard"), write_graph=False
+                _SaveEpoch(
+                    save,
+                    history,
+                    seed=self.seed + _PROCESS_STRIDE * self._index,
+                    folder=self.folder,
+                    validate=None if copy is None else validate,
                 ),
-                *self._callbacks,
+                *self._own_callbacks(),
             ],
         )
+
+    def _own_callbacks(self) -> list[keras.callbacks.Callback]:
+        """Those that show a training, in the first process alone."""
+        if self._index > 0:
+            return []
+        folder = str(self.folder / "tensorboard")
+        return [
+            keras.callbacks.TensorBoard(folder, write_graph=False),
+            *self._callbacks,
+        ]
+
+    def _validation(self) -> Any:
+        """The held out images, or the test images of a recipe that holds out none."""
+        held_out = self.data.validation()
+        return self.data.test() if held_out is None else held_out
+
+    # With the other processes, if there are any.
+
+    def _validate_together(self, model: keras.Model, copy: keras.Model) -> Row:
+        """Logs of validation, to which each process adds its share of the batches.
+
+        On one device each, by a copy of the network: the last batch need not divide.
+        """
+        network = keras_nrs.unwrap(copy)
+        network.set_weights(keras_nrs.unwrap(model).get_weights())
+        share = self._validation().shard(self._number, self._index)
+        distribution = keras.distribution.distribution()
+        keras.distribution.set_distribution(None)
+        try:
+            network.evaluate(share, verbose=0)
+        finally:
+            keras.distribution.set_distribution(distribution)
+        variables = network.metrics_variables
+        counts = [np.ravel(keras.ops.convert_to_numpy(v)) for v in variables]
+        sums = np.sum(values_of_processes(np.concatenate(counts).tolist()), axis=0)
+        for variable, total in zip(variables, sums, strict=True):
+            variable.assign(np.reshape(total, variable.shape))
+        metrics = network.get_metrics_result()
+        return {f"val_{name}": float(value) for name, value in metrics.items()}
+
+    @contextmanager
+    def _locked(self) -> Iterator[Lock | None]:
+        """A lock of the folder in the first process, `None` in the others."""
+        if self._index > 0:
+            yield None
+            return
+        with locked(self.folder) as lock:
+            yield lock
+
+    def _wait(self) -> None:
+        """Wait until all processes are here."""
+        values_of_processes([0])
+
+    def _is_finished_for_all(self) -> bool:
+        """Whether the first process sees a summary: another one may see it later."""
+        return bool(values_of_processes([self.is_finished])[0][0])
+
+    def _check_all_have(self, epochs: int) -> None:
+        """Raise an error if processes go on from other epochs."""
+        found = [int(number) for (number,) in values_of_processes([epochs])]
+        if len(set(found)) > 1:
+            raise ValueError(
+                "All processes must read the same output folder. Received: "
+                f"{str(self.folder)!r}, where they find {found} trained epochs, by "
+                "process. Use a folder that all hosts share."
+            )
 
     def _summary_so_far(self, history: list[Row]) -> Row:
         metrics = {
@@ -279,7 +392,7 @@ def _load_weights(model: keras.Model, path: Path) -> None:
 class _SaveEpoch(keras.callbacks.Callback):  # type: ignore[misc]
     """Adds a row to the history after each epoch, and saves it with the model.
 
-    An epoch's seconds end before its validation.
+    An epoch's seconds end before its validation, which is `fit()`'s or `validate()`.
     """
 
     def __init__(
@@ -289,10 +402,11 @@ class _SaveEpoch(keras.callbacks.Callback):  # type: ignore[misc]
         *,
         seed: int,
         folder: Path,
+        validate: Callable[[], Row] | None = None,
     ) -> None:
         super().__init__()
         self._save, self._history = save, history
-        self._seed, self._folder = seed, folder
+        self._seed, self._folder, self._validate = seed, folder, validate
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._start = time.perf_counter()
@@ -309,6 +423,9 @@ class _SaveEpoch(keras.callbacks.Callback):  # type: ignore[misc]
         self._end = time.perf_counter()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        if self._validate is not None and logs is not None:
+            self._end = time.perf_counter()
+            logs.update(self._validate())
         seconds = self._end - self._start
         logged = {name: float(value) for name, value in (logs or {}).items()}
         if not math.isfinite(logged["loss"]):

@@ -7,7 +7,6 @@ import keras
 import tensorflow as tf
 
 from keras_nrs import keras_internals
-from keras_nrs.step.model_passes import SplitBatch
 from keras_nrs.step.outcomes import Outcome
 from keras_nrs.step.outcomes import StepInputs
 from keras_nrs.trainers.trainer import Trainer
@@ -23,6 +22,13 @@ def _num_replicas() -> int:
 def _unscaled(loss: Tensor) -> Tensor:
     """A loss without the 1 / replicas that Keras puts in under a strategy."""
     return loss * float(_num_replicas())
+
+
+def _mean_over_replicas(tensors: list[Tensor]) -> list[Tensor]:
+    if _num_replicas() == 1:
+        return tensors
+    context = tf.distribute.get_replica_context()
+    return [context.all_reduce("MEAN", tensor) for tensor in tensors]
 
 
 def _differentiated(outputs: Any) -> list[Tensor]:
@@ -126,14 +132,7 @@ class BackendTrainer(Trainer):
             gradients, outcome = self._gradients_if(perturbs, weights, inputs)
         if _num_replicas() > 1:
             # Keras lets each replica keep the statistics of its own batches.
-            outcome = outcome._replace(
-                state=[
-                    context.all_reduce("MEAN", new)
-                    if new is not old and new.dtype.is_floating
-                    else new
-                    for new, old in zip(outcome.state, state, strict=True)
-                ]
-            )
+            outcome = self.with_mean_state(outcome, inputs, _mean_over_replicas)
         for variable, value in outcome.updates:
             variable.assign(value)
         self.update_metrics_of_loss(outcome, data)
@@ -168,7 +167,7 @@ class BackendTrainer(Trainer):
         objective, scale = self.objective, self.base_model.optimizer.scale_loss
         batch = objective.split(inputs, perturbs=perturbs)
         if perturbs:
-            batch = self._with_directions(weights, inputs, batch)
+            batch = self.with_directions(weights, inputs, batch, _mean_over_replicas)
         recomputes = self.options.memory_efficient and bool(self.options.signs)
         if perturbs and recomputes:
             # The values of now: the optimizer may assign before they are read again.
@@ -206,24 +205,6 @@ class BackendTrainer(Trainer):
             tensors = _differentiated(outputs)
         of_perturbed = tape.gradient(tensors, weights, cotangents)
         return list(map(_added, of_clean, of_perturbed)), outcome
-
-    def _with_directions(
-        self, weights: list[Tensor], inputs: StepInputs, batch: SplitBatch
-    ) -> SplitBatch:
-        """The batch with gradients of one replica, or their mean over all."""
-        batch = self.objective.with_directions(weights, inputs, batch)
-        if not self.options.sync_perturbation or _num_replicas() == 1:
-            return batch
-        context = tf.distribute.get_replica_context()
-        microbatches = [
-            microbatch
-            if microbatch.gradients is None
-            else microbatch._replace(
-                gradients=context.all_reduce("MEAN", microbatch.gradients)
-            )
-            for microbatch in batch.microbatches
-        ]
-        return batch._replace(microbatches=microbatches)
 
     def _gradients_if(
         self, perturbs: Tensor, weights: list[Tensor], inputs: StepInputs

@@ -1,6 +1,7 @@
 """The training step on PyTorch."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from contextlib import nullcontext
 from typing import Any
 
@@ -10,6 +11,10 @@ import torch.utils.checkpoint
 from keras_nrs import keras_internals
 from keras_nrs.backend import not_in_graphs
 from keras_nrs.backend import restored_random_state
+from keras_nrs.backend.torch.devices import means_over_processes
+from keras_nrs.backend.torch.devices import metrics_of_all_processes
+from keras_nrs.backend.torch.devices import processes
+from keras_nrs.backend.torch.devices import share_first_values
 from keras_nrs.step.host_random import drawing_from
 from keras_nrs.step.host_random import host_random_state
 from keras_nrs.step.model_passes import Pass
@@ -21,7 +26,15 @@ Tensor = Any
 
 
 class BackendTrainer(Trainer):
-    """The steps of an `NRSModel`, as `keras.Model` calls them on PyTorch."""
+    """The steps of an `NRSModel`, as `keras.Model` calls them on PyTorch.
+
+    In a process group of `torch.distributed` each process is a replica: it draws its
+    own deltas, and takes the mean of all gradients and of all moving statistics.
+    """
+
+    # The index of this process, their number, and whether they have equal values.
+    _processes = 0, 1
+    _is_shared = False
 
     def make_train_function(self, make: Callable[[bool], None], force: bool) -> None:
         model = self.model
@@ -29,6 +42,9 @@ class BackendTrainer(Trainer):
         # clears. Here the base model has them.
         keras_internals.register_torch_parameters(self.base_model)
         is_new = force or model.train_function is None
+        if is_new:
+            self._is_shared = False
+        self._processes = processes()
         make(force)
         if is_new and model.jit_compile and not model.run_eagerly:
             # Keras leaves it open which shapes are dynamic. PyTorch 2.13 takes layers
@@ -38,16 +54,26 @@ class BackendTrainer(Trainer):
             )
 
     def num_replicas(self) -> int:
-        return 1
+        return processes()[1]
+
+    def joined_metrics(self) -> AbstractContextManager[None] | None:
+        if self.num_replicas() == 1:
+            return None
+        return metrics_of_all_processes(self.model.metrics_variables)
 
     def train_step(self, data: Any) -> Logs:
         base, model, objective = self.base_model, self.model, self.objective
-        if self.options.scheme == "baseline":
+        replica, num_replicas = self._processes
+        is_plain = self.options.scheme == "baseline"
+        if is_plain and num_replicas == 1:
             logs: Logs = base.train_step(data)
             return logs
+        if num_replicas > 1 and not self._is_shared:
+            self._share_first_values(data)
         key = model.seed_generator.next()
         eps, alpha = self.coefficients_in(key[1])
-        if not self._is_due(key) or not self.needs_perturbed_pass():
+        perturbs = not is_plain and self._is_due(key) and self.needs_perturbed_pass()
+        if not perturbs and (num_replicas == 1 or not base.trainable_variables):
             return base.train_step(data) | self.tracker_logs()
         # The first call draws random numbers, and a resumed training makes it later.
         with restored_random_state(key):
@@ -60,26 +86,42 @@ class BackendTrainer(Trainer):
             eps,
             alpha,
             key,
+            replica,
             loss_scale=base.optimizer.scale_loss(1.0),
         )
         weights = [v.value for v in base.trainable_variables]
-        batch = objective.with_directions(weights, inputs, objective.split(inputs))
-        outputs = objective.perturbed_outputs(
-            weights,
-            inputs,
-            batch,
-            recompute=_recompute if self.options.memory_efficient else None,
-        )
+        batch = objective.split(inputs, perturbs=perturbs)
+        outputs = None
+        if perturbs:
+            batch = self.with_directions(weights, inputs, batch, means_over_processes)
+            outputs = objective.perturbed_outputs(
+                weights,
+                inputs,
+                batch,
+                recompute=_recompute if self.options.memory_efficient else None,
+            )
         passes = objective.passes(weights, inputs, batch, outputs)
         outcome = objective.outcome(weights, inputs, passes)
         base.optimizer.scale_loss(outcome.terms.total).backward()
         trainable = base.trainable_weights[:]
+        gradients = means_over_processes([v.value.grad for v in trainable])
         with torch.no_grad():
+            if num_replicas > 1:
+                outcome = self.with_mean_state(outcome, inputs, means_over_processes)
             for variable, value in outcome.updates:
                 variable.assign(value)
             self.update_metrics_of_loss(outcome, data)
-            base.optimizer.apply([v.value.grad for v in trainable], trainable)
-            return self.assign_outcome(outcome, data)
+            base.optimizer.apply(gradients, trainable)
+            return self.assign_outcome(outcome, data, weight=int(perturbs))
+
+    def _share_first_values(self, data: Any) -> None:
+        """Give all processes the weights, states and seeds of the first one."""
+        base, model = self.base_model, self.model
+        with restored_random_state(model.seed_generator.state.value):
+            self.objective.build(data)
+        base.optimizer.build(base.trainable_variables)
+        share_first_values([*model.variables, *base.optimizer.variables])
+        self._is_shared = True
 
     @not_in_graphs
     def _is_due(self, key: Tensor) -> bool:

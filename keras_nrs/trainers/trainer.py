@@ -3,6 +3,7 @@
 import abc
 from collections.abc import Callable
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 from typing import Protocol
 
@@ -14,13 +15,17 @@ from keras_nrs.backend import not_in_graphs
 from keras_nrs.coefficients import Coefficient
 from keras_nrs.step.batch_objective import BatchObjective
 from keras_nrs.step.groups import num_samples
+from keras_nrs.step.model_passes import SplitBatch
 from keras_nrs.step.objective import Terms
 from keras_nrs.step.outcomes import Outcome
+from keras_nrs.step.outcomes import StepInputs
 from keras_nrs.step.outcomes import with_masks
 from keras_nrs.step.output_divergences import copied_weights
 
 Tensor = Any
 Logs = dict[str, Tensor]
+# Takes the mean of tensors over all replicas.
+Mean = Callable[[list[Tensor]], list[Tensor]]
 
 
 class TrainedModel(Protocol):
@@ -33,6 +38,7 @@ class TrainedModel(Protocol):
     coefficients: tuple[Coefficient, Coefficient]
     seed_generator: keras.random.SeedGenerator
     distribute_strategy: Any
+    variables: list[keras.Variable]
     non_trainable_variables: list[keras.Variable]
     metrics_variables: list[keras.Variable]
 
@@ -84,6 +90,13 @@ class Trainer(abc.ABC):
     def predict_step(self, *args: Any, **kwargs: Any) -> Any:
         """One step of `predict()`: the base model's."""
 
+    def joined_metrics(self) -> AbstractContextManager[None] | None:
+        """A scope in which metrics are those of all processes.
+
+        `None` where they always are.
+        """
+        return None
+
     def first_batch(self, iterator: Any, data_batch: Any) -> Any:
         """The batch for which TensorFlow's `fit()` builds a model, `None` elsewhere."""
         return data_batch
@@ -108,6 +121,41 @@ class Trainer(abc.ABC):
             if coefficient.schedule is not None:
                 coefficient.variable.assign(coefficient.at(step))
         return [coefficient.variable.value for coefficient in self.model.coefficients]
+
+    def with_directions(
+        self, weights: list[Tensor], inputs: StepInputs, batch: SplitBatch, mean: Mean
+    ) -> SplitBatch:
+        """The batch with gradients of one replica, or their mean over all.
+
+        Args:
+            weights: Values of the base model's trainable variables.
+            inputs: The other inputs of the step.
+            batch: The batch of one replica.
+            mean: A function that takes the mean of tensors over all replicas.
+        """
+        batch = self.objective.with_directions(weights, inputs, batch)
+        if not self.options.sync_perturbation:
+            return batch
+        microbatches = [
+            microbatch
+            if microbatch.gradients is None
+            else microbatch._replace(gradients=mean(microbatch.gradients))
+            for microbatch in batch.microbatches
+        ]
+        return batch._replace(microbatches=microbatches)
+
+    @staticmethod
+    def with_mean_state(outcome: Outcome, inputs: StepInputs, mean: Mean) -> Outcome:
+        """An outcome whose moving statistics are means over all replicas."""
+        moved = [
+            new
+            for new, old in zip(outcome.state, inputs.state, strict=True)
+            if new is not old
+            and keras.backend.is_float_dtype(keras.backend.standardize_dtype(new.dtype))
+        ]
+        means = dict(zip(map(id, moved), mean(moved), strict=True))
+        state = [means.get(id(value), value) for value in outcome.state]
+        return outcome._replace(state=state)
 
     def update_metrics_of_loss(self, outcome: Outcome, data: Any) -> None:
         """Update in place the metrics that `compute_loss()` updates, if it does.

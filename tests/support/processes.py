@@ -1,8 +1,10 @@
 """Python programs in processes of their own."""
 
 import os
+import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import keras
@@ -22,3 +24,12 @@ def run_python(script: str, *arguments: object, backend: str | None = None) -> s
     )
     assert result.returncode == 0, result.stderr
     return result.stdout
+
+
+def free_ports(number: int) -> list[int]:
+    """Ports of this machine that no program uses."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]

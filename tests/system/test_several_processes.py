@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import pytest
 
 from tests.support.arrays import ROUNDING
 from tests.support.processes import ROOT
+from tests.support.processes import free_ports
 
 # Arguments: a JSON object with the index, the number of processes, the port, ...
 JAX = """
@@ -26,11 +26,11 @@ jax.config.update("jax_cpu_collectives_implementation", "gloo")
 import keras
 if args["processes"] > 1 and args.get("heartbeat"):
     jax.distributed.initialize(
-        f"127.0.0.1:{args['port']}", args["processes"], args["index"],
+        f"127.0.0.1:{args['ports'][0]}", args["processes"], args["index"],
         heartbeat_timeout_seconds=args["heartbeat"])
 elif args["processes"] > 1:
     keras.distribution.initialize(
-        f"127.0.0.1:{args['port']}", args["processes"], args["index"])
+        f"127.0.0.1:{args['ports'][0]}", args["processes"], args["index"])
 import tensorflow as tf
 keras.distribution.set_distribution(keras.distribution.DataParallel())
 """
@@ -38,7 +38,7 @@ TENSORFLOW = """
 import json, os, sys, time
 args = json.loads(sys.argv[1])
 os.environ["TF_CONFIG"] = json.dumps({
-    "cluster": {"worker": [f"127.0.0.1:{args['port'] + i}" for i in range(2)]},
+    "cluster": {"worker": [f"127.0.0.1:{port}" for port in args["ports"]]},
     "task": {"type": "worker", "index": args["index"]}})
 import tensorflow as tf
 if args["processes"] > 1:
@@ -83,19 +83,6 @@ print("FOUND", json.dumps(found), flush=True)
 """
 
 
-def free_port() -> int:
-    """The first of two ports that are free."""
-    while True:
-        with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            port: int = first.getsockname()[1]
-            try:
-                second.bind(("127.0.0.1", port + 1))
-            except OSError:
-                continue
-            return port
-
-
 def start(script: str, num_devices: int, output: Path, **args: Any) -> Any:
     backend = "jax" if script is JAX else "tensorflow"
     flags = f"--xla_force_host_platform_device_count={num_devices}"
@@ -124,7 +111,7 @@ def found(process: Any, output: Path) -> dict[str, Any]:
 
 
 def run(script: str, tmp_path: Path, processes: int, **args: Any) -> list[Any]:
-    port = free_port()
+    ports = free_ports(2)
     started = []
     num_devices = 4 // processes if script is JAX else 2
     for index in range(processes):
@@ -132,7 +119,7 @@ def run(script: str, tmp_path: Path, processes: int, **args: Any) -> list[Any]:
         arguments = {
             "index": index,
             "processes": processes,
-            "port": port,
+            "ports": ports,
             "epochs": 4,
             "file": str(tmp_path / f"{processes}.keras"),
         }
@@ -183,10 +170,10 @@ def test_two_workers_are_one_with_the_same_devices(
 
 def start_two(script: str, tmp_path: Path, **args: Any) -> tuple[list[Any], list[Path]]:
     """Two processes that take their time, and where they print."""
-    port = free_port()
+    ports = free_ports(2)
     outputs = [tmp_path / f"killed-{index}.log" for index in range(2)]
     file = str(tmp_path / "killed.keras")
-    common = {"processes": 2, "port": port, "pause": 0.3, "file": file, "epochs": 4}
+    common = {"processes": 2, "ports": ports, "pause": 0.3, "file": file, "epochs": 4}
     common |= args
     processes = [
         start(script, 2, output, index=index, **common)
@@ -231,8 +218,8 @@ def test_a_dead_process_ends_the_others_and_a_restart_goes_on(
 @pytest.mark.slow
 def test_processes_with_other_numbers_of_batches_do_not_wait(tmp_path: Path) -> None:
     """Each would wait for a batch of the other one for ever."""
-    port, file = free_port(), str(tmp_path / "model.keras")
-    common = {"processes": 2, "port": port, "epochs": 2, "file": file}
+    ports, file = free_ports(2), str(tmp_path / "model.keras")
+    common = {"processes": 2, "ports": ports, "epochs": 2, "file": file}
     outputs = [tmp_path / f"{index}.log" for index in range(2)]
     processes = [
         start(JAX, 2, output, index=index, samples=64 - 16 * index, **common)

@@ -1,4 +1,4 @@
-"""Across modules: the guide's script for several GPUs on PyTorch, on two CPU cores."""
+"""Across modules: several processes on PyTorch, on two CPU cores."""
 
 import json
 import os
@@ -6,62 +6,99 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 import pytest
 
+from tests.support.arrays import ROUNDING
+from tests.support.networks import cnn
 from tests.support.processes import ROOT
-from tests.system.test_several_processes import free_port
+from tests.support.processes import free_ports
+from tests.support.training_in_processes import OPTIONS
+from tests.support.training_in_processes import train
+from tests.support.training_in_processes import validation_data
 
 pytestmark = pytest.mark.only_torch
 
-# What is compared: the state at the end, and the last delta of each process.
-PRINT = """
-found = {"weights": [w.tolist() for w in model.get_weights()],
-         "delta": deltas[0].tolist()}
-print("FOUND", json.dumps(found))
-distributed.destroy_process_group()
-"""
+END = "distributed.destroy_process_group()\n"
+PRINT = 'print("FOUND", json.dumps([w.tolist() for w in model.get_weights()]))\n'
 
 
-def script() -> str:
-    """The script of the page, which prints what it found at its end."""
-    page = (ROOT / "docs/devices.md").read_text("utf-8")
-    (text,) = re.findall(r"```py\n(.*?)```", page, re.DOTALL)
-    assert text.endswith("distributed.destroy_process_group()\n")
-    return "import json\n" + text.removesuffix("distributed.destroy_process_group()\n")
-
-
-@pytest.mark.slow
-def test_two_processes_have_a_delta_each_and_the_same_weights(tmp_path: Path) -> None:
+def two_processes(folder: Path, *arguments: str) -> list[list[str]]:
+    """The lines that Python prints in each of two processes of a group."""
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    shared |= {"MASTER_PORT": str(free_port()), "PYTHONPATH": str(ROOT)}
+    shared |= {"MASTER_PORT": str(*free_ports(1)), "PYTHONPATH": str(ROOT)}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", script() + PRINT],
+            [sys.executable, *arguments],
             env=os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank},
-            cwd=tmp_path,
+            cwd=folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
         for rank in ("0", "1")
     ]
-    found, logs = [], []
+    lines = []
     for process in processes:
         output, errors = process.communicate(timeout=240)
         assert process.returncode == 0, errors
-        *lines, last = output.splitlines()
-        logs.append(lines)
-        found.append(json.loads(last.removeprefix("FOUND ")))
-    first, second = found
-    assert first["weights"] == second["weights"]
-    assert not np.allclose(first["delta"], second["delta"])
-    losses = [float(line.partition(": ")[2]) for line in logs[0]]
+        lines.append(output.splitlines())
+    return lines
+
+
+def script() -> str:
+    """The script of the page, which prints its weights at its end."""
+    page = (ROOT / "docs/devices.md").read_text("utf-8")
+    (text,) = re.findall(r"```py\n(.*?)```", page, re.DOTALL)
+    assert text.endswith(END)
+    return "import json\n" + text.removesuffix(END) + PRINT + END
+
+
+@pytest.mark.slow
+def test_the_script_of_the_guide(tmp_path: Path) -> None:
+    first, second = two_processes(tmp_path, "-c", script())
+    assert first[-1] == second[-1]
+    assert len(second) == 1
+    losses = [float(x) for x in re.findall(r" loss: ([\d.]+)", "\n".join(first))]
     assert len(losses) == 2
     assert losses[1] < losses[0]
-    assert logs[1] == []
-    saved = keras.saving.load_model(tmp_path / "model.keras").get_weights()
-    for weight, expected in zip(saved, first["weights"], strict=True):
+    weights = json.loads(first[-1].removeprefix("FOUND "))
+    saved = keras.saving.load_model(tmp_path / "train.keras").get_weights()
+    for weight, expected in zip(saved, weights, strict=True):
         np.testing.assert_array_equal(weight, np.array(expected, weight.dtype))
+
+
+def assert_validates_all(result: dict[str, Any]) -> None:
+    """The last validation is of the samples that each process has for it."""
+    model = cnn(dropout=0.3, penalty=0.01)
+    model.set_weights([np.array(weight, "float32") for weight in result["weights"]])
+    shares = [validation_data(index, 2) for index in range(2)]
+    x, y = map(np.concatenate, zip(*shares, strict=True))
+    loss, accuracy = model.evaluate(x, y, verbose=0)
+    history = result["history"]
+    np.testing.assert_allclose(history["val_loss"][-1], loss, rtol=100 * ROUNDING)
+    np.testing.assert_allclose(history["val_accuracy"][-1], accuracy, rtol=ROUNDING)
+
+
+def test_fit_in_two_processes_is_fit_with_two_groups(tmp_path: Path) -> None:
+    outputs = two_processes(tmp_path, "-m", "tests.support.training_in_processes")
+    first, second = (json.loads(lines[-1].removeprefix("FOUND ")) for lines in outputs)
+    for (options, has_groups), one, other in zip(OPTIONS, first, second, strict=True):
+        assert one["weights"] == other["weights"], options
+        assert one["history"] == other["history"], options
+        # Outside of `fit()` each process evaluates its own samples.
+        assert one["evaluate"] != other["evaluate"], options
+        assert_validates_all(one)
+        if not has_groups:
+            continue
+        alone = train(options | {"perturbations_per_replica": 2}, 0, 1)
+        # 8 steps of sums of fewer than 1,000 numbers, each of which may double errors.
+        bound = 16 * 1000 * ROUNDING
+        for a, b in zip(one["weights"], alone["weights"], strict=True):
+            np.testing.assert_allclose(a, b, rtol=bound, atol=bound)
+        for name, values in alone["history"].items():
+            if not name.startswith("val_"):
+                np.testing.assert_allclose(one["history"][name], values, rtol=bound)

@@ -1,7 +1,11 @@
 from keras_nrs.backend.jax.devices import data_parallel_scope as data_parallel_scope
+from keras_nrs.backend.jax.devices import fit_scope as fit_scope
+from keras_nrs.backend.jax.devices import join_processes as join_processes
 from keras_nrs.backend.jax.devices import loop_over_batches as loop_over_batches
 from keras_nrs.backend.jax.devices import process_index as process_index
+from keras_nrs.backend.jax.devices import processes as processes
 from keras_nrs.backend.jax.devices import scope_of as scope_of
+from keras_nrs.backend.jax.devices import shares_of_workers as shares_of_workers
 from keras_nrs.backend.jax.devices import values_of_processes as values_of_processes
 from keras_nrs.backend.jax.functions import compile_function as compile_function
 from keras_nrs.backend.jax.functions import eager_scope as eager_scope

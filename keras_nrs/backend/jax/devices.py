@@ -1,13 +1,52 @@
 """Devices and processes on JAX."""
 
+import os
 from contextlib import AbstractContextManager
 from contextlib import nullcontext
 from typing import Any
 
 import jax
 import keras
+import numpy as np
 
 from keras_nrs.keras_internals import placing_jax_batches
+
+# Seconds after which the others of a process that has died end with an error.
+_HEARTBEAT_TIMEOUT = 30
+
+
+def join_processes() -> None:
+    """Join the processes of SLURM, Open MPI, Kubernetes, a TPU pod, or by variables.
+
+    These are Keras's, `KERAS_DISTRIBUTION_JOB_ADDRESSES` and the like.
+
+    Raises:
+        ValueError: if the environment tells of no other processes.
+    """
+    given = {
+        name: os.environ.get(f"KERAS_DISTRIBUTION_{name}")
+        for name in ("JOB_ADDRESSES", "NUM_PROCESSES", "PROCESS_ID")
+    }
+    addresses, number, index = given.values()
+    try:
+        jax.distributed.initialize(
+            addresses and addresses.split(",")[0],
+            number and int(number),
+            index and int(index),
+            heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT,
+        )
+    except ValueError as error:
+        raise ValueError(
+            "Several processes need an environment that JAX knows (SLURM, Open MPI, "
+            "Kubernetes, a TPU pod) or the variables KERAS_DISTRIBUTION_JOB_ADDRESSES "
+            "(of the first process, such as 10.0.0.1:1234), _NUM_PROCESSES and "
+            f"_PROCESS_ID. Received: {given}. {error}"
+        ) from error
+
+
+def processes() -> tuple[int, int]:
+    """The index of this process, and the number of processes."""
+    return jax.process_index(), jax.process_count()
 
 
 def data_parallel_scope() -> AbstractContextManager[None]:
@@ -16,6 +55,11 @@ def data_parallel_scope() -> AbstractContextManager[None]:
     if jax.device_count() > 1:
         scope = keras.distribution.DataParallel(auto_shard_dataset=False).scope()
     return scope
+
+
+def fit_scope() -> AbstractContextManager[None]:
+    """A scope for `fit()` of a model that was built in `data_parallel_scope()`."""
+    return data_parallel_scope()
 
 
 def scope_of(model: Any) -> AbstractContextManager[Any]:
@@ -41,14 +85,16 @@ def process_index(model: Any) -> int:
     return jax.process_index()
 
 
-def values_of_processes(values: list[int]) -> list[list[int]]:
+def values_of_processes(values: list[float]) -> list[list[float]]:
     """These values in every process. All of them must call this."""
     if jax.process_count() == 1:
         return [values]
     from jax.experimental import multihost_utils
 
-    gathered = multihost_utils.process_allgather(jax.numpy.asarray(values))
-    return [list(map(int, row)) for row in gathered]
+    # As integers, because JAX would round them to 32 bits.
+    words = np.asarray(values, "float64").view("int32")
+    gathered = np.asarray(multihost_utils.process_allgather(words))
+    return [np.ascontiguousarray(row).view("float64").tolist() for row in gathered]
 
 
 def replicas() -> tuple[str, int, Any]:
@@ -58,6 +104,11 @@ def replicas() -> tuple[str, int, Any]:
         return "", 1, None
     mesh, axis = distribution.device_mesh.backend_mesh, distribution.batch_dim_name
     return axis, mesh.shape[axis], mesh
+
+
+def shares_of_workers(dataset: Any, batch_size: int) -> Any:
+    """A data set of this process's share of each batch, as `fit()` takes it."""
+    return dataset
 
 
 def loop_over_batches() -> AbstractContextManager[None]:

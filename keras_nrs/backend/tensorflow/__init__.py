@@ -1,9 +1,13 @@
 from keras_nrs.backend.tensorflow.devices import (
     data_parallel_scope as data_parallel_scope,
 )
+from keras_nrs.backend.tensorflow.devices import fit_scope as fit_scope
+from keras_nrs.backend.tensorflow.devices import join_processes as join_processes
 from keras_nrs.backend.tensorflow.devices import loop_over_batches as loop_over_batches
 from keras_nrs.backend.tensorflow.devices import process_index as process_index
+from keras_nrs.backend.tensorflow.devices import processes as processes
 from keras_nrs.backend.tensorflow.devices import scope_of as scope_of
+from keras_nrs.backend.tensorflow.devices import shares_of_workers as shares_of_workers
 from keras_nrs.backend.tensorflow.devices import (
     values_of_processes as values_of_processes,
 )

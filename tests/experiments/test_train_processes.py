@@ -1,0 +1,162 @@
+"""Trainings of recipes by several processes, on this machine."""
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from keras_nrs import cli
+from tests.experiments.processes import Script
+from tests.support.arrays import ROUNDING
+from tests.support.processes import free_ports
+
+SCRIPT = """
+import os, keras
+from pathlib import Path
+from keras import layers
+from keras_nrs.backend import join_processes
+from keras_nrs.experiments import recipes, training
+
+def small(shape, classes):
+    stack = [keras.Input(shape), layers.Conv2D(4, 3), layers.BatchNormalization(),
+             layers.ReLU(), layers.Flatten(), layers.Dropout(0.3, seed=1)]
+    return keras.Sequential([*stack, layers.Dense(classes)])
+
+def on_train_batch_end(self, batch, logs=None):
+    if len(self._history) == 1 and batch == 2:
+        os.kill(os.getpid(), 9)
+
+recipes.NETWORKS["small"] = small
+
+def main(folder, data_dir, mode, number):
+    if keras.config.backend() == "tensorflow" and number == 1:
+        import tensorflow as tf
+        tf.config.set_logical_device_configuration(
+            tf.config.list_physical_devices("CPU")[0],
+            [tf.config.LogicalDeviceConfiguration()] * 2)
+    if number > 1:
+        join_processes()
+    if mode == "kill":
+        training._SaveEpoch.on_train_batch_end = on_train_batch_end
+    # PyTorch has one device in a process, and two groups on it.
+    groups = 2 if keras.config.backend() == "torch" and number == 1 else 1
+    recipe = recipes.Recipe(
+        network="small", dataset="digits", augmentation="basic", batch_size=100,
+        epochs=2, steps_per_epoch=4, perturbation="relative", eps=0.3,
+        perturbations_per_replica=groups, validation_percent=10, learning_rate=0.05)
+    training.Training(recipe, 0, Path(folder), data_dir).run()
+"""
+
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Script]:
+    with Script(SCRIPT, tmp_path_factory.mktemp("outputs")) as script:
+        yield script
+
+
+def environments(number: int) -> list[dict[str, str]]:
+    """What launchers set for each process."""
+    ports = list(map(str, free_ports(number)))
+    workers = [f"127.0.0.1:{port}" for port in ports]
+    return [
+        {
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={2 // number} "
+            "--xla_backend_optimization_level=0",
+            "KERAS_DISTRIBUTION_JOB_ADDRESSES": ",".join(workers),
+            "KERAS_DISTRIBUTION_NUM_PROCESSES": str(number),
+            "KERAS_DISTRIBUTION_PROCESS_ID": str(index),
+            "TF_CONFIG": json.dumps(
+                {
+                    "cluster": {"worker": workers},
+                    "task": {"type": "worker", "index": index},
+                }
+            ),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": ports[0],
+            "WORLD_SIZE": str(number),
+            "RANK": str(index),
+            "LOCAL_RANK": str(index),
+        }
+        for index in range(number)
+    ]
+
+
+def train(
+    script: Script, folder: Path, data_dir: str, *modes: str
+) -> list[tuple[int, str]]:
+    """Exit codes and outputs of a process for each mode."""
+    runs = [
+        ((str(folder), data_dir, mode, len(modes)), environment)
+        for mode, environment in zip(modes, environments(len(modes)), strict=True)
+    ]
+    return script.run_together(*runs)
+
+
+def outcome(folder: Path) -> tuple[list[Any], str]:
+    """The weights of a training, and its history without the seconds."""
+    model = keras.saving.load_model(folder / "model.keras")
+    history = (folder / "history.csv").read_text().splitlines()
+    kept = [",".join(row.split(",")[:1] + row.split(",")[2:]) for row in history]
+    return model.get_weights(), "\n".join(kept)
+
+
+# The gate compiles no programs of other processes on JAX and TensorFlow.
+@pytest.mark.matrix
+def test_several_processes_train_as_one_and_go_on_after_a_kill(
+    tmp_path: Path, data_dir: str, script: Script
+) -> None:
+    whole, killed, alone = (tmp_path / name for name in ("whole", "killed", "alone"))
+    results = train(script, whole, data_dir, "run", "run")
+    assert [code for code, _ in results] == [0, 0], results
+    # The first process alone prints and writes.
+    assert "Epoch 2/2" in results[0][1]
+    assert "Epoch" not in results[1][1]
+    assert len(json.loads((whole / "environment.json").read_text())) == 1
+
+    results = train(script, killed, data_dir, "run", "kill")
+    assert results[1][0] == -signal.SIGKILL
+    assert results[0][0] not in (0, -signal.SIGKILL), results
+    assert not (killed / "summary.json").exists()
+    results = train(script, killed, data_dir, "run", "run")
+    assert [code for code, _ in results] == [0, 0], results
+    assert "Epoch 1/2" not in results[0][1]
+    weights, history = outcome(whole)
+    for a, b in zip(weights, outcome(killed)[0], strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert history == outcome(killed)[1]
+
+    ((code, output),) = train(script, alone, data_dir, "run")
+    assert code == 0, output
+    # 8 steps, each of which sums fewer than 1,000 numbers of order one and passes on
+    # the errors of the last one, doubled at the most every 2 steps.
+    bound = 16 * 1000 * ROUNDING
+    for a, b in zip(weights, outcome(alone)[0], strict=True):
+        np.testing.assert_allclose(a, b, rtol=bound, atol=bound)
+    of_all, of_one = (
+        np.genfromtxt(text.splitlines(), delimiter=",", names=True)
+        for text in (history, outcome(alone)[1])
+    )
+    assert of_all.dtype == of_one.dtype
+    for name in of_all.dtype.names:
+        np.testing.assert_allclose(of_all[name], of_one[name], rtol=bound)
+
+
+def test_without_other_processes_the_command_says_what_it_needs(
+    monkeypatch: pytest.MonkeyPatch, in_tmp_path: None
+) -> None:
+    for name in (*environments(1)[0], "SLURM_JOB_ID", "OMPI_MCA_orte_hnp_uri"):
+        if name != "XLA_FLAGS":
+            monkeypatch.delenv(name, raising=False)
+    arguments = ["train", "cifar10-resnet18-basic-nrs", "--distributed"]
+    result = CliRunner().invoke(cli.build_app(), arguments)
+    assert result.exit_code == 2
+    needed = {"jax": "SLURM", "tensorflow": "TF_CONFIG", "torch": "torchrun"}
+    assert needed[keras.config.backend()] in result.output
+    assert not os.path.exists("runs")

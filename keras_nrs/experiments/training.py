@@ -274,7 +274,7 @@ class Training:
         for variable, total in zip(variables, sums, strict=True):
             variable.assign(np.reshape(total, variable.shape))
         metrics = network.get_metrics_result()
-        return {f"val_{name}": float(value) for name, value in metrics.items()}
+        return {f"val_{name}": float(value) for name, value in sorted(metrics.items())}
 
     @contextmanager
     def _locked(self) -> Iterator[Lock | None]:
@@ -323,7 +323,7 @@ class Training:
         summary = {
             "seed": self.seed,
             "epochs": len(history),
-            **{f"{split}_{name}": value for name, value in metrics.items()},
+            **{f"{split}_{name}": value for name, value in sorted(metrics.items())},
             "training_seconds": sum(seconds),
             # The median leaves out the first epoch, which compiles.
             "seconds_per_step": float(np.median(seconds)) / self.steps_per_epoch,

@@ -45,12 +45,15 @@ def main(folder, data_dir, mode, number):
         join_processes()
     if mode == "kill":
         training._SaveEpoch.on_train_batch_end = on_train_batch_end
-    # PyTorch has one device in a process, and two groups on it.
-    groups = 2 if keras.config.backend() == "torch" and number == 1 else 1
+    if keras.config.backend() == "torch" and number == 1:
+        # A process has one device there, which takes two groups.
+        own = recipes.Recipe.step_arguments
+        groups = {"perturbations_per_replica": 2}
+        recipes.Recipe.step_arguments = lambda self: own(self) | groups
     recipe = recipes.Recipe(
         network="small", dataset="digits", augmentation="basic", batch_size=100,
         epochs=2, steps_per_epoch=4, perturbation="relative", eps=0.3,
-        perturbations_per_replica=groups, validation_percent=10, learning_rate=0.05)
+        validation_percent=10, learning_rate=0.05)
     training.Training(recipe, 0, Path(folder), data_dir).run()
 """
 

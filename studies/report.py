@@ -38,7 +38,8 @@ _README_ARMS = {
     "RPR": "RPR",
     TWICE: "baseline, twice the epochs",
     DEFAULT: "**NRS by default**",
-    "NRS, relative": "NRS, tuned",
+    "NRS, relative": "NRS relative, tuned",
+    "NRS, filterwise": "NRS filterwise, tuned",
     "RPR, twice the epochs": "RPR, twice the epochs",
     "SAM": "SAM, tuned",
 }
@@ -83,6 +84,7 @@ _LINES = {
     "plain": (BASELINE, TWICE, "baseline, four times the epochs"),
     "RPR": ("RPR", "RPR, twice the epochs", "RPR, four times the epochs"),
     "NRS, relative": ("NRS, relative", "NRS, relative, twice the epochs"),
+    "NRS, filterwise": ("NRS, filterwise",),
     "NRS, by default": (DEFAULT,),
     "SAM": ("SAM",),
     "label smoothing": ("label smoothing",),

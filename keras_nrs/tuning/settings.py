@@ -25,6 +25,11 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "RPR, twice the epochs": {"scheme": "rpr", "epochs": 2},
     "NRS, eps 0.4, alpha 4": {"eps": 0.4, "alpha": 4.0},
     "NRS, eps 0.6, alpha 4": {"eps": 0.6, "alpha": 4.0},
+    "NRS, filterwise, eps 0.15, alpha 4": {
+        "perturbation": "filterwise",
+        "eps": 0.15,
+        "alpha": 4.0,
+    },
     "NRS, eps 0.1": {"eps": 0.1},
     "SAM": {"scheme": "sam"},
 }

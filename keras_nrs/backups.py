@@ -54,10 +54,13 @@ class AtomicBackup(keras_internals.OverridableBackup):
         return read_json(path, _check_states, remedy=_REMEDY) if path.exists() else []
 
     def write_state(self) -> None:
-        name = _weights_name(self.epoch, self.batch)
+        states = self._read_states()
+        used = {state["weights"] for state in states}
+        # An epoch that begins again comes to the same batch again.
+        names = _weights_names(self.epoch, self.batch)
+        name = next(name for name in names if name not in used)
         path = self.folder / name
         self.model.save_weights(path)
-        states = [state for state in self._read_states() if state["weights"] != name]
         states = states[-1:] if self.double_checkpoint else []
         state = {"epoch": self.epoch, "batch": self.batch, "weights": name}
         states.append(state | {"sha256": _sha256(path)})
@@ -164,7 +167,7 @@ def _check_states(content: Any) -> None:
         raise ValueError(f"it holds a {type(content).__name__}, not a list")
     for state in content:
         expect_object(state, epoch=int, batch=int, weights=str)
-        if state["weights"] != _weights_name(state["epoch"], state["batch"]):
+        if state["weights"] not in _weights_names(state["epoch"], state["batch"]):
             raise ValueError(
                 f"it names the weights {state['weights']!r} for epoch "
                 f"{state['epoch']} and batch {state['batch']}"
@@ -173,8 +176,10 @@ def _check_states(content: Any) -> None:
             raise ValueError(f"its epoch is {state['epoch']}")
 
 
-def _weights_name(epoch: int, batch: int) -> str:
-    return f"epoch-{epoch}-batch-{batch}.weights.h5"
+def _weights_names(epoch: int, batch: int) -> list[str]:
+    """Names for the weights of a batch: one more than there are backups that count."""
+    name = f"epoch-{epoch}-batch-{batch}"
+    return [f"{name}{again}.weights.h5" for again in ("", "-again", "-once-more")]
 
 
 def _sha256(path: Path) -> str:

@@ -1,9 +1,11 @@
 """The files of wrapped models: their contents, and writing them."""
 
 import inspect
+import json
 import os
 import pathlib
 import tempfile
+import zipfile
 from collections.abc import Callable
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +18,8 @@ from keras_nrs._files import atomic_write
 
 # Arguments of an `NRSModel` that Keras may serialize as objects.
 _OBJECTS = ("base_model", "eps", "alpha", "perturbation", "divergence")
+# The weights in a `.keras` file.
+_WEIGHTS = "model.weights.h5"
 
 
 class SavedModel(Protocol):
@@ -73,9 +77,23 @@ def write_by_first_process(
 def holds_wrapped_model(filepath: Any) -> bool:
     """Whether a file of weights is that of an `NRSModel`, or of a kind unknown here."""
     path = pathlib.Path(str(filepath))
-    if not path.name.endswith(".weights.h5") or not path.is_file():
+    if not path.is_file():
         return True
-    with h5py.File(path, "r") as file:
+    if path.name.endswith(".weights.h5"):
+        return _is_wrapped_models(path)
+    if path.name.endswith(".weights.json"):
+        shards = json.loads(path.read_bytes()).get("weight_map", {})
+        return any(name.strip("/").startswith("base_model") for name in shards)
+    if path.name.endswith(".keras"):
+        with zipfile.ZipFile(path) as archive:
+            if _WEIGHTS in archive.namelist():
+                with archive.open(_WEIGHTS) as weights:
+                    return _is_wrapped_models(weights)
+    return True
+
+
+def _is_wrapped_models(weights: Any) -> bool:
+    with h5py.File(weights, "r") as file:
         return "base_model" in file
 
 

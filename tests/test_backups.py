@@ -203,6 +203,28 @@ def test_backups_within_an_epoch(tmp_path: Path) -> None:
     assert_equal(first, stopped_again)
 
 
+@pytest.mark.only_torch
+def test_stopped_in_the_second_backup_of_a_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An epoch that begins again comes to the batch of the last backup once more."""
+
+    def stop(*_: Any) -> None:
+        raise Killed
+
+    _, stopped = interrupted(tmp_path, epoch=0, batch=0)
+    for _ in range(2):
+        before = state(tmp_path)
+        with monkeypatch.context() as patch:
+            patch.setattr(backups, "write_text", stop)
+            first, _ = interrupted(tmp_path, epoch=0, batch=0)
+        assert_equal(first, stopped)
+        assert state(tmp_path) == before
+        first, stopped_again = interrupted(tmp_path, epoch=0, batch=0)
+        assert_equal(first, stopped)
+        stopped = stopped_again
+
+
 def test_stopped_after_its_epoch_in_a_later_callback(tmp_path: Path) -> None:
     """Which sees the epoch again, as its file may be of the one before."""
     seen = []

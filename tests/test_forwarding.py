@@ -234,16 +234,27 @@ def test_a_method_that_the_base_models_class_has_is_used(name: str) -> None:
     assert getattr(nrs, name)(x) == f"own {name}"
 
 
-def test_weights_of_a_model_that_was_not_wrapped_load(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ending", ["weights.h5", "weights.json", "keras"])
+def test_weights_of_a_model_that_was_not_wrapped_load(
+    tmp_path: Path, ending: str
+) -> None:
     x, _ = image_data()
-    path = tmp_path / "plain.weights.h5"
+
+    def save(model: Any, path: Path) -> None:
+        if ending == "keras":
+            model.save(path)
+        else:
+            size = {"max_shard_size": 1.0} if ending.endswith("json") else {}
+            model.save_weights(path, **size)
+
+    path, own = tmp_path / f"plain.{ending}", tmp_path / f"nrs.{ending}"
     base = cnn()
-    base.save_weights(path)
+    save(base, path)
     nrs = keras_nrs.wrap(cnn())
     nrs.load_weights(path)
     np.testing.assert_array_equal(nrs.predict(x, verbose=0), base.predict(x, verbose=0))
-    nrs.save_weights(tmp_path / "nrs.weights.h5")
-    nrs.load_weights(tmp_path / "nrs.weights.h5", skip_mismatch=True)
+    save(nrs, own)
+    nrs.load_weights(own, skip_mismatch=True)
 
 
 def test_the_error_for_an_own_step_shows_what_to_write() -> None:

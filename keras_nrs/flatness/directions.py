@@ -1,6 +1,7 @@
 """Directions in weight space."""
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import keras
@@ -65,7 +66,7 @@ def filter_normalized(direction: Array, weights: Array, unit_axes: Axes) -> Arra
 
 def check_directions(model: Any, directions: Any, seed: int) -> list[list[Array]]:
     seed = check_seed("seed", seed)
-    if isinstance(directions, int):
+    if isinstance(directions, Integral):
         number = check_int("directions", directions, minimum=1, maximum=2)
         return [random_direction(model, seed=seed, index=i) for i in range(number)]
     shapes = [tuple(v.shape) for v in model.trainable_variables]

@@ -140,6 +140,7 @@ def kfra_max_eigenvalue(
             )
         with full_precision(model):
             output, *inputs = tapped(batch.x, training=False)
+            _check_finite(model, [output, *inputs])
             slopes = [
                 _activation_slopes(link, a)
                 for link, a in zip(chain[1:], inputs[1:], strict=True)
@@ -167,6 +168,15 @@ def kfra_max_eigenvalue(
         layers=layers,
         upper_bound=_largest_eigenvalue(means[0]) * largest,
     )
+
+
+def _check_finite(model: Any, tensors: list[Tensor]) -> None:
+    if not all(ops.all(ops.isfinite(tensor)) for tensor in tensors):
+        raise ValueError(
+            "`model` must have finite outputs. Received: a model named "
+            f"{model.name!r} with outputs that are not. Its training has probably "
+            "diverged."
+        )
 
 
 def _largest_eigenvalue(matrix: Array) -> float:
@@ -275,6 +285,13 @@ def _check_chain(model: Any, chain: list[_Link], last: Any, only_last: bool) -> 
             "its activation and layers that do nothing in inference mode. Received: a "
             f"model with {last.name!r}, a {type(last).__name__}, at the end. Use "
             "hessian_eigenvalues()."
+        )
+    names = [link.dense.name for link in chain]
+    if len(set(names)) < len(names):
+        raise ValueError(
+            "`model` must call each layer once: the block of one that is called twice "
+            f"has no Kronecker factors. Received: the layers {names[::-1]}. Use "
+            "hessian_eigenvalues(variables='all')."
         )
     covered = {id(v) for link in chain for v in link.dense.trainable_variables}
     missing = [

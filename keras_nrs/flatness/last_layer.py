@@ -47,27 +47,26 @@ class _UnknownGraphError(Exception):
 
 
 def _last_layers_of(model: Any) -> Iterator[keras.Layer]:
-    """The last layers with trainable weights, for each output."""
+    """The last layers with trainable weights, on all paths back from each output."""
     outputs = keras.tree.flatten(getattr(model, "outputs", None) or [])
     if not outputs or type(model).call not in (Functional.call, keras.Sequential.call):
         raise _UnknownGraphError
-    for output in outputs:
-        yield from _last_layers(output)
-
-
-def _last_layers(output: Any) -> Iterator[keras.Layer]:
-    """The first layers with trainable weights on the paths back from an output."""
-    operation = producer(output)
-    # Other operations may have weights as arguments.
-    if not isinstance(operation, keras.Layer):
-        raise _UnknownGraphError
-    if not operation.trainable_variables:
-        for tensor in producer_inputs(output):
-            yield from _last_layers(tensor)
-    elif isinstance(operation, keras.Model):
-        yield from _last_layers_of(operation)
-    else:
-        yield operation
+    seen = set(map(id, outputs))
+    while outputs:
+        tensor = outputs.pop()
+        operation = producer(tensor)
+        # Other operations may have weights as arguments.
+        if not isinstance(operation, keras.Layer):
+            raise _UnknownGraphError
+        if not operation.trainable_variables:
+            # Each once: paths double at each layer that adds two of them.
+            new = [t for t in producer_inputs(tensor) if id(t) not in seen]
+            seen.update(map(id, new))
+            outputs += new
+        elif isinstance(operation, keras.Model):
+            yield from _last_layers_of(operation)
+        else:
+            yield operation
 
 
 def _last_variables_in_call(model: Any, batches: Batches) -> list[keras.Variable]:

@@ -80,7 +80,11 @@ class ProductLog:
     def _check_product(self, logged: Array, computed: Array) -> None:
         """Raise an error if another model, data set or setting wrote the file."""
         error = np.linalg.norm(logged - computed)
-        if not error <= 1e-3 * np.linalg.norm(computed):
+        # Of a model that has diverged, products are NaN.
+        is_same = error <= 1e-3 * np.linalg.norm(computed) or np.array_equal(
+            logged, computed, equal_nan=True
+        )
+        if not is_same:
             raise ValueError(
                 "`checkpoint` must be of the same model, data and settings. Received: "
                 f"checkpoint={os.fspath(self.path)!r}, whose first product differs. "

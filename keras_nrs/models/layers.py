@@ -20,7 +20,9 @@ HE_FAN_IN = keras.initializers.VarianceScaling(2.0, "fan_in", "untruncated_norma
 HE_FAN_OUT = keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
 
 # Arguments of Keras's layers that take a kernel's penalty.
-_KERNELS = {f"{name}_regularizer" for name in ("kernel", "depthwise", "pointwise")}
+_KERNELS = {
+    f"{name}_regularizer" for name in ("kernel", "depthwise", "pointwise", "recurrent")
+}
 
 
 def image_input(
@@ -30,9 +32,17 @@ def image_input(
 
     Raises:
         TypeError, ValueError: if `input_shape` is not the shape of images with sides
-            that are multiples of `multiple_of`, or `num_classes` is below 2.
+            that are multiples of `multiple_of`, `num_classes` is below 2, or Keras is
+            set to images with channels first.
     """
     check_int("num_classes", num_classes, minimum=2)
+    data_format = keras.config.image_data_format()
+    if data_format != "channels_last":
+        raise ValueError(
+            "The networks of keras_nrs.models take images with channels last. "
+            f"Received: keras.config.image_data_format()={data_format!r}. Call "
+            "keras.config.set_image_data_format('channels_last') first."
+        )
     is_shape = isinstance(input_shape, tuple | list) and len(input_shape) == 3
     if not is_shape or not all(
         isinstance(n, Integral) and not isinstance(n, bool) and int(n) > 0
@@ -91,7 +101,7 @@ def with_l2(
     """A new model with a loss `weight_decay / 2 * ||kernel||^2` for each kernel.
 
     With SGD this is the coupled weight decay of the paper's convolutional networks. The
-    penalty counts once, at theta.
+    penalty counts once, at theta. It replaces penalties that the layers have.
 
     Args:
         model: A functional or sequential model, which stays as it is.
@@ -103,8 +113,8 @@ def with_l2(
         A model of the same layers with new weights from the same initializers.
 
     Raises:
-        TypeError, ValueError: if an argument is not as described, or the model contains
-            another model.
+        TypeError, ValueError: if an argument is not as described, the model contains
+            another model, or a layer has weights that no argument of it penalizes.
 
     Example:
         >>> import keras
@@ -131,7 +141,22 @@ def with_l2(
         chosen = arguments - {"activity_regularizer"} if all_weights else _KERNELS
         return dict.fromkeys(arguments & chosen, penalty)
 
-    return with_config(model, changes)
+    penalized = with_config(model, changes)
+    missed = [
+        variable.path
+        for variable in penalized.trainable_variables
+        if (all_weights or variable.name.endswith("kernel"))
+        and getattr(variable, "regularizer", None) is None
+    ]
+    if missed:
+        raise ValueError(
+            "`model` must have layers whose own arguments penalize their weights, such "
+            f"as `kernel_regularizer`. Received: a model named {model.name!r} with the "
+            f"weights {missed[:9]}, which no argument reaches. Give the layers inside "
+            "of TimeDistributed, Bidirectional or your own layers their penalties when "
+            "you make them."
+        )
+    return penalized
 
 
 def has_kernel(layer: keras.Layer) -> bool:

@@ -35,7 +35,7 @@ def resnet18(input_shape: Shape = (32, 32, 3), num_classes: int = 10) -> keras.M
         A model of inputs `(batch, *input_shape)` and logits `(batch, num_classes)`.
 
     Raises:
-        ValueError: if an argument is not as described.
+        TypeError, ValueError: if an argument is not as described.
 
     References:
         He et al. (2016), https://arxiv.org/abs/1512.03385

@@ -31,8 +31,9 @@ def vgg16(
     BatchNorm, and two dense layers of 4,096 units: 33.6 million parameters.
 
     Args:
-        input_shape: Height, width and channels. Height and width are multiples of 32,
-            or smaller powers of 2.
+        input_shape: Height, width and channels. Height and width are best multiples of
+            32, or smaller powers of 2: a pooling leaves out the last row or column of
+            an odd side. There is none where a side is 1.
         num_classes: Number of logits, >= 2.
         dropout: Rate before each dense layer. As published, the rate is 4 / 5 of it
             between the convolutions of a block, and 3 / 5 of it in the first block.

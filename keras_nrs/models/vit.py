@@ -148,7 +148,8 @@ def vit(
         Dosovitskiy et al. (2021), https://arxiv.org/abs/2010.11929
     """
     hidden, heads = _parse_size(size)
-    check_int("patch_size", patch_size, minimum=1)
+    # An int, as Keras wants it, for an integer of NumPy.
+    patch_size = check_int("patch_size", patch_size, minimum=1)
     check_int("depth", depth, minimum=1)
     check_rate("dropout", dropout)
     inputs = image_input(input_shape, num_classes, multiple_of=patch_size)

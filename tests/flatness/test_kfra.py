@@ -171,6 +171,16 @@ def test_what_is_not_covered_is_named() -> None:
     dense.compile(loss=keras.losses.MeanSquaredError(reduction="sum"))
     with pytest.raises(ValueError, match="with reduction='sum'"):
         kfra_max_eigenvalue(dense, np.ones((2, 2)))
+    inputs = keras.Input((2,))
+    shared = layers.Dense(2, name="shared")
+    twice = keras.Model(inputs, layers.Dense(2)(shared(shared(inputs))))
+    twice.compile(loss="mse")
+    with pytest.raises(ValueError, match=r"each layer once.*'shared', 'shared'"):
+        kfra_max_eigenvalue(twice, np.ones((2, 2)), variables="all")
+    dense.compile(loss="mse")
+    dense.set_weights([np.full((2, 2), np.nan), np.zeros(2)])
+    with pytest.raises(ValueError, match=r"finite outputs.*diverged"):
+        kfra_max_eigenvalue(dense, np.ones((2, 2)))
     subclassed = Subclassed()
     compile_classifier(subclassed)
     subclassed(x)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from keras_nrs.flatness import hessian_operator
+from keras_nrs.flatness import hessian_trace
 from keras_nrs.flatness.product_log import ProductLog
 from tests.support import hessians
 
@@ -35,6 +36,16 @@ def test_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path.write_text("something else")
     with pytest.raises(ValueError, match="`checkpoint` must be a new file"):
         hessian_operator(model, x, y, checkpoint=path)
+
+
+@pytest.mark.only_torch
+def test_products_of_a_diverged_model(tmp_path: Path) -> None:
+    x, y = hessians.data(8)
+    model = hessians.classifier()
+    model.set_weights([np.full_like(w, np.nan) for w in model.get_weights()])
+    for _ in range(2):
+        trace = hessian_trace(model, x, y, checkpoint=tmp_path / "products")
+        assert np.isnan(trace.value)
 
 
 @pytest.mark.only_torch

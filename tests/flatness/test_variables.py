@@ -36,6 +36,20 @@ def test_freezing_a_layer_between_measurements() -> None:
     assert relative_error(operator.to_dense(), expected) < 1e-5
 
 
+@pytest.mark.only_torch
+def test_the_last_layer_before_many_frozen_blocks() -> None:
+    """Each block doubles the number of paths back from the output."""
+    inputs = keras.Input((4,))
+    trained = layers.Dense(4)
+    x = trained(inputs)
+    for _ in range(60):
+        x = layers.add([x, layers.Dense(4, trainable=False)(x)])
+    model = keras.Model(inputs, x)
+    model.compile(loss="mse")
+    operator = hessian_operator(model, np.ones((2, 4)), np.ones((2, 4)))
+    assert list(map(id, operator.variables)) == list(map(id, trained.weights))
+
+
 class Scaled(layers.Layer):
     """A learned temperature, of shape ()."""
 

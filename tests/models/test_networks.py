@@ -260,6 +260,63 @@ def test_l2_is_for_attention_and_not_for_models_in_models() -> None:
         models.with_l2(outer, 0.1)
 
 
+class Block(keras.layers.Layer):  # type: ignore[misc]
+    """A layer around another one, to which no argument of it leads."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.dense = keras.layers.Dense(3)
+
+    def call(self, inputs: Any) -> Any:
+        return self.dense(inputs)
+
+
+@any_backend
+def test_l2_reaches_recurrent_kernels() -> None:
+    model = keras.Sequential([keras.Input((3, 4)), keras.layers.LSTM(2)])
+    penalized = models.with_l2(model, 0.02)
+    weights = map(keras.ops.convert_to_numpy, penalized.trainable_variables[:2])
+    expected = 0.01 * sum(np.sum(w.astype("f8") ** 2) for w in weights)
+    total = keras.ops.convert_to_numpy(sum(penalized.losses))
+    np.testing.assert_allclose(total, expected, rtol=1e-5)
+
+
+@any_backend
+@pytest.mark.parametrize(
+    ("layer", "all_weights", "missed"),
+    [
+        (keras.layers.TimeDistributed(keras.layers.Dense(2)), False, "kernel"),
+        (keras.layers.Bidirectional(keras.layers.GRU(2)), False, "recurrent_kernel"),
+        (keras.layers.RNN(keras.layers.LSTMCell(2)), False, "kernel"),
+        (Block(), False, "dense/kernel"),
+        (keras.layers.RMSNormalization(), True, "scale"),
+    ],
+    ids=lambda value: getattr(value, "name", str(value)),
+)
+def test_l2_is_never_left_out_silently(
+    layer: keras.Layer, all_weights: bool, missed: str
+) -> None:
+    model = keras.Sequential([keras.Input((3, 4)), layer])
+    with pytest.raises(ValueError, match=rf"weights \[.*{missed}'.*no argument"):
+        models.with_l2(model, 0.1, all_weights=all_weights)
+
+
+@any_backend
+def test_channels_first_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks would be built, with pixels taken for channels."""
+    monkeypatch.setattr(keras.config, "image_data_format", lambda: "channels_first")
+    for make in SMALL_NETWORKS.values():
+        with pytest.raises(ValueError, match=r"'channels_first'.*'channels_last'"):
+            make(num_classes=3)
+
+
+@any_backend
+def test_integers_of_numpy_are_integers() -> None:
+    arguments = {"size": np.array([8, 2]), "patch_size": np.int64(4)}
+    model = models.vit(SMALL, np.int64(3), depth=np.int64(1), **arguments)
+    assert model.output_shape == (None, 3)
+
+
 @pytest.mark.parametrize(
     ("make", "match"),
     [

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_nrs import keras_internals
 from keras_nrs import perturbations
 from keras_nrs import stateless
 from keras_nrs._checks import check_seed
@@ -127,10 +128,11 @@ class DivergenceMeter:
             batch.x,
             **stateless.call_kwargs(model, training=False),
         )
-        return total_divergence(
-            as_means(self._divergences.resolved or []),
-            batch.y,
-            clean,
-            perturbed,
-            batch.sample_weight,
-        )
+        with keras_internals.losses_of_one_replica():
+            return total_divergence(
+                as_means(self._divergences.resolved or []),
+                batch.y,
+                clean,
+                perturbed,
+                batch.sample_weight,
+            )

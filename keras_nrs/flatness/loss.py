@@ -146,7 +146,11 @@ class BatchLoss:
         """
         model, batch = self.model, inputs.batch
         values = self._all_weights(weights, inputs)
-        with full_precision(model), stateless.scope(model, values, inputs.state):
+        with (
+            full_precision(model),
+            keras_internals.losses_of_one_replica(),
+            stateless.scope(model, values, inputs.state),
+        ):
             kwargs = stateless.call_kwargs(model, training=self._training)
             y_pred = model(batch.x, **kwargs)
             losses = model.losses if self.regularizers else []
@@ -198,10 +202,12 @@ class BatchDivergence(BatchLoss):
         clean = keras.tree.map_structure(
             ops.stop_gradient, self._call_model(inputs.weights, inputs)
         )
-        return total_divergence(
-            self._divergences.resolved or [],
-            inputs.batch.y,
-            clean,
-            self._call_model(values, inputs),
-            inputs.batch.sample_weight,
-        )
+        perturbed = self._call_model(values, inputs)
+        with keras_internals.losses_of_one_replica():
+            return total_divergence(
+                self._divergences.resolved or [],
+                inputs.batch.y,
+                clean,
+                perturbed,
+                inputs.batch.sample_weight,
+            )

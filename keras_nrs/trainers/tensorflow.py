@@ -211,6 +211,8 @@ class BackendTrainer(Trainer):
         self, weights: list[Tensor], inputs: StepInputs, batch: SplitBatch
     ) -> SplitBatch:
         """The batch with gradients of one replica, or their mean over all."""
+        # Keras has the part of each replica in its losses, and not in those of groups.
+        inputs = inputs._replace(loss_scale=inputs.loss_scale / _num_replicas())
         batch = self.objective.with_directions(weights, inputs, batch)
         if not self.options.sync_perturbation or _num_replicas() == 1:
             return batch

@@ -11,9 +11,12 @@ from keras import ops
 
 from keras_nrs import stateless
 from keras_nrs.backend import compile_function
+from keras_nrs.backend import restored_random_state
 from keras_nrs.batches import Batches
 from keras_nrs.keras_internals import sublayers
 from keras_nrs.nrs_model import NRSModel
+from keras_nrs.step.host_random import drawing_from
+from keras_nrs.step.host_random import host_random_state
 
 Tensor = Any
 
@@ -108,7 +111,11 @@ def measured_state(
         in_pass[i] = ops.where(is_finite, in_pass[i], ops.zeros_like(in_pass[i]))
     # Sums for each channel.
     counts, means, squares = ([0.0] * len(layers) for _ in range(3))
-    with _without_momentum(layers):
+    with (
+        _without_momentum(layers),
+        restored_random_state(in_pass[places[0]]),
+        drawing_from(host_random_state()),
+    ):
         for batch in batches:
             in_pass, calls = one_pass(weights, in_pass, batch.x)
             for i, of_layer in enumerate(calls):

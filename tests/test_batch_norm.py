@@ -130,28 +130,37 @@ def test_batches_of_longer_sequences_count_more() -> None:
     layer = layers.BatchNormalization()
     model = keras.Sequential([keras.Input((None, 2)), layer])
     batches = [masked([size] * 3, size) for size in (2, 9)]
-    update_batch_norm(model, iter(batches))
+    update_batch_norm(model, ((batch,) for batch in batches))
     together = np.concatenate([batch.reshape(-1, 2) for batch in batches])
     mean, variance = arrays(layer.weights[2:])
     np.testing.assert_allclose(mean, together.mean(0), rtol=1e-5)
     np.testing.assert_allclose(variance, together.var(0), rtol=1e-5)
 
 
+class FineTuned(keras.Model):
+    """Calls its first layer in inference mode, as recipes of fine-tuning do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = (layers.BatchNormalization() for _ in range(2))
+
+    def call(self, x: Any, training: bool = False) -> Any:
+        return self.second(self.first(x, training=False), training=training)
+
+
 def test_a_layer_that_is_called_in_inference_mode_keeps_its_moments(
     rng: np.random.Generator,
 ) -> None:
-    """As in fine-tuning: its moments normalize what the next layer sees."""
-    first, second = layers.BatchNormalization(), layers.BatchNormalization()
-    inputs = keras.Input((2,))
-    model = keras.Model(inputs, second(first(inputs, training=False)))
+    """They normalize what the next layer sees."""
+    model, x = FineTuned(), rng.normal(3, 2, (8, 2)).astype("float32")
+    model(x)
     moments = [np.full(2, value, "float32") for value in (3, 4)]
-    for variable, value in zip(first.weights[2:], moments, strict=True):
+    for variable, value in zip(model.first.weights[2:], moments, strict=True):
         variable.assign(value)
-    x = rng.normal(3, 2, (8, 2)).astype("float32")
     update_batch_norm(model, x)
-    np.testing.assert_array_equal(arrays(first.weights[2:]), moments)
-    fed = keras.ops.convert_to_numpy(first(x, training=False))
-    mean, variance = arrays(second.weights[2:])
+    np.testing.assert_array_equal(arrays(model.first.weights[2:]), moments)
+    fed = keras.ops.convert_to_numpy(model.first(x, training=False))
+    mean, variance = arrays(model.second.weights[2:])
     np.testing.assert_allclose(mean, fed.mean(0), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(variance, fed.var(0), rtol=1e-4)
 

@@ -71,6 +71,28 @@ def flat_losses(model: Any, outputs: Any) -> list[Any] | None:
     return flat
 
 
+@contextmanager
+def losses_in_float32(model: Any) -> Iterator[None]:
+    """A context in which built losses of 16 bits take and give float32.
+
+    Losses have the dtype of `floatx()`, which no public name changes afterwards.
+    """
+    compiled = model._compile_loss
+    losses = [loss for _, loss, _, _ in getattr(compiled, "_flat_losses", None) or []]
+    changed = [
+        (loss, loss._dtype)
+        for loss in [compiled, *losses]
+        if loss is not None and loss._dtype in ("float16", "bfloat16")
+    ]
+    try:
+        for loss, _ in changed:
+            loss._dtype = "float32"
+        yield
+    finally:
+        for loss, dtype in changed:
+            loss._dtype = dtype
+
+
 def loss_arguments(loss: Any) -> dict[str, Any]:
     """The arguments of a loss's function; no config has the axis of sparse labels."""
     arguments: dict[str, Any] = getattr(loss, "_fn_kwargs", {})

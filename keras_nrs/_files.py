@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import stat
 import warnings
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -77,10 +78,19 @@ def expect_object(content: Any, **kinds: type | tuple[type, ...]) -> None:
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path to write to, which replaces `path` at the end of the context.
 
-    If `path` is a link, it replaces the file that the link points to. Also removes
-    temporary files for `path` that killed processes left on this machine.
+    If `path` is a link, it replaces the file that the link points to. The new file has
+    the mode, group and owner of the old one. A file that may not be written is an error
+    before anything is. Also removes temporary files for `path` that killed processes
+    left on this machine.
     """
     path = Path(path)
+    if path.exists():
+        if not path.is_file():
+            # A device or a pipe, which nothing can replace, or a folder by mistake.
+            yield path
+            return
+        with path.open("ab"):
+            pass
     # The temporary file ends like the link, not like what it points to.
     name = path.name
     if path.is_symlink():
@@ -90,6 +100,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     unfinished = path.with_name(f"{prefix}{os.getpid()}-{name}")
     try:
         yield unfinished
+        if path.exists():
+            _copy_access(path, unfinished)
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
@@ -98,6 +110,17 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         if found == name and process.isdecimal() and not is_running(int(process)):
             with suppress(OSError):  # The file may be another user's.
                 leftover.unlink()
+
+
+def _copy_access(old: Path, new: Path) -> None:
+    """Give a file the group, owner and mode of another, as far as the system lets."""
+    status = old.stat()
+    if os.name == "posix":
+        for user, group in [(-1, status.st_gid), (status.st_uid, -1)]:
+            with suppress(OSError):
+                os.chown(new, user, group)
+    with suppress(OSError):
+        os.chmod(new, stat.S_IMODE(status.st_mode))
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

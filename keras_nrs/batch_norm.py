@@ -11,9 +11,12 @@ from keras import ops
 
 from keras_nrs import stateless
 from keras_nrs.backend import compile_function
+from keras_nrs.backend import restored_random_state
 from keras_nrs.batches import Batches
 from keras_nrs.keras_internals import sublayers
 from keras_nrs.nrs_model import NRSModel
+from keras_nrs.step.host_random import drawing_from
+from keras_nrs.step.host_random import host_random_state
 
 Tensor = Any
 
@@ -26,9 +29,10 @@ def update_batch_norm(
     Use it after weights have changed without training: averaged, quantized or merged
     weights give activations with other moments than those that were recorded.
     The data go through the model once, in training mode. Each layer's mean and variance
-    become those of all samples together, and of all of its calls, if it is called more
-    than once. Weights and the states of random generators do not change. Frozen layers,
-    those that are not called, and models without BatchNorm, stay as they are.
+    become those of all samples and positions together that its mask, if there is one,
+    leaves in, and of all of its calls, if it is called more than once. Weights and the
+    states of random generators do not change. Frozen layers, those that are called
+    with `training=False` or not at all, and models without BatchNorm, stay as they are.
 
     Args:
         model: A built model, wrapped or not.
@@ -103,21 +107,29 @@ def measured_state(
     in_pass = list(state)
     for i in places:
         # Moments that are not finite would stay so, even times zero.
-        in_pass[i] = ops.zeros_like(in_pass[i])
-    counts = np.zeros(len(layers))
-    means, squares = [0.0] * len(layers), [0.0] * len(layers)
-    with _without_momentum(layers):
+        is_finite = ops.isfinite(in_pass[i])
+        in_pass[i] = ops.where(is_finite, in_pass[i], ops.zeros_like(in_pass[i]))
+    # Sums for each channel.
+    counts, means, squares = ([0.0] * len(layers) for _ in range(3))
+    with (
+        _without_momentum(layers),
+        restored_random_state(in_pass[places[0]]),
+        drawing_from(host_random_state()),
+    ):
         for batch in batches:
             in_pass, calls = one_pass(weights, in_pass, batch.x)
             for i, of_layer in enumerate(calls):
-                for moments in of_layer:
-                    mean, variance = (
-                        ops.convert_to_numpy(m).astype("float64") for m in moments
+                for call in of_layer:
+                    mean, variance, count = (
+                        ops.convert_to_numpy(m).astype("float64") for m in call
                     )
-                    counts[i] += batch.num_samples
-                    means[i] += batch.num_samples * mean
-                    squares[i] += batch.num_samples * (variance + mean**2)
-    for i in np.flatnonzero(counts).tolist():
+                    counts[i] += count
+                    means[i] += count * mean
+                    squares[i] += count * (variance + mean**2)
+    for i in range(len(layers)):
+        # A channel whose positions are all masked has no moments.
+        if not np.all(counts[i]):
+            continue
         mean = means[i] / counts[i]
         variance = np.maximum(squares[i] / counts[i] - mean**2, 0)
         for place, value in zip(
@@ -145,18 +157,24 @@ def _moments(model: Any) -> list[int]:
 
 @contextmanager
 def _recorded(layers: Sequence[Any]) -> Iterator[list[list[Any]]]:
-    """A context that lists, for each layer, mean and variance after each of its calls.
+    """A context that lists, for each layer, the moments of each call in training mode.
 
-    The state after a pass has those of the last call alone.
+    A call has its mean, its variance, and the number of positions that these are of,
+    for each channel. The state after a pass has the moments of the last call alone.
     """
     calls: list[list[Any]] = [[] for _ in layers]
 
     def recorded(layer: Any, of_layer: list[Any]) -> Any:
         call = layer.call
 
-        def call_and_record(*args: Any, **kwargs: Any) -> Any:
-            outputs = call(*args, **kwargs)
-            of_layer.append((layer.moving_mean.value, layer.moving_variance.value))
+        def call_and_record(
+            inputs: Any, training: Any = None, mask: Any = None, **kwargs: Any
+        ) -> Any:
+            outputs = call(inputs, training=training, mask=mask, **kwargs)
+            if training:
+                mean, variance = layer.moving_mean, layer.moving_variance
+                count = _num_positions(layer, inputs, mask)
+                of_layer.append((mean.value, variance.value, count))
             return outputs
 
         return call_and_record
@@ -169,6 +187,16 @@ def _recorded(layers: Sequence[Any]) -> Iterator[list[list[Any]]]:
     finally:
         for layer in layers:
             vars(layer).pop("call", None)
+
+
+def _num_positions(layer: Any, inputs: Any, mask: Any) -> Tensor:
+    """The number of elements of each channel that a mask leaves in."""
+    counted = ops.ones_like(inputs, dtype="float32")
+    if mask is not None:
+        counted *= ops.cast(ops.expand_dims(mask, -1), "float32")
+    channels = layer.axis % len(inputs.shape)
+    axes = [axis for axis in range(len(inputs.shape)) if axis != channels]
+    return ops.sum(counted, axis=axes)
 
 
 @contextmanager

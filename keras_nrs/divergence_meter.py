@@ -6,11 +6,13 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_nrs import keras_internals
 from keras_nrs import perturbations
 from keras_nrs import stateless
 from keras_nrs._checks import check_seed
 from keras_nrs.backend import RandomStream
 from keras_nrs.backend import compile_function
+from keras_nrs.backend import restored_random_state
 from keras_nrs.batches import Batch
 from keras_nrs.nrs_model import NRSModel
 from keras_nrs.step.options import DEFAULT_PERTURBATION
@@ -92,8 +94,7 @@ class DivergenceMeter:
     def outputs(self, batch: Batch) -> Any:
         """f(x; theta)."""
         stateless.check_draws(self.model, batch.x, training=False)
-        kwargs = stateless.call_kwargs(self.model, training=False)
-        outputs = self.model(batch.x, **kwargs)
+        outputs = self._call(*stateless.current_values(self.model), batch)
         self._divergences.of(self.model, outputs, batch.y)
         # Masks come with the perturbed outputs.
         return keras.tree.map_structure(ops.stop_gradient, outputs)
@@ -121,16 +122,20 @@ class DivergenceMeter:
         deltas = perturbations.sample_deltas(
             self.perturbation, model, weights, eps, RandomStream(key)
         )
-        perturbed, _ = model.stateless_call(
-            perturbations.add_deltas(weights, deltas),
-            state,
-            batch.x,
-            **stateless.call_kwargs(model, training=False),
-        )
-        return total_divergence(
-            as_means(self._divergences.resolved or []),
-            batch.y,
-            clean,
-            perturbed,
-            batch.sample_weight,
-        )
+        moved = perturbations.add_deltas(weights, deltas)
+        perturbed = self._call(moved, state, batch)
+        with keras_internals.losses_of_one_replica():
+            return total_divergence(
+                as_means(self._divergences.resolved or []),
+                batch.y,
+                clean,
+                perturbed,
+                batch.sample_weight,
+            )
+
+    def _call(self, weights: list[Any], state: list[Any], batch: Batch) -> Any:
+        """The outputs, which draw the same whatever the weights are, if at all."""
+        kwargs = stateless.call_kwargs(self.model, training=False)
+        with restored_random_state(ops.zeros(())):
+            outputs, _ = self.model.stateless_call(weights, state, batch.x, **kwargs)
+        return outputs

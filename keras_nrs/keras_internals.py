@@ -8,12 +8,15 @@ a later version lacks one.
 """
 
 import contextvars
+import importlib
 import math
 import threading
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from contextlib import contextmanager
+from contextlib import nullcontext
 from typing import Any
 
 import keras
@@ -66,6 +69,28 @@ def flat_losses(model: Any, outputs: Any) -> list[Any] | None:
         compiled.build(outputs, outputs)
     flat: list[Any] = compiled._flat_losses
     return flat
+
+
+@contextmanager
+def losses_in_float32(model: Any) -> Iterator[None]:
+    """A context in which built losses of 16 bits take and give float32.
+
+    Losses have the dtype of `floatx()`, which no public name changes afterwards.
+    """
+    compiled = model._compile_loss
+    losses = [loss for _, loss, _, _ in getattr(compiled, "_flat_losses", None) or []]
+    changed = [
+        (loss, loss._dtype)
+        for loss in [compiled, *losses]
+        if loss is not None and loss._dtype in ("float16", "bfloat16")
+    ]
+    try:
+        for loss, _ in changed:
+            loss._dtype = "float32"
+        yield
+    finally:
+        for loss, dtype in changed:
+            loss._dtype = dtype
 
 
 def loss_arguments(loss: Any) -> dict[str, Any]:
@@ -274,51 +299,84 @@ def restore_jax_state(model: Any, state: Sequence[list[Tensor]]) -> None:
     model._jax_state = None
 
 
-_place_batch: contextvars.ContextVar[PlaceBatch | None] = contextvars.ContextVar(
-    "place_batch", default=None
-)
-_placing = threading.Lock()
-_num_placing = 0
-_place_in_keras: Any = None
+class _Replaceable:
+    """A function in a module of Keras that threads may replace for a while.
+
+    Other threads call Keras's own, which is back once no thread replaces it.
+
+    Args:
+        module: Name of the module, which is imported when the function is replaced.
+        name: Name of the function.
+    """
+
+    def __init__(self, module: str, name: str) -> None:
+        self.module = module
+        self.name = name
+        self.in_thread: contextvars.ContextVar[Callable[..., Any] | None] = (
+            contextvars.ContextVar(name, default=None)
+        )
+        self.lock = threading.Lock()
+        self.num_replacing = 0
+        self.of_keras: Any = None
+
+    @contextmanager
+    def replaced(self, function: Callable[..., Any]) -> Iterator[None]:
+        """A context in which this thread calls another function.
+
+        Its first argument is Keras's own, before those of the call.
+        """
+        module = importlib.import_module(self.module)
+        with self.lock:
+            if self.num_replacing == 0:
+                self.of_keras = getattr(module, self.name)
+                setattr(module, self.name, self.dispatch(self.of_keras))
+            self.num_replacing += 1
+        token = self.in_thread.set(function)
+        try:
+            yield
+        finally:
+            self.in_thread.reset(token)
+            with self.lock:
+                self.num_replacing -= 1
+                if self.num_replacing == 0:
+                    setattr(module, self.name, self.of_keras)
+
+    def dispatch(self, of_keras: Callable[..., Any]) -> Callable[..., Any]:
+        def dispatch(*args: Any, **kwargs: Any) -> Any:
+            function = self.in_thread.get()
+            if function is None:
+                return of_keras(*args, **kwargs)
+            return function(of_keras, *args, **kwargs)
+
+        return dispatch
 
 
-@contextmanager
-def placing_jax_batches(place: PlaceBatch) -> Iterator[None]:
+_distribute_data = _Replaceable("keras.src.backend.jax.trainer", "_distribute_data")
+_scale_loss = _Replaceable("keras.src.losses.loss", "scale_loss_for_distribution")
+
+
+def placing_jax_batches(place: PlaceBatch) -> AbstractContextManager[None]:
     """A context in which `place` puts batches on devices, in this thread alone.
 
-    Keras refuses batches that do not divide among the devices. It has no public hook,
-    so its function is replaced while any thread is in such a context.
+    Keras refuses batches that do not divide among the devices. It has no public hook.
 
     Args:
         place: A function `place(data, layouts, place_in_keras)` that returns the
             placed data; `place_in_keras(data, layouts)` is Keras's own function.
     """
-    global _num_placing, _place_in_keras
-    from keras.src.backend.jax import trainer
 
-    with _placing:
-        if _num_placing == 0:
-            _place_in_keras = trainer._distribute_data
-            trainer._distribute_data = _dispatch(_place_in_keras)
-        _num_placing += 1
-    token = _place_batch.set(place)
-    try:
-        yield
-    finally:
-        _place_batch.reset(token)
-        with _placing:
-            _num_placing -= 1
-            if _num_placing == 0:
-                trainer._distribute_data = _place_in_keras
-
-
-def _dispatch(place_in_keras: Callable[[Any, Any], Any]) -> Callable[..., Any]:
-    """Keras's function, but for threads in `placing_jax_batches()`."""
-
-    def distribute_data(data: Any, layouts: Any = None) -> Any:
-        place = _place_batch.get()
-        if place is None:
-            return place_in_keras(data, layouts)
+    def distribute_data(place_in_keras: Any, data: Any, layouts: Any = None) -> Any:
         return place(data, layouts, place_in_keras)
 
-    return distribute_data
+    return _distribute_data.replaced(distribute_data)
+
+
+def losses_of_one_replica() -> AbstractContextManager[None]:
+    """A context in which losses are those of the samples that they see.
+
+    Within a strategy of TensorFlow Keras divides means, but no sums, by the number of
+    replicas, and so the loss of a batch of which each replica has a share is their sum.
+    """
+    if keras.config.backend() != "tensorflow":
+        return nullcontext()
+    return _scale_loss.replaced(lambda of_keras, loss: loss)

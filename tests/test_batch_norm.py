@@ -9,6 +9,7 @@ from keras import layers
 
 import keras_nrs
 from keras_nrs import update_batch_norm
+from tests.support.matrix import rest
 
 
 def arrays(variables: list[Any]) -> list[np.ndarray]:
@@ -99,6 +100,69 @@ def test_a_layer_that_is_called_twice_has_the_moments_of_both_calls(
         together = np.concatenate(x).astype("float64")
         np.testing.assert_allclose(mean, together.mean(0), rtol=1e-5)
         np.testing.assert_allclose(variance, together.var(0), rtol=1e-5)
+
+
+def masked(lengths: list[int], size: int) -> np.ndarray:
+    """Sequences of these lengths, which zeros fill up."""
+    values = np.random.default_rng(len(lengths)).normal(3, 2, (len(lengths), size, 2))
+    return (values * (np.arange(size) < np.array(lengths)[:, None])[..., None]).astype(
+        "float32"
+    )
+
+
+@pytest.mark.parametrize("axis", [-1, *rest(1)])
+def test_all_unmasked_positions_count_alike(axis: int) -> None:
+    """Whatever their number in a batch, and in a batch that has none."""
+    layer = layers.BatchNormalization(axis=axis)
+    model = keras.Sequential([keras.Input((4, 2)), layers.Masking(), layer])
+    x = masked([4, 4, 1, 4, 0, 0], 4)
+    update_batch_norm(model, x, batch_size=2)
+    counted = [column[np.any(x, -1)[:, i]] for i, column in enumerate(x.swapaxes(0, 1))]
+    if axis == -1:
+        counted = list(np.concatenate(counted).T)
+    mean, variance = arrays(layer.weights[2:])
+    np.testing.assert_allclose(mean, [np.mean(c) for c in counted], rtol=1e-5)
+    np.testing.assert_allclose(variance, [np.var(c) for c in counted], rtol=1e-5)
+
+
+@pytest.mark.matrix
+def test_batches_of_longer_sequences_count_more() -> None:
+    layer = layers.BatchNormalization()
+    model = keras.Sequential([keras.Input((None, 2)), layer])
+    batches = [masked([size] * 3, size) for size in (2, 9)]
+    update_batch_norm(model, ((batch,) for batch in batches))
+    together = np.concatenate([batch.reshape(-1, 2) for batch in batches])
+    mean, variance = arrays(layer.weights[2:])
+    np.testing.assert_allclose(mean, together.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(variance, together.var(0), rtol=1e-5)
+
+
+class FineTuned(keras.Model):
+    """Calls its first layer in inference mode, as recipes of fine-tuning do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = (layers.BatchNormalization() for _ in range(2))
+
+    def call(self, x: Any, training: bool = False) -> Any:
+        return self.second(self.first(x, training=False), training=training)
+
+
+def test_a_layer_that_is_called_in_inference_mode_keeps_its_moments(
+    rng: np.random.Generator,
+) -> None:
+    """They normalize what the next layer sees."""
+    model, x = FineTuned(), rng.normal(3, 2, (8, 2)).astype("float32")
+    model(x)
+    moments = [np.full(2, value, "float32") for value in (3, 4)]
+    for variable, value in zip(model.first.weights[2:], moments, strict=True):
+        variable.assign(value)
+    update_batch_norm(model, x)
+    np.testing.assert_array_equal(arrays(model.first.weights[2:]), moments)
+    fed = keras.ops.convert_to_numpy(model.first(x, training=False))
+    mean, variance = arrays(model.second.weights[2:])
+    np.testing.assert_allclose(mean, fed.mean(0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(variance, fed.var(0), rtol=1e-4)
 
 
 class WithUnused(keras.Model):

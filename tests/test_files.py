@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import stat
 from functools import partial
 from pathlib import Path
 
@@ -70,6 +71,67 @@ def test_a_long_name(tmp_path: Path) -> None:
     path = tmp_path / ("x" * 220)
     write_text(path, "new")
     assert names(tmp_path) == [path.name]
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="of POSIX")
+def test_a_new_file_has_the_mode_of_open(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_text(tmp_path / "ours", "new")
+        (tmp_path / "plain").write_text("new")
+    finally:
+        os.umask(before)
+    assert mode(tmp_path / "ours") == mode(tmp_path / "plain") == 0o640
+
+
+@pytest.mark.skipif(os.name != "posix", reason="of POSIX")
+def test_a_replaced_file_keeps_its_mode_and_owner(tmp_path: Path) -> None:
+    path = tmp_path / "shared"
+    path.write_text("old")
+    if os.geteuid() == 0:
+        os.chown(path, 12, 34)
+    before = path.stat()
+    for kept in (0o600, 0o664, 0o777):
+        path.chmod(kept)
+        write_text(path, "new")
+        assert mode(path) == kept
+    after = path.stat()
+    assert after.st_ino != before.st_ino
+    assert (after.st_uid, after.st_gid) == (before.st_uid, before.st_gid)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="of POSIX")
+@pytest.mark.skipif(
+    getattr(os, "geteuid", lambda: 0)() == 0, reason="root writes to all files"
+)
+def test_a_protected_file_stays(tmp_path: Path) -> None:
+    path = tmp_path / "protected"
+    path.write_text("old")
+    path.chmod(0o444)
+    with pytest.raises(PermissionError, match="protected"), atomic_write(path):
+        pytest.fail("A long training may come first.")
+    assert path.read_text() == "old"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="of POSIX")
+def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
+    pipe, link, folder = tmp_path / "pipe", tmp_path / "link", tmp_path / "folder"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_text(link, "new")
+        assert os.read(reader, 10) == b"new"
+    finally:
+        os.close(reader)
+    folder.mkdir()
+    with pytest.raises(IsADirectoryError):
+        write_text(folder, "new")
+    assert names(tmp_path) == ["folder", "link", "pipe"]
 
 
 @pytest.mark.parametrize(

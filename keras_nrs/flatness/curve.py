@@ -14,6 +14,7 @@ from keras_nrs._checks import check_int
 from keras_nrs._checks import check_seed
 from keras_nrs.backend import compile_function
 from keras_nrs.backend import gradient
+from keras_nrs.backend import restored_random_state
 from keras_nrs.batches import Batches
 from keras_nrs.flatness.data_loss import to_tensors
 from keras_nrs.flatness.loss import BatchLoss
@@ -21,6 +22,8 @@ from keras_nrs.flatness.loss import Inputs
 from keras_nrs.flatness.loss import base_model
 from keras_nrs.flatness.progress import Progress
 from keras_nrs.keras_internals import is_random_state
+from keras_nrs.step.host_random import drawing_from
+from keras_nrs.step.host_random import host_random_state
 
 Array = NDArray[Any]
 Tensor = Any
@@ -178,10 +181,11 @@ def connect(  # noqa: PLR0913
         model, line, optimizer, regularizers=regularizers, batches=batches
     )
     progress = Progress(verbose, epochs * len(batches) if verbose else None, "batch")
-    for _ in range(epochs):
-        for batch in batches:
-            training.step(batch, float(rng.uniform()))
-            progress.advance()
+    with restored_random_state(ops.zeros(())), drawing_from(host_random_state()):
+        for _ in range(epochs):
+            for batch in batches:
+                training.step(batch, float(rng.uniform()))
+                progress.advance()
     progress.finish()
     return Curve(start=line.start, control=training.control(), end=line.end)
 

@@ -11,6 +11,7 @@ from keras import ops
 
 from keras_nrs import keras_internals
 from keras_nrs import stateless
+from keras_nrs.backend import restored_random_state
 from keras_nrs.batches import Batch
 from keras_nrs.labels import naming_labels
 from keras_nrs.nrs_model import NRSModel
@@ -146,7 +147,11 @@ class BatchLoss:
         """
         model, batch = self.model, inputs.batch
         values = self._all_weights(weights, inputs)
-        with full_precision(model), stateless.scope(model, values, inputs.state):
+        with (
+            full_precision(model),
+            keras_internals.losses_of_one_replica(),
+            stateless.scope(model, values, inputs.state),
+        ):
             kwargs = stateless.call_kwargs(model, training=self._training)
             y_pred = model(batch.x, **kwargs)
             losses = model.losses if self.regularizers else []
@@ -195,13 +200,17 @@ class BatchDivergence(BatchLoss):
 
     def __call__(self, weights: list[Tensor], inputs: Inputs) -> Tensor:
         values = self._all_weights(weights, inputs)
-        clean = keras.tree.map_structure(
-            ops.stop_gradient, self._call_model(inputs.weights, inputs)
-        )
-        return total_divergence(
-            self._divergences.resolved or [],
-            inputs.batch.y,
-            clean,
-            self._call_model(values, inputs),
-            inputs.batch.sample_weight,
-        )
+        # Both passes make the same draws, should the model make any.
+        with restored_random_state(values[0]):
+            clean = keras.tree.map_structure(
+                ops.stop_gradient, self._call_model(inputs.weights, inputs)
+            )
+        perturbed = self._call_model(values, inputs)
+        with keras_internals.losses_of_one_replica():
+            return total_divergence(
+                self._divergences.resolved or [],
+                inputs.batch.y,
+                clean,
+                perturbed,
+                inputs.batch.sample_weight,
+            )

@@ -37,8 +37,13 @@ class Perturbation:
     Attributes:
         needs_units: Whether `sample()` takes `units`, a tuple of axes for each weight,
             along which its output units lie: `keras_nrs.unit_axes.unit_axes`.
-        needs_gradients: Whether `sample()` takes `gradients`, for each weight the
-            gradient at theta of the loss of the samples that share this delta.
+        needs_gradients: Whether `sample()` takes `gradients`: a list with a tensor of
+            the shape of each weight, the gradient at theta of the loss of the samples
+            that share this delta, without weight penalties. It is that of
+            `compile(loss=...)` and `add_loss()` on these samples alone, on as many
+            devices as there are: neither the optimizer's loss scale nor the number of
+            replicas is in it. With `sync_perturbation` it is the mean over the groups
+            of samples. It may be infinite or NaN where a scaled loss overflows.
 
     Raises:
         ValueError, TypeError: if `where` is not as described.

@@ -162,7 +162,8 @@ class BatchObjective(ModelPasses):
                     *samples((clean.y_pred, clean.masks), 0, group.num_perturbed)
                 )
             own_inputs = inputs._replace(batch=data)
-            value = self._loss(weights, own_inputs, y_pred, clean.layer_losses)
+            with keras_internals.losses_of_one_replica():
+                value = self._loss(weights, own_inputs, y_pred, clean.layer_losses)
             if not ASSIGNMENTS_ARE_KEPT:
                 clean, carried_on = clean._replace(updates=[]), []
             return value * ops.cast(inputs.loss_scale, value.dtype), (clean, carried_on)

@@ -21,7 +21,8 @@ from keras_nrs.step.host_random import host_random_state
 
 Tensor = Any
 
-# How far a loss may be rounded, as a share of it, in dtypes of few digits.
+# How far a loss may be rounded, as a share of it, in dtypes of few digits. Compiled
+# losses are tried in float32, but a model may compute its own as it likes.
 _ROUNDING = {"float16": 0.02, "bfloat16": 0.15}
 
 
@@ -67,10 +68,15 @@ def loss_compares_samples(model: Any, batch: Any, y_pred: Any) -> bool:
     def compares() -> bool:
         x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
         x, y = _made_up((x, y), [0, 1])
+        y = _in_float32(y)
         loss: dict[tuple[int, int], float] = {}
         for rows in [(0, 1), (2, 1), (0, 3), (2, 3)]:
-            outputs = _made_up(y_pred, list(rows))
-            with _scope(model), stateless.layer_losses(model, []):
+            outputs = _in_float32(_made_up(y_pred, list(rows)))
+            with (
+                _scope(model),
+                stateless.layer_losses(model, []),
+                keras_internals.losses_in_float32(model),
+            ):
                 value = keras_internals.compute_loss(
                     model, x, y, outputs, None, training=True
                 )
@@ -116,6 +122,16 @@ def _made_up(structure: Any, samples: list[int]) -> Any:
         return ops.convert_to_tensor(values[samples], dtype=dtype)
 
     return tree.map_structure(lambda t: None if t is None else made_up(t), structure)
+
+
+def _in_float32(structure: Any) -> Any:
+    """The tensors, those of 16 bits as float32."""
+
+    def in_float32(tensor: Tensor) -> Tensor:
+        is_short = keras.backend.standardize_dtype(tensor.dtype) in _ROUNDING
+        return ops.cast(tensor, "float32") if is_short else tensor
+
+    return tree.map_structure(lambda t: None if t is None else in_float32(t), structure)
 
 
 def _scope(model: Any) -> stateless.PassScope:

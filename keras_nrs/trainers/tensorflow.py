@@ -167,7 +167,9 @@ class BackendTrainer(Trainer):
         objective, scale = self.objective, self.base_model.optimizer.scale_loss
         batch = objective.split(inputs, perturbs=perturbs)
         if perturbs:
-            batch = self.with_directions(weights, inputs, batch, _mean_over_replicas)
+            # Keras has the part of each replica in its losses, and not in those of groups.
+            part = inputs._replace(loss_scale=inputs.loss_scale / _num_replicas())
+            batch = self.with_directions(weights, part, batch, _mean_over_replicas)
         recomputes = self.options.memory_efficient and bool(self.options.signs)
         if perturbs and recomputes:
             # The values of now: the optimizer may assign before they are read again.

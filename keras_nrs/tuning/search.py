@@ -61,9 +61,10 @@ def tune(  # noqa: PLR0913
     baseline. The best of the winners is chosen; without a winner, the baseline. By this
     rule a method that does nothing is chosen in at most 1 of 20 calls.
 
-    Each training sets the seed of Keras, NumPy and Python. The decision holds for these
-    validation data, and the metric of the chosen setting is better on them than on new
-    data: keep test data out of this call.
+    Each training sets the seeds of Keras, its backend, NumPy and Python, which stay set
+    afterwards: set them again for what your script draws next. The decision holds for
+    these validation data, and the metric of the chosen setting is better on them than
+    on new data: keep test data out of this call.
 
     Args:
         make_model: A function that returns a new compiled `keras.Model`, not wrapped,

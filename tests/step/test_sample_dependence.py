@@ -9,6 +9,7 @@ import pytest
 from keras import layers
 from keras import ops
 
+from keras_nrs.keras_internals import build_for_batch
 from keras_nrs.step.sample_dependence import layer_losses_are_sums
 from keras_nrs.step.sample_dependence import loss_compares_samples
 from tests.support.asserts import assert_equal
@@ -114,8 +115,22 @@ def test_rounding_is_no_comparison(loss: str, num_outputs: int, dtype: str) -> N
         network.compile("sgd", loss)
         outputs = ops.zeros((5, num_outputs))
         batch = ops.zeros((5, 3)), ops.zeros((5, num_outputs))
-        assert not loss_compares_samples(network, batch, outputs)
-        network.compile("sgd", lambda y_true, y_pred: ops.var(y_pred, axis=0))
-        assert loss_compares_samples(network, batch, outputs)
+
+        def compares(loss: Any) -> bool:
+            network.compile("sgd", loss)
+            build_for_batch(network, batch)
+            found = loss_compares_samples(network, batch, outputs)
+            value = keras.ops.mean(network.compute_loss(*batch, outputs))
+            assert keras.backend.standardize_dtype(value.dtype) == dtype
+            return found
+
+        assert not compares(loss)
+        assert compares(lambda y_true, y_pred: ops.var(y_pred, axis=0))
+        # Among losses of the samples, one seventh of which it makes a difference to.
+        assert compares(
+            lambda y_true, y_pred: (
+                ops.mean(ops.square(y_pred - y_true)) + contrastive(y_true, y_pred)
+            )
+        )
     finally:
         keras.config.set_floatx(floatx)

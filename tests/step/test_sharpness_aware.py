@@ -165,8 +165,18 @@ def test_bad_arguments() -> None:
         keras_nrs.wrap(network(), alpha=0.5, scheme="asam")
 
 
-@pytest.mark.parametrize("num_groups", [1, *rest(4)])
-def test_gradients_are_not_scaled_as_the_loss_is(num_groups: int) -> None:
+@pytest.mark.parametrize("reduction", ["sum_over_batch_size", *rest("sum")])
+@pytest.mark.parametrize(
+    ("num_groups", "num_devices"),
+    [
+        (1, 1),
+        pytest.param(4, 1, marks=pytest.mark.matrix),
+        pytest.param(2, 2, marks=pytest.mark.several_devices),
+    ],
+)
+def test_gradients_are_not_scaled_as_the_loss_is(
+    num_groups: int, num_devices: int, reduction: str
+) -> None:
     """A step along the gradient itself, whose size counts, is that of plain Keras."""
 
     class Descent(keras_nrs.perturbations.Perturbation):
@@ -175,26 +185,32 @@ def test_gradients_are_not_scaled_as_the_loss_is(num_groups: int) -> None:
         def sample(self, weights: Any, eps: Any, rng: Any, *, gradients: Any) -> Any:
             return [-eps * gradient for gradient in gradients]
 
-    def loss(model: Any, x: np.ndarray, y: np.ndarray) -> float:
-        return float(model.test_on_batch(x, y, return_dict=True)["loss"])
+    def compiled(optimizer: Any) -> keras.Model:
+        model = network(penalty=0.0)
+        loss = keras.losses.SparseCategoricalCrossentropy(
+            from_logits=True, reduction=reduction
+        )
+        model.compile(optimizer, loss)
+        return model
 
     losses = []
     for x, y in zip(np.split(X, num_groups), np.split(Y, num_groups), strict=True):
-        plain = network(penalty=0.0)
+        plain = compiled(keras.optimizers.SGD(0.1))
         plain.train_on_batch(x, y)
-        losses.append(loss(plain, x, y))
-    model = network(penalty=0.0)
-    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.0))
-    compile_classifier(model, optimizer=optimizer, metrics=[])
-    nrs = keras_nrs.wrap(
-        model,
-        eps=1.0,
-        scheme="rpr",
-        perturbation=Descent(),
-        perturbations_per_replica=num_groups,
-    )
-    logs = nrs.train_on_batch(X, Y, return_dict=True)
-    assert logs["perturbed_loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+        losses.append(float(plain.test_on_batch(x, y)))
+    scope = devices(num_devices) if num_devices > 1 else nullcontext()
+    with scope:
+        optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.0))
+        nrs = keras_nrs.wrap(
+            compiled(optimizer),
+            eps=0.1,
+            scheme="rpr",
+            perturbation=Descent(),
+            perturbations_per_replica=num_groups // num_devices,
+        )
+        logs = nrs.fit(X, Y, batch_size=16, shuffle=False, verbose=0).history
+    expected = np.sum(losses) if reduction == "sum" else np.mean(losses)
+    assert logs["perturbed_loss"] == pytest.approx([expected], rel=1e-5)
 
 
 @pytest.mark.matrix

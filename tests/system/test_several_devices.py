@@ -313,3 +313,31 @@ def test_masks_reach_the_loss_and_the_metrics_on_two_devices(
     assert_close(run(perturbations_per_replica=2), alone)
     with devices(2):
         assert_close(run(), alone)
+
+
+@pytest.mark.only_tensorflow  # Its strategies divide losses by their replicas.
+def test_measurements_in_a_scope_are_those_outside() -> None:
+    x, y = image_data(16)
+    with devices(2):
+        nrs = wrap(network("plain"))
+
+    def measured() -> list[float]:
+        flatness = keras_nrs.flatness
+        of_loss, of_outputs = (
+            flatness.hessian_eigenvalues(nrs, x, y, curvature=curvature)
+            for curvature in ("hessian", "fisher")
+        )
+        around = flatness.sharpness(nrs, x, y, eps=0.1, num_samples=1, num_starts=1)
+        divergence = flatness.model_divergence(nrs, x, num_samples=2, eps=0.1)
+        eps = keras_nrs.calibrate_eps(nrs, x, target_divergence=0.05, num_samples=2)
+        return [
+            of_loss.eigenvalues[0],
+            of_outputs.eigenvalues[0],
+            around.loss,
+            divergence.mean,
+            float(eps),
+        ]
+
+    outside = measured()
+    with devices(2):
+        np.testing.assert_allclose(measured(), outside, rtol=1e-3)

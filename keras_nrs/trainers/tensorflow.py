@@ -167,7 +167,7 @@ class BackendTrainer(Trainer):
         objective, scale = self.objective, self.base_model.optimizer.scale_loss
         batch = objective.split(inputs, perturbs=perturbs)
         if perturbs:
-            # Keras has the part of each replica in its losses, and not in those of groups.
+            # Keras divides its losses by the number of replicas, not those of groups.
             part = inputs._replace(loss_scale=inputs.loss_scale / _num_replicas())
             batch = self.with_directions(weights, part, batch, _mean_over_replicas)
         recomputes = self.options.memory_efficient and bool(self.options.signs)

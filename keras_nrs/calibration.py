@@ -149,7 +149,10 @@ def calibrate_eps(  # noqa: PLR0913
             high = middle
         else:
             low = middle
-    return CalibratedEps(high, divergences_at(high), meter.perturbation)
+    samples = divergences_at(high)
+    if not np.isfinite(np.mean(samples)):
+        raise _unreachable(target, low, divergences_at(low))
+    return CalibratedEps(high, samples, meter.perturbation)
 
 
 def _outputs_are_finite(outputs: Any) -> bool:
@@ -172,11 +175,14 @@ def _bracket(
     while _reaches_target(samples, target) == (factor < 1):
         eps *= factor
         if not _START / _LARGEST_FACTOR < eps < _START * _LARGEST_FACTOR:
-            raise ValueError(
-                f"`target_divergence` cannot be reached. Received: target_divergence="
-                f"{target}. At eps={eps:.3g} the mean divergence is "
-                f"{float(np.mean(samples)):.3g}. Pass a target that the outputs can "
-                "reach, and a perturbation that changes them."
-            )
+            raise _unreachable(target, eps, samples)
         samples = divergences_at(eps)
     return (eps, 2 * eps) if factor < 1 else (eps / 2, eps)
+
+
+def _unreachable(target: float, eps: float, samples: np.ndarray) -> ValueError:
+    return ValueError(
+        f"`target_divergence` cannot be reached. Received: target_divergence={target}. "
+        f"At eps={eps:.3g} the mean divergence is {float(np.mean(samples)):.3g}. Pass "
+        "a target that the outputs can reach, and a perturbation that changes them."
+    )

@@ -181,6 +181,11 @@ class FlatnessMonitor(keras.callbacks.Callback):  # type: ignore[misc]
             },
         )
         # A measurement checks this as well, but only after the first epochs.
+        names = flatness.operator.OperatorOptions.__annotations__.keys()
+        flatness.eigenvalues.check_search(
+            max(1, self.k),
+            **{n: v for n, v in self._eigenvalue_options.items() if n not in names},
+        )
         is_arrays = check_data(x, y, None)
         is_fisher = self._eigenvalue_options.get("curvature") == "fisher"
         if self.k and is_arrays and y is None and not is_fisher:
@@ -191,6 +196,9 @@ class FlatnessMonitor(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Raise errors that a measurement would raise after the first epochs."""
+        # TensorFlow builds a subclassed model in its first step.
+        if self.model.built:
+            self._divergence(**{"steps": 1} | self._divergence_options)
         if not self.k:
             return
         names = self._flatness.operator.OperatorOptions.__annotations__
@@ -208,11 +216,8 @@ class FlatnessMonitor(keras.callbacks.Callback):  # type: ignore[misc]
         if logs is None or (epoch + 1) % self.every:
             return
         x, y = self._data
-        eps = self._eps_in_use()
-        if eps is not None:
-            divergence = self._flatness.model_divergence(
-                self.model, x, y, **{"eps": eps} | self._divergence_options
-            )
+        divergence = self._divergence(**self._divergence_options)
+        if divergence is not None:
             logs["val_model_divergence"] = divergence.mean
         if self.k:
             result = self._flatness.hessian_eigenvalues(
@@ -223,6 +228,14 @@ class FlatnessMonitor(keras.callbacks.Callback):  # type: ignore[misc]
             if self.k == 1:
                 names = ["val_eigenvalue"]
             logs.update(zip(names, values, strict=True))
+
+    def _divergence(self, **options: Any) -> Any:
+        """The divergence, `None` if it is not to be measured."""
+        x, y = self._data
+        eps = options.pop("eps", self._eps_in_use())
+        if eps is None:
+            return None
+        return self._flatness.model_divergence(self.model, x, y, eps=eps, **options)
 
     def _eps_in_use(self) -> float | None:
         """The size of perturbations, `None` if no divergence is measured."""

@@ -150,3 +150,14 @@ def test_target_that_no_eps_reaches() -> None:
             perturbation=Nothing(),
             num_samples=1,
         )
+
+
+def test_a_target_beyond_which_outputs_overflow_is_an_error() -> None:
+    """Probabilities are clipped, and so is their divergence."""
+    hidden = [layers.Dense(4) for _ in range(8)]
+    outputs = layers.Dense(3, activation="softmax")
+    model = keras.Sequential([keras.Input((4,)), *hidden, outputs])
+    model.compile("sgd", "categorical_crossentropy")
+    x = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
+    with pytest.raises(ValueError, match="`target_divergence` cannot be reached"):
+        keras_nrs.calibrate_eps(model, x, target_divergence=100.0, num_samples=2)

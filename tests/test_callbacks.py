@@ -233,6 +233,46 @@ def test_bad_monitors() -> None:
         monitor(x, y, every=0)
     with pytest.raises(ValueError, match="`eps` must be finite and >= 0"):
         monitor(x, y, eps=-1.0)
+    with pytest.raises(ValueError, match="`tol` must be > 0"):
+        monitor(x, y, eigenvalue_options={"tol": 0.0})
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"eps": 0.1}, "`perturbation` must not need the gradient"),
+        (
+            {"divergence_options": {"eps": 0.1, "num_samples": 0}},
+            "`num_samples` must be an integer >= 1",
+        ),
+        (
+            {"eigenvalue_options": {"variables": lambda v: False}},
+            "`variables` must select",
+        ),
+    ],
+)
+def test_a_bad_monitor_is_an_error_before_training(
+    options: dict[str, Any], message: str
+) -> None:
+    x, y = image_data()
+    model = keras_nrs.wrap(cnn(), scheme="sam")
+    before = numpy_values(model.weights)
+    monitor = keras_nrs.callbacks.FlatnessMonitor(x, y, every=2, **options)
+    with pytest.raises(ValueError, match=message):
+        model.fit(x, y, verbose=0, callbacks=[monitor])
+    assert_equal(numpy_values(model.weights), before)
+
+
+@pytest.mark.matrix  # The choice is the same on all backends.
+def test_eps_among_the_options_of_a_monitor() -> None:
+    x, y = image_data()
+    model = cnn()
+    options = {"eps": 0.5, "num_samples": 2}
+    monitor = keras_nrs.callbacks.FlatnessMonitor(x, y, k=0, divergence_options=options)
+    history = model.fit(x, y, verbose=0, callbacks=[monitor]).history
+    expected = keras_nrs.flatness.model_divergence(model, x, eps=0.5, num_samples=2)
+    assert history["val_model_divergence"] == pytest.approx([expected.mean])
 
 
 class OnABaseModel(keras.Model):

@@ -117,12 +117,14 @@ def hessian_eigenvalues(  # noqa: PLR0913
     >>> result.eigenvalues.round(3), result.converged
     (array([5.303, 1.697]), True)
     """
-    k = check_int("k", k, minimum=1)
-    check_choice("which", which, _WHICH)
-    tol = check_positive("tol", tol)
-    max_products = check_int("max_products", max_products, minimum=1)
-    check_bool("return_eigenvectors", return_eigenvectors)
-    seed = check_seed("seed", seed)
+    k, tol, max_products, seed = check_search(
+        k,
+        which=which,
+        tol=tol,
+        max_products=max_products,
+        return_eigenvectors=return_eigenvectors,
+        seed=seed,
+    )
     operator = hessian_operator(model, x, y, **options)
     n = operator.shape[0]
     if k > n:
@@ -172,6 +174,27 @@ def hessian_eigenvalues(  # noqa: PLR0913
             if return_eigenvectors
             else None
         ),
+    )
+
+
+def check_search(
+    k: int,
+    *,
+    which: str = "largest",
+    tol: float = 1e-4,
+    max_products: int = 1000,
+    return_eigenvectors: bool = False,
+    seed: int = 0,
+    verbose: int = 0,
+) -> tuple[int, float, int, int]:
+    """`k`, `tol`, `max_products` and `seed` of `hessian_eigenvalues`, or an error."""
+    check_choice("which", which, _WHICH)
+    check_bool("return_eigenvectors", return_eigenvectors)
+    return (
+        check_int("k", k, minimum=1),
+        check_positive("tol", tol),
+        check_int("max_products", max_products, minimum=1),
+        check_seed("seed", seed),
     )
 
 

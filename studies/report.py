@@ -33,14 +33,15 @@ from studies.store import Store
 from studies.tasks import TASKS
 
 BEGIN, END = "<!-- study: begin -->", "<!-- study: end -->"
-# What the README shows: the first arm costs one training, the others two.
+# What the README shows: the first two arms cost one training, the others two.
 _README_ARMS = {
-    "RPR": "RPR",
+    "label smoothing": "label smoothing, tuned",
+    "RPR": "RPR, tuned",
     TWICE: "baseline, twice the epochs",
     DEFAULT: "**NRS by default**",
     "NRS, relative": "NRS relative, tuned",
     "NRS, filterwise": "NRS filterwise, tuned",
-    "RPR, twice the epochs": "RPR, twice the epochs",
+    "RPR, twice the epochs": "RPR, tuned, twice the epochs",
     "SAM": "SAM, tuned",
 }
 _README_TASKS = {

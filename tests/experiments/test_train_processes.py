@@ -151,15 +151,26 @@ def test_several_processes_train_as_one_and_go_on_after_a_kill(
         np.testing.assert_allclose(of_all[name], of_one[name], rtol=bound)
 
 
+NEEDED = {"jax": "SLURM", "tensorflow": "TF_CONFIG", "torch": "torchrun"}
+
+
+@pytest.mark.only_jax  # It would not join after the tests before this one.
+def test_without_other_processes_there_is_an_error(
+    tmp_path: Path, data_dir: str, script: Script
+) -> None:
+    (result,) = script.run_together(((str(tmp_path), data_dir, "run", 2), {}))
+    assert result[0] == 1
+    assert NEEDED["jax"] in result[1].splitlines()[-1]
+
+
+@pytest.mark.not_jax
 def test_without_other_processes_the_command_says_what_it_needs(
     monkeypatch: pytest.MonkeyPatch, in_tmp_path: None
 ) -> None:
-    for name in (*environments(1)[0], "SLURM_JOB_ID", "OMPI_MCA_orte_hnp_uri"):
-        if name != "XLA_FLAGS":
-            monkeypatch.delenv(name, raising=False)
+    for name in ("TF_CONFIG", "RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
     arguments = ["train", "cifar10-resnet18-basic-nrs", "--distributed"]
     result = CliRunner().invoke(cli.build_app(), arguments)
     assert result.exit_code == 2
-    needed = {"jax": "SLURM", "tensorflow": "TF_CONFIG", "torch": "torchrun"}
-    assert needed[keras.config.backend()] in result.output
+    assert NEEDED[keras.config.backend()] in result.output
     assert not os.path.exists("runs")

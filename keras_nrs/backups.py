@@ -61,8 +61,9 @@ class AtomicBackup(keras_internals.OverridableBackup):
         name = next(name for name in names if name not in used)
         path = self.folder / name
         self.model.save_weights(path)
-        states = states[-1:] if self.double_checkpoint else []
         state = {"epoch": self.epoch, "batch": self.batch, "weights": name}
+        states = [s for s in states if s["weights"] not in names]
+        states = states[-1:] if self.double_checkpoint else []
         states.append(state | {"sha256": _sha256(path)})
         write_text(self.folder / _STATES_FILE, json.dumps(states))
         for path in self.folder.glob(_WEIGHTS_FILES):
@@ -177,9 +178,9 @@ def _check_states(content: Any) -> None:
 
 
 def _weights_names(epoch: int, batch: int) -> list[str]:
-    """Names for the weights of a batch: one more than there are backups that count."""
+    """Two names for the weights of a batch, of which one is in use at most."""
     name = f"epoch-{epoch}-batch-{batch}"
-    return [f"{name}{again}.weights.h5" for again in ("", "-again", "-once-more")]
+    return [f"{name}.weights.h5", f"{name}-again.weights.h5"]
 
 
 def _sha256(path: Path) -> str:

@@ -54,7 +54,8 @@ def check_model(model: Any) -> None:
             "keras_nrs.unwrap(model) to change the arguments."
         )
     name = type(model).__name__
-    if type(model).train_step is not keras.Model.train_step:
+    is_of_class = type(model).train_step is not keras.Model.train_step
+    if is_of_class or "train_step" in vars(model):
         raise ValueError(
             "`model` must not override train_step(), which wrap() replaces. Received: "
             f"a model of class {name}. Take the loss of your own step from both "

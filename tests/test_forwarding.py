@@ -262,5 +262,8 @@ def test_the_error_for_an_own_step_shows_what_to_write() -> None:
         def train_step(self, data: Any) -> Any:
             return {}
 
-    with pytest.raises(ValueError, match=r"nrs_objective\(y, y_pred"):
-        keras_nrs.wrap(Own())
+    assigned = cnn()
+    assigned.train_step = lambda *data: {}
+    for model in (Own(), assigned):
+        with pytest.raises(ValueError, match=r"nrs_objective\(y, y_pred"):
+            keras_nrs.wrap(model)

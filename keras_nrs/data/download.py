@@ -33,7 +33,8 @@ def check_connection(
     except (tfds.core.registered.DatasetNotFoundError, TypeError, ValueError):
         return  # `ImageData` says what is wrong with the name.
     addresses = [url for url in builder.url_infos or () if url.startswith("http")]
-    folder = Path(builder.data_dir).parents[1]
+    # Below it are the set's name, its configuration if it has some, and its version.
+    folder = Path(builder.data_dir).parents[builder.info.full_name.count("/")]
     has_downloads = any((folder / "downloads").glob("*"))
     if builder.is_prepared() or has_downloads or not addresses:
         return

@@ -92,7 +92,9 @@ def hessian_eigenvalues(  # noqa: PLR0913
         which: `"largest"`, `"smallest"` (the most negative) or `"magnitude"`.
         tol: Relative accuracy of the eigenvalues, > 0. Products in float32 hardly
             allow less than 1e-6.
-        max_products: The search stops after this number of products, >= 1.
+        max_products: The search stops after this number of products, >= 1, but not
+            before its first restart: at `2 * max(2 * k + 6, 12) - k` or so. A matrix
+            that is built whole takes one for each of its columns.
         return_eigenvectors: Whether to return the eigenvectors.
         seed: Seed of the start vector.
         verbose: 1 to show progress.

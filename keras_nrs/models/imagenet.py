@@ -33,7 +33,7 @@ def _resnet(
     model = application(
         weights=None,
         input_shape=tuple(input_shape),
-        classes=num_classes,
+        classes=int(num_classes),
         classifier_activation=None,
     )
     last_layer = model.layers[-1]

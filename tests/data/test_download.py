@@ -108,6 +108,8 @@ def test_data_at_hand_need_no_network(
     (tmp_path / "downloads").mkdir()
     (tmp_path / "downloads" / "an archive").touch()
     check_connection("cifar10", str(tmp_path))
+    # A set with configurations, whose folder lies deeper.
+    check_connection("imagenet_v2", str(tmp_path))
     # ImageNet's archives are put there by hand.
     address_of_cifar(monkeypatch, "gs://bucket")
     check_connection("imagenet2012", str(tmp_path / "other"))

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 
 from keras_nrs.flatness import random_direction
+from keras_nrs.flatness.directions import check_directions
 from tests.support.arrays import to_numpy
 from tests.support.asserts import assert_equal
 from tests.support.networks import cnn
@@ -71,3 +72,10 @@ def test_random_directions_do_not_repeat_an_initialization() -> None:
     direction, _ = random_direction(model, seed=0)
     cosine = np.corrcoef(direction.ravel(), to_numpy(kernel).ravel())[0, 1]
     assert abs(cosine) < 4 / 30  # 4 standard deviations of 900 independent numbers
+
+
+def test_a_number_of_directions_of_numpy() -> None:
+    model = cnn()
+    first, second = check_directions(model, np.int64(2), seed=3)
+    assert_equal(first, random_direction(model, seed=3))
+    assert_equal(second, random_direction(model, seed=3, index=1))

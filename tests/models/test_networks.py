@@ -315,6 +315,8 @@ def test_integers_of_numpy_are_integers() -> None:
     arguments = {"size": np.array([8, 2]), "patch_size": np.int64(4)}
     model = models.vit(SMALL, np.int64(3), depth=np.int64(1), **arguments)
     assert model.output_shape == (None, 3)
+    model = models.imagenet_resnet50((32, 32, 3), np.int64(3))
+    assert model.output_shape == (None, 3)
 
 
 @pytest.mark.parametrize(

@@ -169,11 +169,11 @@ class Training:
         copy = self._build() if self._number > 1 else None
         with data_parallel_scope():
             model = self._build()
+            if checkpoint is not None:
+                _load_weights(model, checkpoint)
         if lock is not None:
             write_text(self.folder / "recipe.json", _json(self._description))
             add_session(self.folder)
-        if checkpoint is not None:
-            _load_weights(model, checkpoint)
         with fit_scope():
             if len(history) < until:
                 self._fit(model, until, history, copy, verbose=verbose, lock=lock)

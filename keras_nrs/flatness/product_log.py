@@ -34,10 +34,10 @@ class ProductLog:
 
     def __init__(self, path: str | os.PathLike[str], size: int, dtype: str) -> None:
         self.path = Path(path)
-        self._dtype = np.dtype(dtype)
+        self._number = np.dtype(dtype)
         self._header = _MAGIC + f"{size} {dtype}\n".encode()
         digest_size = hashlib.sha256().digest_size
-        content_size = digest_size + size * self._dtype.itemsize
+        content_size = digest_size + size * self._number.itemsize
         self._record_size = content_size + _CHECKSUM_SIZE
         self._next = 0
         self._num_records = 0
@@ -72,7 +72,7 @@ class ProductLog:
                 # The measurement asks for other vectors from here on.
                 self._num_records = self._next
         # Rounded as in the file, so that later vectors are the same to the last bit.
-        product = compute(vector).astype(self._dtype)
+        product = compute(vector).astype(self._number)
         self._write_record(self._next, digest + product.tobytes())
         self._next += 1
         return product.astype("float64")
@@ -101,7 +101,7 @@ class ProductLog:
         if _checksum(content) != checksum:
             return None
         size = hashlib.sha256().digest_size
-        return content[:size], np.frombuffer(content[size:], self._dtype).astype(float)
+        return content[:size], np.frombuffer(content[size:], self._number).astype(float)
 
     def _write_record(self, index: int, content: bytes) -> None:
         is_last = index >= self._num_records

@@ -189,33 +189,36 @@ def test_gradient_accumulation_and_ema() -> None:
         np.testing.assert_allclose(0.75 * a + 0.25 * b, c, atol=1e-6)
 
 
-TWENTY_STEPS = """
-import json, keras, numpy as np, keras_nrs
-from tests.support.data import image_data
-from tests.support.networks import cnn
-from tests.support.perturbations import FixedPerturbation
-x, y = image_data(64)
-model = cnn()
-rng = np.random.default_rng(0)
-model.set_weights([0.3 * rng.normal(size=w.shape) + (w.mean() == 1) for w in
-                   model.get_weights()])
-bn = model.layers[1]
-bn.moving_mean.assign(np.zeros(4)); bn.moving_variance.assign(np.ones(4))
-nrs = keras_nrs.wrap(model, eps=0.05, perturbation=FixedPerturbation())
-history = nrs.fit(x, y, batch_size=16, epochs=5, shuffle=False, verbose=0).history
-print(json.dumps([[w.tolist() for w in model.get_weights()], history]))
+def twenty_steps() -> tuple[list[Any], dict[str, list[float]]]:
+    """Weights and history, from weights that are the same on each backend."""
+    x, y = image_data(64)
+    model = cnn()
+    rng = np.random.default_rng(0)
+    model.set_weights(
+        [0.3 * rng.normal(size=w.shape) + (w.mean() == 1) for w in model.get_weights()]
+    )
+    bn = model.layers[1]
+    bn.moving_mean.assign(np.zeros(4))
+    bn.moving_variance.assign(np.ones(4))
+    nrs = keras_nrs.wrap(model, eps=0.05, perturbation=FixedPerturbation())
+    history = nrs.fit(x, y, batch_size=16, epochs=5, shuffle=False, verbose=0).history
+    return [w.tolist() for w in model.get_weights()], history
+
+
+ELSEWHERE = """
+import json
+from tests.trainers.test_trainers import twenty_steps
+print(json.dumps(twenty_steps()))
 """
 
 
 @pytest.mark.only_jax  # The test starts the other backends itself.
 def test_three_backends_reach_the_same_weights() -> None:
-    results = [
-        json.loads(run_python(TWENTY_STEPS, backend).splitlines()[-1])
-        for backend in ("jax", "tensorflow", "torch")
-    ]
-    (weights, history), *others = results
+    weights, history = twenty_steps()
     assert history["model_divergence"][-1] > 1e-3
-    for other_weights, other_history in others:
+    for backend in ("tensorflow", "torch"):
+        output = run_python(ELSEWHERE, backend=backend)
+        other_weights, other_history = json.loads(output.splitlines()[-1])
         # 20 steps, each of which rounds 1,000-term sums of order-one numbers and
         # passes on the errors of the last one, doubled at the most every 5 steps.
         bound = 16 * 1000 * ROUNDING

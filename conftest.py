@@ -3,6 +3,7 @@
 import gc
 import os
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
 # Each of pytest's processes prepares data sets for itself.
@@ -17,7 +18,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
-    "--xla_force_host_platform_device_count=4",
+    "--xla_force_host_platform_device_count=4"
+    # Programs of JAX compile in half the time. TensorFlow 2.19 ends at unknown flags.
+    + " --xla_cpu_use_fusion_emitters=false"
+    * (not version("tensorflow").startswith("2.19.")),
 )
 
 import keras

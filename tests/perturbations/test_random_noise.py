@@ -36,7 +36,8 @@ from tests.support.statistics import max_correlation_p_value
 from tests.support.statistics import off_diagonal
 
 BACKEND = keras.config.backend()
-NUM_SAMPLES = 10_000
+# PyTorch draws each by itself, with its own generator of normal numbers.
+NUM_SAMPLES = 2_000 if BACKEND == "torch" else 10_000
 # One stream draws for all of them.
 FEW = [perturbations.FilterwiseBall]
 FEW += rest(*(cls for cls in RANDOM if cls not in FEW))
@@ -44,9 +45,9 @@ FEW += rest(*(cls for cls in RANDOM if cls not in FEW))
 
 @functools.cache
 def ball_samples(noise: str) -> dict[str, np.ndarray]:
-    """10,000 flat samples of the ball of radius 2 for each distribution of lengths.
+    """Flat samples of the ball of radius 2 for each distribution of lengths.
 
-    At the steps 0 to 9,999 of one seed.
+    At the first steps of one seed.
     """
     weights = [ops.zeros(shape) for shape in SHAPES]
 
@@ -77,7 +78,7 @@ def ball_samples(noise: str) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("noise", perturbations.NOISES)
 @pytest.mark.parametrize("radius", perturbations.RADII)
-def test_ten_thousand_samples_stay_in_the_ball(radius: str, noise: str) -> None:
+def test_thousands_of_samples_stay_in_the_ball(radius: str, noise: str) -> None:
     samples = ball_samples(noise)[radius]
     assert samples.shape == (NUM_SAMPLES, SIZE)
     assert np.all(np.isfinite(samples))

@@ -51,8 +51,8 @@ class Changing(keras.utils.PyDataset):
     "measure",
     [
         hessian_eigenvalues,
-        hessian_trace,
         *rest(
+            hessian_trace,
             hessian_density,
             lambda *data, variables: loss_landscape(*data, num_points=3),
             # All of this matrix is found in one pass, and checked in another.
@@ -90,6 +90,7 @@ def test_an_input_may_be_none_if_it_is_optional() -> None:
     assert first.x["a"] is None
 
 
+@pytest.mark.matrix
 def test_another_order_and_steps_are_no_change() -> None:
     model = hessians.classifier()
     expected = hessian_eigenvalues(model, *hessians.data(40)).eigenvalues

@@ -114,6 +114,7 @@ def test_ignored_class_and_loss_of_ones_own() -> None:
         ).divergence == pytest.approx(0.1, rel=0.05)
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [

@@ -33,7 +33,8 @@ def test_start_and_warm_up() -> None:
     assert history["model_divergence"][0] == 0 < history["model_divergence"][1]
 
 
-@pytest.mark.parametrize("scheme", ["nrs", *rest("rpr", "sam")])
+@pytest.mark.matrix  # It runs eagerly, where JAX compiles each operation.
+@pytest.mark.parametrize("scheme", ["nrs", "rpr", "sam"])
 def test_before_the_start_steps_are_plain_ones(scheme: str) -> None:
     """Of the price and the result of plain Keras, with the paper's sum too."""
     (x, y), calls = image_data(), []
@@ -115,6 +116,7 @@ def test_one_schedule_for_several_models() -> None:
         assert history["eps"] == pytest.approx([eps / 2, eps])
 
 
+@pytest.mark.matrix
 def test_a_schedule_and_a_backup(tmp_path: Any) -> None:
     """Interrupted while eps is still 0."""
     x, y = image_data()
@@ -178,7 +180,7 @@ def test_bad_schedules() -> None:
 # FlatnessMonitor.
 
 
-@pytest.mark.parametrize("is_wrapped", [True, False])
+@pytest.mark.parametrize("is_wrapped", [True, *rest(False)])
 def test_flatness_is_monitored(is_wrapped: bool, tmp_path: Any) -> None:
     """In history and in the files of callbacks that come later; as measured by hand."""
     x, y = image_data()
@@ -210,6 +212,7 @@ def test_a_monitor_of_sam_measures_no_divergence_unless_told_how() -> None:
         assert ("val_model_divergence" in history) == is_measured
 
 
+@pytest.mark.matrix
 def test_a_monitor_changes_nothing_in_training() -> None:
     x, y = image_data()
     weights = []

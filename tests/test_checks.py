@@ -13,6 +13,8 @@ from keras_nrs._checks import check_int
 from keras_nrs._checks import check_nonnegative
 from keras_nrs._checks import check_positive
 
+pytestmark = pytest.mark.matrix
+
 
 @pytest.mark.parametrize(
     "value", [0, 0.5, 3, np.float32(0.5), np.int64(3), fractions.Fraction(1, 2)]

@@ -16,6 +16,7 @@ from tests.support.arrays import ROUNDING
 from tests.support.asserts import assert_equal
 from tests.support.asserts import numpy_values
 from tests.support.data import image_data
+from tests.support.matrix import rest
 from tests.support.networks import cnn
 from tests.support.perturbations import FixedPerturbation
 
@@ -126,7 +127,9 @@ def test_what_is_neither_a_number_nor_a_schedule(
 # In training.
 
 
-@pytest.mark.parametrize("options", [{}, {"interval": 3}, {"memory_efficient": True}])
+@pytest.mark.parametrize(
+    "options", [{"interval": 3}, *rest({}, {"memory_efficient": True})]
+)
 def test_a_schedule_is_what_a_callback_would_assign(options: Any) -> None:
     """At every step, those that `interval` leaves out too; and nothing is traced."""
 
@@ -146,6 +149,7 @@ def test_a_schedule_is_what_a_callback_would_assign(options: Any) -> None:
     assert value(scheduled.eps) == pytest.approx(0.8)
 
 
+@pytest.mark.matrix
 def test_alpha_may_grow_from_zero() -> None:
     """With beta = 0 a step with alpha = 0 has no perturbed pass."""
     history = fit(new(0.5, growth(0.0, 1.0), beta=0.0))
@@ -155,7 +159,7 @@ def test_alpha_may_grow_from_zero() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"steps_per_execution": 2}, {"run_eagerly": True}]
+    "arguments", [{"steps_per_execution": 2}, *rest({"run_eagerly": True})]
 )
 def test_execution_modes(arguments: Any) -> None:
     if keras.config.backend() == "torch":
@@ -242,6 +246,7 @@ def test_a_config_holds_the_schedules(tmp_path: Path) -> None:
     assert nrs.get_config()["eps"] == pytest.approx(0.2)
 
 
+@pytest.mark.matrix
 def test_a_schedule_and_nrs_schedule_exclude_each_other() -> None:
     nrs = new(alpha=growth())
     schedule = keras_nrs.callbacks.NRSSchedule(warmup_epochs=2)

@@ -133,6 +133,7 @@ OWN_NAMES = NOT_OF_KERAS.union(*map(names_defined_in, TREES.values()))
 OWN_NAMES -= {name for _, name in NAMES} | set(OVERRIDES)
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("path", TREES)
 def test_other_modules_use_no_private_name_of_keras(path: str) -> None:
     tree = TREES[path]
@@ -149,6 +150,7 @@ def test_other_modules_use_no_private_name_of_keras(path: str) -> None:
     assert not found, f"{path} uses private names of Keras: {found}"
 
 
+@pytest.mark.matrix
 def test_classes_override_no_private_name_of_keras() -> None:
     """But those listed, which `NRSModel` must."""
     found = set()

@@ -48,6 +48,7 @@ def test_a_late_import_of_tensorflow_is_quiet_too() -> None:
     assert result.stderr == ""
 
 
+@pytest.mark.matrix
 def test_the_command_is_in_the_wheel() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     assert project["project"]["scripts"] == {"keras-nrs": "keras_nrs_command:main"}

@@ -4,7 +4,11 @@ import ast
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+import pytest
+
 import keras_nrs
+
+pytestmark = pytest.mark.matrix
 
 PACKAGE = Path(keras_nrs.__file__).parent
 # Each module or folder imports from the floors below its own.

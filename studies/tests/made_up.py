@@ -11,11 +11,9 @@ from studies.store import Store
 
 def fill(
     store: Store, cells: Iterable[tuple[str, str]], measure: Callable[[Run], Row]
-) -> list[Run]:
-    """Do runs without training until none is missing, and return them in order."""
-    done: list[Run] = []
+) -> None:
+    """Do runs without training until none is missing."""
     cells = list(cells)
-    while (run := next(missing(store, cells), None)) is not None:
-        store.add(run, {"measured": measure(run), "seconds": 2.0})
-        done.append(run)
-    return done
+    while runs := list(missing(store, cells)):
+        for run in runs:
+            store.add(run, {"measured": measure(run), "seconds": 2.0})

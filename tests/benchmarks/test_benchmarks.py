@@ -75,6 +75,7 @@ def test_steps_on_one_gpu(tmp_path: Path) -> None:
     assert len(file.read_text().splitlines()) == 1
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("peer", [peers.SAM, peers.EQUATION_3])
 def test_peers_train(peer: Any) -> None:
     """Their losses come down, on a problem that a linear model solves."""
@@ -86,12 +87,14 @@ def test_peers_train(peer: Any) -> None:
     assert losses[-1] < 0.7 * losses[0]
 
 
+@pytest.mark.matrix
 @pytest.mark.only_jax
 def test_optax_trains() -> None:
     x, y = networks.data(networks.compiled(tiny), 8)
     peers.optax_sam(networks.compiled(tiny), x, y, 4)()
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     ("make", "num_weights"),
     [

@@ -11,13 +11,11 @@ from tests.support.asserts import numpy_values
 from tests.support.matrix import rest
 
 # What no other test has.
-QUICK = [
-    "Models within models, shared",
-    "LoRA on int8 weights",
-    "`clone_model()`",
-]
-# Networks that are compiled for up to half a minute, and parts of others.
+QUICK = ["LoRA on int8 weights"]
+# Networks that are compiled for up to half a minute, parts of others, and Python.
 REST = [
+    "Models within models, shared",
+    "`clone_model()`",
     "`keras.applications` (MobileNet)",
     "KerasHub `ResNetImageClassifier`",
     "KerasCV `ImageClassifier` (ViTDet)",

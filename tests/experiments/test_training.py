@@ -232,7 +232,9 @@ def test_a_network_that_does_not_fit_the_images_leaves_no_files(
 @pytest.mark.parametrize(
     ("name", "network"),
     [
-        ("cifar10-wide_resnet_28_10-cutout-nrs", "linear"),
+        pytest.param(
+            "cifar10-wide_resnet_28_10-cutout-nrs", "linear", marks=pytest.mark.matrix
+        ),
         pytest.param(
             "cifar10-wide_resnet_28_10-cutout-nrs", None, marks=pytest.mark.slow
         ),

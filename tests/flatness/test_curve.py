@@ -39,6 +39,7 @@ def test_one_step_follows_the_gradient() -> None:
     assert [p[0].item() for p in (curve.start, curve.end)] == [1, 3]
 
 
+@pytest.mark.matrix
 def test_an_optimizer_that_scales_the_loss() -> None:
     """As that of a model in mixed precision, which divides gradients by its scale."""
     plain = keras.optimizers.SGD(0.1)

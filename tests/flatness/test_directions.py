@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import pytest
 
 from keras_nrs.flatness import random_direction
 from keras_nrs.flatness.directions import check_directions
@@ -24,6 +25,7 @@ def test_random_directions_are_filter_normalized() -> None:
     assert_equal(direction, again)
 
 
+@pytest.mark.matrix
 def test_filters_of_each_kind_of_layer() -> None:
     """Depthwise: each channel's. Transposed: the output's, not the input's."""
     model = keras.Sequential(
@@ -53,6 +55,7 @@ def test_filters_of_each_kind_of_layer() -> None:
     assert not any(map(np.any, [bias, *others]))
 
 
+@pytest.mark.matrix
 def test_neighbouring_seeds_share_no_direction() -> None:
     model = cnn()
     directions = [
@@ -64,6 +67,7 @@ def test_neighbouring_seeds_share_no_direction() -> None:
     assert np.abs(cosines).max() < 5 / np.sqrt(len(directions[0]))
 
 
+@pytest.mark.matrix
 def test_random_directions_do_not_repeat_an_initialization() -> None:
     """Of NumPy's generator with the same seed, as the digits' demo has it."""
     model = keras.Sequential([keras.Input((30,)), keras.layers.Dense(30)])

@@ -11,7 +11,6 @@ from keras_nrs.flatness import model_divergence
 from tests.support.data import generator
 from tests.support.data import image_data
 from tests.support.data import tf_dataset
-from tests.support.matrix import rest
 from tests.support.networks import cnn
 
 
@@ -54,7 +53,8 @@ def test_neighbouring_seeds_share_no_perturbation() -> None:
     assert model_divergence(model, x, eps=1.0, num_samples=2, seed=largest).mean > 0
 
 
-@pytest.mark.parametrize("form", [tf_dataset, *rest(generator)])
+@pytest.mark.matrix
+@pytest.mark.parametrize("form", [tf_dataset, generator])
 def test_forms_of_data(form: Any) -> None:
     x, y = image_data(30)
     model = cnn()
@@ -93,6 +93,7 @@ def test_a_wrapped_model_brings_its_perturbation() -> None:
     np.testing.assert_array_equal(by_wrapped, by_name)
 
 
+@pytest.mark.matrix
 def test_bad_arguments() -> None:
     x, _ = image_data(16)
     with pytest.raises(ValueError, match="`eps` must be finite and >= 0"):

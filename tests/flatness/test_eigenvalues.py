@@ -194,6 +194,7 @@ def test_a_stopped_measurement_goes_on(tmp_path: Any, monkeypatch: Any) -> None:
     assert result.num_products == expected.num_products - 10 + 1
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     ("function", "options", "message"),
     [

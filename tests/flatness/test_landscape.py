@@ -71,6 +71,7 @@ def test_statistics_of_batch_norm_are_measured_at_each_point() -> None:
     assert line.losses[2] == pytest.approx(loss_of(model, x, y), rel=1e-5)
 
 
+@pytest.mark.matrix
 def test_moments_have_the_precision_of_the_weights() -> None:
     """In mixed precision too, after moments in training's precision."""
     x, y = image_data(40)
@@ -146,6 +147,7 @@ def test_overflow_is_infinite() -> None:
     assert not np.isnan(line.losses).any()
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     ("options", "message"),
     [

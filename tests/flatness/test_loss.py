@@ -17,7 +17,6 @@ from tests.support.data import data_loader
 from tests.support.data import generator
 from tests.support.data import image_data
 from tests.support.data import tf_dataset
-from tests.support.matrix import rest
 from tests.support.networks import cnn
 
 
@@ -30,7 +29,8 @@ def of_arrays() -> tuple[keras.Model, np.ndarray, np.ndarray]:
     return model, hessian_operator(model, x, y).to_dense(), first
 
 
-@pytest.mark.parametrize("form", [generator, *rest(PyDataset, tf_dataset, data_loader)])
+@pytest.mark.matrix
+@pytest.mark.parametrize("form", [generator, PyDataset, tf_dataset, data_loader])
 def test_forms_of_data(
     form: Callable[..., Any], of_arrays: tuple[keras.Model, np.ndarray, np.ndarray]
 ) -> None:
@@ -60,6 +60,7 @@ def test_mixed_precision_is_measured_in_full() -> None:
     assert model.layers[0].compute_dtype == "bfloat16"
 
 
+@pytest.mark.matrix
 def test_a_wrapped_model_has_the_hessian_of_its_base_model() -> None:
     x, y = hessians.data(16)
     model = hessians.classifier()
@@ -76,6 +77,7 @@ def test_errors_of_the_forward_pass_are_left_alone() -> None:
         hessian_operator(model, x, np.zeros((8, 7), "float32")).to_dense()
 
 
+@pytest.mark.matrix
 def test_bad_models_and_data() -> None:
     x, y = hessians.data(8)
     model = hessians.classifier()

@@ -11,6 +11,7 @@ from keras_nrs.flatness.product_log import ProductLog
 from tests.support import hessians
 
 
+@pytest.mark.matrix
 def test_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Not a power of 2, so that means are rounded.
     x, y = hessians.data(30)

@@ -8,6 +8,7 @@ from keras_nrs.flatness import hessian_trace
 from tests.support import hessians
 
 
+@pytest.mark.matrix
 def test_progress(capsys: pytest.CaptureFixture[str]) -> None:
     x, y = hessians.data(16)
     model = hessians.classifier()

@@ -144,6 +144,7 @@ class Fixed(keras_nrs.perturbations.Perturbation):
         return [eps * keras.ops.ones_like(w) for w in weights]
 
 
+@pytest.mark.matrix
 def test_a_users_perturbation_has_the_ball_that_holds_it() -> None:
     model, x, y, matrix = regression()
     result = sharpness(
@@ -225,6 +226,7 @@ def test_nothing_rises_at_eps_0() -> None:
     assert result.largest_increase == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     ("options", "message"),
     [

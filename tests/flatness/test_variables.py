@@ -60,6 +60,7 @@ class Scaled(layers.Layer):
         return inputs * self.scale
 
 
+@pytest.mark.matrix
 def test_a_scalar_weight() -> None:
     x, y = hessians.data(16)
     inputs = keras.Input((6,))
@@ -256,6 +257,7 @@ def selected(model: keras.Model, variables: Any) -> list[str]:
     return ["/".join(v.path.split("/")[-2:]) for v in found]
 
 
+@pytest.mark.matrix
 def test_layers_names_and_expressions() -> None:
     model = blocks()
     block, _, head = model.layers
@@ -279,6 +281,7 @@ def test_layers_names_and_expressions() -> None:
         assert selected(model, variables) == expected
 
 
+@pytest.mark.matrix
 def test_the_hessian_of_a_layer_is_a_block_of_the_whole() -> None:
     x, y = hessians.data(16)
     model = hessians.classifier()
@@ -292,6 +295,7 @@ def test_the_hessian_of_a_layer_is_a_block_of_the_whole() -> None:
     assert trace.value == pytest.approx(np.trace(of_layer), rel=1e-3)
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     ("variables", "error", "message"),
     [

@@ -125,6 +125,7 @@ def test_networks_are_saved_and_loaded(name: str, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     "name",
     [
@@ -229,6 +230,7 @@ def test_layers_of_equal_shape_have_different_weights() -> None:
     assert len({kernel.tobytes() for kernel in same}) == len(same) > 2
 
 
+@pytest.mark.matrix
 def test_l2_is_half_the_decay_times_the_squared_norm_of_kernels() -> None:
     model = models.wide_resnet(SMALL, 3, depth=10, width=1)
     penalized = models.with_l2(model, 0.02)
@@ -319,6 +321,7 @@ def test_integers_of_numpy_are_integers() -> None:
     assert model.output_shape == (None, 3)
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     ("make", "match"),
     [

@@ -20,6 +20,7 @@ from keras_nrs.backend import compile_function
 from keras_nrs.perturbations import Ball
 from keras_nrs.perturbations import Perturbation
 from keras_nrs.perturbations import RelativeBall
+from tests.support.matrix import rest
 from tests.support.perturbations import NORM_RTOL
 from tests.support.perturbations import RANDOM
 from tests.support.perturbations import SHAPES
@@ -35,14 +36,18 @@ from tests.support.statistics import max_correlation_p_value
 from tests.support.statistics import off_diagonal
 
 BACKEND = keras.config.backend()
-NUM_SAMPLES = 10_000
+# PyTorch draws each by itself, with its own generator of normal numbers.
+NUM_SAMPLES = 2_000 if BACKEND == "torch" else 10_000
+# One stream draws for all of them.
+FEW = [perturbations.FilterwiseBall]
+FEW += rest(*(cls for cls in RANDOM if cls not in FEW))
 
 
 @functools.cache
 def ball_samples(noise: str) -> dict[str, np.ndarray]:
-    """10,000 flat samples of the ball of radius 2 for each distribution of lengths.
+    """Flat samples of the ball of radius 2 for each distribution of lengths.
 
-    At the steps 0 to 9,999 of one seed.
+    At the first steps of one seed.
     """
     weights = [ops.zeros(shape) for shape in SHAPES]
 
@@ -73,7 +78,7 @@ def ball_samples(noise: str) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("noise", perturbations.NOISES)
 @pytest.mark.parametrize("radius", perturbations.RADII)
-def test_ten_thousand_samples_stay_in_the_ball(radius: str, noise: str) -> None:
+def test_thousands_of_samples_stay_in_the_ball(radius: str, noise: str) -> None:
     samples = ball_samples(noise)[radius]
     assert samples.shape == (NUM_SAMPLES, SIZE)
     assert np.all(np.isfinite(samples))
@@ -133,7 +138,7 @@ def test_elements_and_successive_samples_are_uncorrelated(noise: str) -> None:
 
 
 @pytest.mark.parametrize("noise", perturbations.NOISES)
-@pytest.mark.parametrize("cls", RANDOM)
+@pytest.mark.parametrize("cls", FEW)
 def test_leaves_steps_and_seeds_are_uncorrelated(cls: Any, noise: str) -> None:
     size = 10_000
     weights = [ops.ones((100, 100)), ops.ones((100, 100))]
@@ -150,7 +155,7 @@ def test_leaves_steps_and_seeds_are_uncorrelated(cls: Any, noise: str) -> None:
     assert max_correlation_p_value(correlations, size) > LEVEL
 
 
-@pytest.mark.parametrize("cls", RANDOM)
+@pytest.mark.parametrize("cls", FEW)
 def test_the_same_key_gives_the_same_sample(cls: type[Perturbation]) -> None:
     weights, perturbation = weights_like(), cls()
     seeds = keras.random.SeedGenerator(3)
@@ -172,13 +177,13 @@ def test_the_same_key_gives_the_same_sample(cls: type[Perturbation]) -> None:
     assert not np.any(samples[6] == samples[0])
 
 
-@pytest.mark.parametrize("cls", RANDOM)
+@pytest.mark.parametrize("cls", FEW)
 def test_no_perturbation_at_eps_zero(cls: type[Perturbation]) -> None:
     for delta in to_numpy(cls().sample(weights_like(), 0.0, 0)):
         np.testing.assert_array_equal(delta, 0.0)
 
 
-@pytest.mark.parametrize("cls", RANDOM)
+@pytest.mark.parametrize("cls", FEW)
 def test_eps_scales_the_sample(cls: type[Perturbation]) -> None:
     """eps may be a tensor or a variable; doubling it doubles delta exactly."""
     weights = weights_like()
@@ -193,7 +198,7 @@ def test_eps_scales_the_sample(cls: type[Perturbation]) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("cls", RANDOM)
+@pytest.mark.parametrize("cls", FEW)
 def test_half_precision_weights(cls: type[Perturbation], dtype: str) -> None:
     weights = weights_like(dtype=dtype)
     deltas = cls().sample(weights, 0.1, 0)
@@ -214,7 +219,7 @@ def test_float16_norms_do_not_overflow() -> None:
     assert norm(delta) == pytest.approx(0.5 * 64 * math.sqrt(1000), rel=4e-6)
 
 
-@pytest.mark.parametrize("cls", RANDOM)
+@pytest.mark.parametrize("cls", FEW)
 def test_float64_weights(cls: Any) -> None:
     with precision("float64"):
         weights = weights_like(dtype="float64")
@@ -231,6 +236,7 @@ def test_float64_weights(cls: Any) -> None:
 # Names and configuration.
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("cls", RANDOM)
 def test_get_by_name(cls: type[Perturbation]) -> None:
     (name,) = (n for n, of_name in perturbations.NAMES.items() if of_name is cls)
@@ -239,12 +245,14 @@ def test_get_by_name(cls: type[Perturbation]) -> None:
     assert perturbations.get_perturbation(perturbation) is perturbation
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("identifier", ["bal", None, 3, Ball])
 def test_unknown_name(identifier: Any) -> None:
     with pytest.raises(ValueError, match=r"'ball', 'relative'.*Received: perturb"):
         perturbations.get_perturbation(identifier)
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("cls", RANDOM)
 def test_unknown_radius_and_noise(cls: Any) -> None:
     with pytest.raises(ValueError, match=r"`noise`.*'rademacher'.*noise='uniform'"):
@@ -259,6 +267,7 @@ def registered_where(variable: Any) -> bool:
     return "kernel" in variable.name
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("where", [None, "kernels", registered_where])
 @pytest.mark.parametrize("cls", RANDOM)
 def test_serialization_round_trip(cls: Any, where: Any) -> None:

@@ -102,8 +102,8 @@ def at_deltas(
     "options",
     [
         {},
-        {"perturbations_per_replica": 2},
         *rest(
+            {"perturbations_per_replica": 2},
             {"perturbations_per_replica": 2, "sync_perturbation": True},
             {"run_eagerly": True},
         ),
@@ -197,7 +197,9 @@ class Counted(keras.Model):
 
 
 @pytest.mark.parametrize(
-    ("options", "expected"), [({}, 1), ({"clean_pass": True}, 2)], ids=str
+    ("options", "expected"),
+    [({}, 1), *rest(pytest.param({"clean_pass": True}, 2))],
+    ids=str,
 )
 def test_a_step_runs_the_model_once(options: dict[str, Any], expected: int) -> None:
     passes: list[int] = []
@@ -264,6 +266,7 @@ def test_draws_need_not_repeat() -> None:
         )
 
 
+@pytest.mark.matrix
 def test_an_ascent_has_its_pass_at_theta() -> None:
     """And is sharpness-aware minimization: without a divergence unless asked for."""
     x, y = image_data(16)
@@ -302,6 +305,7 @@ def test_rpr_of_an_older_file_has_its_clean_pass() -> None:
     assert not keras_nrs.NRSModel.from_config(config).clean_pass
 
 
+@pytest.mark.matrix
 @pytest.mark.only_jax
 def test_a_compiled_step_multiplies_no_more_than_plain_keras() -> None:
     """Counted by XLA: one forward and one backward pass."""

@@ -55,6 +55,7 @@ INSTANCES = [
 ]
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(("name", "expected"), CHOICES.items())
 def test_choice_for_a_function(name: str, expected: type[Divergence]) -> None:
     chosen = output_divergences.for_loss(keras.losses.get(name), LOGITS)
@@ -63,6 +64,7 @@ def test_choice_for_a_function(name: str, expected: type[Divergence]) -> None:
     assert chosen.reduction == "sum_over_batch_size"
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize(("loss", "expected"), INSTANCES)
 def test_choice_for_an_instance(
@@ -74,6 +76,7 @@ def test_choice_for_an_instance(
     assert chosen.reduction == reduction
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     "loss",
     [
@@ -90,6 +93,7 @@ def test_choice_follows_from_logits_and_axis(loss: type[keras.losses.Loss]) -> N
     assert chosen.axis == 1
 
 
+@pytest.mark.matrix
 def test_choice_for_a_subclass_of_a_loss() -> None:
     class Smooth(keras.losses.CategoricalCrossentropy):
         pass
@@ -108,6 +112,7 @@ class MyLoss(keras.losses.Loss):
         return my_loss(y_true, y_pred)
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     ("loss", "name"),
     [(my_loss, "my_loss"), (MyLoss(), "MyLoss"), (keras.losses.Poisson(), "poisson")],
@@ -121,6 +126,7 @@ def output_of(*layers: keras.layers.Layer) -> Any:
     return keras.Sequential([keras.Input((5,)), *layers]).outputs[0]
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("loss", [my_loss, MyLoss(reduction="sum")])
 @pytest.mark.parametrize(
     ("layers", "expected"),
@@ -155,6 +161,7 @@ class Sparse(keras.losses.Loss):
         return sparse(y_true, y_pred)
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     "loss", [sparse, masked, Sparse(reduction="sum"), Sparse(dtype="bfloat16")]
 )
@@ -183,6 +190,7 @@ def ordinal(y_true: Any, y_pred: Any) -> Any:
     )
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("batch_size", [None, 4])
 @pytest.mark.parametrize("shape", [(4,), (4, 1)])
 @pytest.mark.parametrize(
@@ -208,6 +216,7 @@ def test_a_loss_of_logits_is_known_where_a_program_is_compiled() -> None:
     assert divergence > 0
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     ("units", "activation", "labels"),
     [
@@ -271,6 +280,7 @@ def test_one_output() -> None:
     np.testing.assert_array_equal(to_numpy(value), to_numpy(expected))
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("trained", [False, True])
 @pytest.mark.parametrize("targets", [None, [DIGITS, ANGLES]])
 def test_list_of_outputs(targets: Any, trained: bool) -> None:
@@ -282,6 +292,7 @@ def test_list_of_outputs(targets: Any, trained: bool) -> None:
     assert summary(chosen) == {(0,): (CategoricalKL, 2.0), (1,): (GaussianKL, 0.5)}
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("as_dict", [False, True])
 def test_dict_of_losses(as_dict: bool) -> None:
     model = two_outputs(as_dict)
@@ -432,6 +443,7 @@ def test_dict_of_divergences_for_a_list_of_outputs() -> None:
     assert summary(chosen) == {(0,): (CategoricalKL, None), (1,): (GaussianKL, None)}
 
 
+@pytest.mark.matrix
 def test_a_divergence_for_an_unknown_output() -> None:
     model = two_outputs(as_dict=True)
     model.compile(loss={"angle": "mse", "digit": CROSSENTROPY})
@@ -439,6 +451,7 @@ def test_a_divergence_for_an_unknown_output() -> None:
         output_divergences.for_model(model, {"digits": CategoricalKL(True)}, model(X))
 
 
+@pytest.mark.matrix
 def test_wrong_number_of_divergences() -> None:
     model = two_outputs()
     model.compile(loss=["mse", "mse"])
@@ -446,6 +459,7 @@ def test_wrong_number_of_divergences() -> None:
         output_divergences.for_model(model, [GaussianKL()] * 3, model(X))
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     "divergence", ["kl", None, 3, [], ["auto"], [None], GaussianKL]
 )
@@ -454,6 +468,7 @@ def test_what_cannot_be_a_divergence(divergence: Any) -> None:
         output_divergences.check_divergence(divergence)
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     "divergence", ["auto", GaussianKL(), [GaussianKL(), None], {"a": GaussianKL()}]
 )

@@ -89,7 +89,7 @@ SEVERAL = [
 
 @pytest.mark.parametrize("num_devices", [1, *SEVERAL])
 @pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("scheme", ["sam", "asam"])
+@pytest.mark.parametrize("scheme", ["sam", *rest("asam")])
 def test_the_gradient_is_that_of_the_definition(
     scheme: str, options: dict[str, Any], num_devices: int
 ) -> None:

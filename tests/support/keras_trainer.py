@@ -121,7 +121,11 @@ VALIDATION = {"validation_data": (X[:16], Y[:16]), "validation_batch_size": 8}
 
 
 def both(make: Callable[[], keras.Model], action: Callable[[Any], Any]) -> None:
-    """The same results and weights, bare, as a baseline and with a delta of 0."""
+    """The same results and weights, bare, as a baseline and with a delta of 0.
+
+    Where steps are compiled, `test_trainers.py` alone has the baseline.
+    """
+    is_torch = keras.config.backend() == "torch"
 
     def outcome(**wrapped: Any) -> Any:
         keras.utils.set_random_seed(0)
@@ -130,5 +134,5 @@ def both(make: Callable[[], keras.Model], action: Callable[[Any], Any]) -> None:
         return result, numpy_values(model.variables + model.optimizer.variables)
 
     expected = outcome()
-    for name in ("baseline", "delta of 0"):
+    for name in ("baseline", "delta of 0") if is_torch else ("delta of 0",):
         assert_same(name, outcome(**WRAPPED[name]), expected)

@@ -57,7 +57,11 @@ def compile_classifier(model: keras.Model, **kwargs: Any) -> None:
         **{
             "optimizer": keras.optimizers.SGD(0.05, momentum=0.9),
             "loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-            "metrics": ["accuracy"],
+            "metrics": [keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
         }
         | kwargs
     )
+    # TensorFlow traces a step once more if variables are made in it: those of metrics
+    # that are given by name, and the optimizer's.
+    if model.built and keras.config.backend() == "tensorflow":
+        model.optimizer.build(model.trainable_variables)

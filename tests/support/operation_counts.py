@@ -67,7 +67,8 @@ def _of_tensorflow(model: keras.Model, x: np.ndarray, y: np.ndarray) -> int:
 
     model.optimizer.build(model.trainable_variables)
     data = tf.constant(x), tf.constant(y)
-    step = tf.function(lambda: model.train_step(data)).get_concrete_function()
+    step = tf.function(lambda: model.train_step(data), autograph=False)
+    step = step.get_concrete_function()
     products = ("MatMul", "Conv2D", "Conv2DBackpropInput", "Conv2DBackpropFilter")
     for function in step.graph.as_graph_def().library.function:
         hidden = [node.name for node in function.node_def if node.op in products]

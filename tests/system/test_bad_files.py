@@ -89,6 +89,7 @@ FILES = [
 ]
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(("function", "error", "match"), FILES)
 @pytest.mark.usefixtures("in_tmp_path")
 def test_bad_input(
@@ -98,6 +99,7 @@ def test_bad_input(
         function()
 
 
+@pytest.mark.matrix
 def test_a_file_of_an_older_version_has_the_defaults_of_new_arguments(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,6 +110,7 @@ def test_a_file_of_an_older_version_has_the_defaults_of_new_arguments(
     assert (loaded.memory_efficient, loaded.perturbed_fraction) == (False, 1.0)
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("name", ["nrs.keras", "nrs.weights.h5"])
 def test_a_full_disk_leaves_the_old_file(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -38,6 +38,7 @@ from tests.support.bad_input import row
 from tests.support.bad_input import stateful
 from tests.support.bad_input import train_on_batch
 from tests.support.bad_input import without_weights
+from tests.support.matrix import rest
 
 
 def objective(y_true: Any = None, *outputs: Any, **options: Any) -> None:
@@ -278,7 +279,10 @@ DATA = [
 
 @pytest.mark.parametrize(
     ("function", "error", "match"),
-    [*WRAP, *FITTING, *OBJECTIVE, *PERTURBATIONS, *DIVERGENCES, *NETWORKS, *DATA],
+    [
+        *FITTING,
+        *rest(*WRAP, *OBJECTIVE, *PERTURBATIONS, *DIVERGENCES, *NETWORKS, *DATA),
+    ],
 )
 @pytest.mark.usefixtures("in_tmp_path")
 def test_bad_input(
@@ -320,7 +324,7 @@ def test_a_batch_of_one_with_batch_norm() -> None:
     assert all(np.isfinite(w).all() for w in numpy_values(nrs.weights))
 
 
-@pytest.mark.parametrize("scheme", ["nrs", "rpr", "baseline"])
+@pytest.mark.parametrize("scheme", ["nrs", *rest("rpr", "baseline")])
 def test_a_model_without_weights(scheme: str) -> None:
     model = without_weights()
     nrs = keras_nrs.wrap(model, scheme=scheme)
@@ -332,6 +336,7 @@ def test_a_model_without_weights(scheme: str) -> None:
     assert np.ravel(loss)[0] == 0.0
 
 
+@pytest.mark.matrix
 def test_integers_of_numpy_are_integers() -> None:
     shape = (np.int64(8), np.int64(8), np.int64(1))
     model = networks.vit(shape, np.int64(3), size=(4, 1), depth=np.int64(1))

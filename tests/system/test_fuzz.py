@@ -235,6 +235,7 @@ UNSEEDED = Case(
 FEW = {"jax": 1, "tensorflow": 2, "torch": 15}[keras.config.backend()]
 
 
+@pytest.mark.matrix
 @ignore_inert_eps
 @settings(max_examples=FEW, derandomize=True, **COMMON)
 @given(CASES)

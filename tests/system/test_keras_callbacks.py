@@ -203,19 +203,19 @@ def terminate_on_nan(path: Path, nrs: Any) -> None:
 
 
 CALLBACKS = [
-    backup_and_restore,
-    early_stopping,
-    checkpoint_of_model,
     tensor_board,
-    terminate_on_nan,
     *rest(
+        backup_and_restore,
+        checkpoint_of_model,
         checkpoint_of_weights,
         csv_logger,
+        early_stopping,
         lambda_callback,
         learning_rate_scheduler,
         progress_bar,
         reduce_lr_on_plateau,
         remote_monitor,
+        terminate_on_nan,
     ),
 ]
 

@@ -68,6 +68,7 @@ def test_nested_inputs_and_outputs_with_losses_by_name() -> None:
 
 
 # As Keras says of it.
+@pytest.mark.matrix
 @pytest.mark.filterwarnings("ignore:Gradients do not exist")
 def test_an_output_without_a_loss() -> None:
     make = functools.partial(nested, loss={"kind": None, "size": "mse"})
@@ -95,6 +96,7 @@ def test_freezing_and_compiling_again() -> None:
     both(classifier, train)
 
 
+@pytest.mark.matrix
 @pytest.mark.not_torch  # Keras has no steps_per_execution there.
 def test_steps_per_execution_and_its_hooks() -> None:
     """Three batches in executions of two: hooks are called for executions."""
@@ -115,6 +117,7 @@ def test_steps_per_execution_and_its_hooks() -> None:
     both(make, train)
 
 
+@pytest.mark.matrix
 def test_constraints_hold_after_each_step() -> None:
     def make() -> keras.Model:
         model = keras.Sequential(
@@ -132,6 +135,7 @@ def test_constraints_hold_after_each_step() -> None:
     both(make, train)
 
 
+@pytest.mark.matrix
 def test_swap_ema_weights() -> None:
     """The averages are in use after each epoch, as in plain Keras."""
 

@@ -131,10 +131,8 @@ def test_the_step_is_that_of_plain_keras(case: str, share: str) -> None:
         )
 
 
-@pytest.mark.parametrize(
-    "case",
-    ["mask", *rest(*CASES_BUT_MASK)],
-)
+@pytest.mark.matrix
+@pytest.mark.parametrize("case", CASES)
 def test_a_share_of_the_batch_estimates_the_terms_without_bias(case: str) -> None:
     """Over many steps without learning, their means are those of the whole batch."""
     _, _, is_weighted, _ = CASES[case]
@@ -167,6 +165,7 @@ def test_a_share_of_the_batch_estimates_the_terms_without_bias(case: str) -> Non
         assert abs(np.mean(values) - whole[name][0]) < 4 * error, name
 
 
+@pytest.mark.matrix
 def test_a_loss_that_compares_samples_has_no_share() -> None:
     def spread(y_true: Any, y_pred: Any) -> Any:
         return ops.var(ops.mean(y_pred, axis=(1, 2)))
@@ -179,7 +178,7 @@ def test_a_loss_that_compares_samples_has_no_share() -> None:
         nrs.train_on_batch(TOKENS, LABELS)
 
 
-@pytest.mark.parametrize("size", [2, 8])
+@pytest.mark.parametrize("size", [2, *rest(8)])
 def test_logs_have_the_mean_divergence_of_a_loss_that_is_a_sum(size: int) -> None:
     def divergence(case: str) -> float:
         nrs = keras_nrs.wrap(network(case), eps=0.3, perturbation=FixedPerturbation())

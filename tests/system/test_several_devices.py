@@ -29,7 +29,7 @@ several_devices = pytest.mark.several_devices
 
 @several_devices
 @pytest.mark.parametrize("kind", ["dropout", *rest("plain", "batch_norm")])
-@pytest.mark.parametrize("num_replicas", [4, *rest(2)])
+@pytest.mark.parametrize("num_replicas", [2, *rest(4)])
 def test_gradient_is_the_mean_over_replicas(num_replicas: int, kind: str) -> None:
     x, y = image_data(16)
     model, nrs = on_devices(num_replicas, kind)
@@ -64,12 +64,13 @@ def test_a_replica_with_two_groups_is_two_replicas(kind: str) -> None:
 def test_replicas_with_one_delta_are_one_device(perturbation: str) -> None:
     x, y = image_data(32)
     kwargs = {"perturbation": perturbation}
-    together = weights_after(x, y, num_devices=4, sync_perturbation=True, **kwargs)
+    together = weights_after(x, y, num_devices=2, sync_perturbation=True, **kwargs)
     assert_close(together, weights_after(x, y, **kwargs))
-    apart = weights_after(x, y, num_devices=4, **kwargs)
+    apart = weights_after(x, y, num_devices=2, **kwargs)
     assert max(np.abs(a - b).max() for a, b in zip(apart, together, strict=True)) > 1e-3
 
 
+@pytest.mark.matrix
 @several_devices
 def test_replicas_follow_one_schedule() -> None:
     """Those with one delta are one device, and all show the value in use."""
@@ -150,8 +151,9 @@ def test_moving_between_devices_makes_the_step_anew() -> None:
     assert nrs.train_function is not first
 
 
+@pytest.mark.matrix
 @several_devices
-@pytest.mark.parametrize("kind", ["dropout", *rest("batch_norm")])
+@pytest.mark.parametrize("kind", ["dropout", "batch_norm"])
 def test_memory_efficient_steps_on_two_devices_are_the_same_steps(kind: str) -> None:
     x, y = image_data(32)
     kwargs = {"kind": kind, "num_devices": 2, "perturbed_fraction": 0.5}
@@ -177,8 +179,8 @@ def test_shares_on_two_devices_see_no_divergence_without_a_delta(kind: str) -> N
     "kwargs",
     [
         {"interval": 2},
-        {"scheme": "rpr"},
         *rest(
+            {"scheme": "rpr"},
             {"scheme": "baseline"},
             {"normalize": True},
             {"beta": 0.5},
@@ -273,7 +275,7 @@ def test_dicts_and_weights_on_two_devices(
 @pytest.mark.parametrize(
     "policy",
     [
-        "mixed_bfloat16",
+        *rest("mixed_bfloat16"),
         # On TensorFlow, Keras looks for overflows on the first replica alone.
         pytest.param("mixed_float16", marks=pytest.mark.only_jax),
     ],
@@ -291,6 +293,7 @@ def test_mixed_precision_on_two_devices(policy: str) -> None:
     assert all(w.dtype == np.float32 for w in model.get_weights())
 
 
+@pytest.mark.matrix
 @several_devices
 def test_masks_reach_the_loss_and_the_metrics_on_two_devices(
     rng: np.random.Generator,

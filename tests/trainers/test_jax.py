@@ -145,7 +145,9 @@ def test_a_sharded_model_takes_the_mean_over_its_data_replicas(
 
 
 @pytest.mark.only_jax
-@pytest.mark.parametrize("perturbation", ["filterwise", "relative", "elementwise"])
+@pytest.mark.parametrize(
+    "perturbation", ["filterwise", *rest("relative", "elementwise")]
+)
 def test_layouts_stay_and_no_device_gathers_the_weights(
     rng: np.random.Generator, perturbation: str
 ) -> None:

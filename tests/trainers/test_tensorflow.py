@@ -46,9 +46,8 @@ def rows_after_a_step(model: keras.Model, trained: keras.Model) -> np.ndarray:
     "optimizer",
     [
         {},
-        {"clipvalue": 1e-3},
-        {"clipnorm": 1e-3},
         {"global_clipnorm": 1e-3},
+        *rest({"clipvalue": 1e-3}, {"clipnorm": 1e-3}),
         *[
             pytest.param({"name": name}, marks=pytest.mark.slow)
             for name in ("AdamW", "RMSprop", "Adagrad", "Nadam", "Adadelta", "Muon")
@@ -107,7 +106,7 @@ def test_a_recomputed_pass_reads_the_weights_of_before_the_update() -> None:
     x, y = rng.normal(size=(8, 6)).astype("float32"), np.arange(8) % 3
     weights = []
     # The race was lost in more than half of the runs.
-    for memory_efficient in (False, *[True] * 6):
+    for memory_efficient, num_runs in ((False, 1), (True, 6)):
         keras.utils.set_random_seed(0)
         model = keras.Sequential(
             [
@@ -124,8 +123,12 @@ def test_a_recomputed_pass_reads_the_weights_of_before_the_update() -> None:
             memory_efficient=memory_efficient,
             seed=0,
         )
-        nrs.train_on_batch(x, y)
-        weights.append(numpy_values(model.trainable_variables))
+        start = numpy_values(nrs.variables)
+        for _ in range(num_runs):
+            for variable, value in zip(nrs.variables, start, strict=True):
+                variable.assign(value)
+            nrs.train_on_batch(x, y)
+            weights.append(numpy_values(model.trainable_variables))
     for other in weights[1:]:
         for a, b in zip(weights[0], other, strict=True):
             np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-5)

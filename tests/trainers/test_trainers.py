@@ -1,5 +1,6 @@
 """What the trainers of all backends do: compiled steps, data, modes."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -41,13 +42,13 @@ def test_data_formats_give_the_same_training() -> None:
         "DataLoader": {"x": data_loader(x, y)},
     }
     nrs = keras_nrs.wrap(cnn(), eps=1.0, seed=0)
-    start = nrs.get_weights()
-    seed_state = numpy_values([nrs.seed_generator.state])[0]
+    nrs.optimizer.build(nrs.trainable_variables)
+    variables = [*nrs.variables, *nrs.optimizer.variables]
+    start = numpy_values(variables)
     results = {}
     for name, arguments in formats.items():
-        compile_classifier(nrs)
-        nrs.set_weights(start)
-        nrs.seed_generator.state.assign(seed_state)
+        for variable, value in zip(variables, start, strict=True):
+            variable.assign(value)
         nrs.fit(**arguments, shuffle=False, epochs=2, verbose=0)
         results[name] = nrs.get_weights()
     for name in formats:
@@ -111,7 +112,7 @@ def test_steps_per_execution() -> None:
     assert_equal(weights(1), weights(2))
 
 
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize("policy", ["mixed_float16", *rest("mixed_bfloat16")])
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -189,33 +190,36 @@ def test_gradient_accumulation_and_ema() -> None:
         np.testing.assert_allclose(0.75 * a + 0.25 * b, c, atol=1e-6)
 
 
-TWENTY_STEPS = """
-import json, keras, numpy as np, keras_nrs
-from tests.support.data import image_data
-from tests.support.networks import cnn
-from tests.support.perturbations import FixedPerturbation
-x, y = image_data(64)
-model = cnn()
-rng = np.random.default_rng(0)
-model.set_weights([0.3 * rng.normal(size=w.shape) + (w.mean() == 1) for w in
-                   model.get_weights()])
-bn = model.layers[1]
-bn.moving_mean.assign(np.zeros(4)); bn.moving_variance.assign(np.ones(4))
-nrs = keras_nrs.wrap(model, eps=0.05, perturbation=FixedPerturbation())
-history = nrs.fit(x, y, batch_size=16, epochs=5, shuffle=False, verbose=0).history
-print(json.dumps([[w.tolist() for w in model.get_weights()], history]))
+def twenty_steps() -> tuple[list[Any], dict[str, list[float]]]:
+    """Weights and history, from weights that are the same on each backend."""
+    x, y = image_data(64)
+    model = cnn()
+    rng = np.random.default_rng(0)
+    model.set_weights(
+        [0.3 * rng.normal(size=w.shape) + (w.mean() == 1) for w in model.get_weights()]
+    )
+    bn = model.layers[1]
+    bn.moving_mean.assign(np.zeros(4))
+    bn.moving_variance.assign(np.ones(4))
+    nrs = keras_nrs.wrap(model, eps=0.05, perturbation=FixedPerturbation())
+    history = nrs.fit(x, y, batch_size=16, epochs=5, shuffle=False, verbose=0).history
+    return [w.tolist() for w in model.get_weights()], history
+
+
+ELSEWHERE = """
+import json
+from tests.trainers.test_trainers import twenty_steps
+print(json.dumps(twenty_steps()))
 """
 
 
 @pytest.mark.only_jax  # The test starts the other backends itself.
 def test_three_backends_reach_the_same_weights() -> None:
-    results = [
-        json.loads(run_python(TWENTY_STEPS, backend).splitlines()[-1])
-        for backend in ("jax", "tensorflow", "torch")
-    ]
-    (weights, history), *others = results
+    weights, history = twenty_steps()
     assert history["model_divergence"][-1] > 1e-3
-    for other_weights, other_history in others:
+    for backend in ("tensorflow", "torch"):
+        output = run_python(ELSEWHERE, backend=backend)
+        other_weights, other_history = json.loads(output.splitlines()[-1])
         # 20 steps, each of which rounds 1,000-term sums of order-one numbers and
         # passes on the errors of the last one, doubled at the most every 5 steps.
         bound = 16 * 1000 * ROUNDING
@@ -223,6 +227,24 @@ def test_three_backends_reach_the_same_weights() -> None:
             np.testing.assert_allclose(a, b, rtol=bound, atol=bound)
         for name, values in history.items():
             np.testing.assert_allclose(values, other_history[name], rtol=bound)
+
+
+@functools.cache
+def trained(kind: str, **arguments: Any) -> tuple[Any, Any, Any]:
+    """Variables, history and the model itself: plain without arguments of `wrap()`."""
+    x, y = image_data(40)
+    keras.utils.set_random_seed(3)
+    if kind == "sequential":
+        model = cnn(dropout=0.5, penalty=1e-3)
+    else:
+        model = Subclassed()
+        compile_classifier(model)
+    trained = keras_nrs.wrap(model, **arguments) if arguments else model
+    history = trained.fit(
+        x, y, batch_size=16, epochs=3, validation_split=0.2, verbose=0
+    ).history
+    variables = model.variables + model.optimizer.variables
+    return numpy_values(variables), history, trained
 
 
 @pytest.mark.parametrize(
@@ -233,27 +255,8 @@ def test_nothing_regularized_is_bare_keras(
     kind: str, arguments: dict[str, Any]
 ) -> None:
     """Bit for bit, with dropout, BatchNorm, a penalty and validation."""
-    x, y = image_data(50)
-
-    def make() -> keras.Model:
-        if kind == "sequential":
-            return cnn(dropout=0.5, penalty=1e-3)
-        model = Subclassed()
-        compile_classifier(model)
-        return model
-
-    def run(**kwargs: Any) -> tuple[Any, Any, Any]:
-        keras.utils.set_random_seed(3)
-        model = make()
-        trained = keras_nrs.wrap(model, **kwargs) if kwargs else model
-        history = trained.fit(
-            x, y, batch_size=16, epochs=3, validation_split=0.2, verbose=0
-        ).history
-        variables = model.variables + model.optimizer.variables
-        return numpy_values(variables), history, trained
-
-    bare_values, bare_history, _ = run()
-    values, history, nrs = run(**arguments)
+    bare_values, bare_history, _ = trained(kind)
+    values, history, nrs = trained(kind, **arguments)
     assert_equal(values, bare_values)
     assert {name: history[name] for name in bare_history} == bare_history
     extra = set(history) - set(bare_history)
@@ -312,11 +315,24 @@ def fit_in_intervals(**arguments: Any) -> list[np.ndarray]:
     return numpy_values(nrs.trainable_variables)
 
 
+@functools.cache
+def weights_after_epochs() -> list[list[np.ndarray]]:
+    """Those of three epochs without any stop."""
+    weights: list[list[np.ndarray]] = []
+
+    class Note(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            weights.append(numpy_values(self.model.trainable_variables))
+
+    fit_in_intervals(epochs=3, callbacks=[Note()])
+    return weights
+
+
 def test_interval_goes_on_where_a_backup_stopped(tmp_path: Path) -> None:
     backup = keras.callbacks.BackupAndRestore(tmp_path, delete_checkpoint=False)
     fit_in_intervals(epochs=1, callbacks=[backup])
     resumed = fit_in_intervals(epochs=3, callbacks=[backup])
-    assert_equal(resumed, fit_in_intervals(epochs=3))
+    assert_equal(resumed, weights_after_epochs()[2])
 
 
 @pytest.mark.parametrize("when", ["on_epoch_begin", *rest("on_train_batch_end")])
@@ -339,9 +355,8 @@ def test_interval_follows_weights_that_a_callback_loads(
 
     callback = Restart()
     setattr(callback, when, callback.load)
-    assert_equal(
-        fit_in_intervals(epochs=2, callbacks=[callback]), fit_in_intervals(epochs=1)
-    )
+    weights = fit_in_intervals(epochs=2, callbacks=[callback])
+    assert_equal(weights, weights_after_epochs()[0])
 
 
 def test_eps_and_alpha_take_effect_without_retracing() -> None:
@@ -383,10 +398,11 @@ def test_same_seed_same_run_and_other_seed_other_run() -> None:
         nrs.fit(x, y, batch_size=16, epochs=2, shuffle=False, verbose=0)
         return numpy_values(model.variables)
 
-    assert_equal(weights(7), weights(7, global_seed=1))
-    assert_equal(weights(None), weights(None))
-    assert not np.array_equal(weights(7)[0], weights(8)[0])
-    assert not np.array_equal(weights(None)[0], weights(None, global_seed=1)[0])
+    seeded, unseeded = weights(7), weights(None)
+    assert_equal(seeded, weights(7, global_seed=1))
+    assert_equal(unseeded, weights(None))
+    assert not np.array_equal(seeded[0], weights(8)[0])
+    assert not np.array_equal(unseeded[0], weights(None, global_seed=1)[0])
 
 
 def test_metrics_of_a_loss_see_the_weights_before_the_step() -> None:

@@ -15,15 +15,14 @@ os.environ["TFDS_DATA_DIR"] = str(
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # The suite compiles hundreds of tiny programs and runs each for a moment. On the CPU
 # of this machine JAX sees four devices, of which all but some tests use the first.
-flags = [
-    "--xla_backend_optimization_level=0",
-    "--xla_llvm_disable_expensive_passes=true",
-    "--xla_force_host_platform_device_count=4",
-]
-if not version("tensorflow").startswith("2.19."):  # It ends at flags unknown to it.
-    # Programs of JAX compile in half the time.
-    flags.append("--xla_cpu_use_fusion_emitters=false")
-os.environ.setdefault("XLA_FLAGS", " ".join(flags))
+if "XLA_FLAGS" not in os.environ:
+    os.environ["XLA_FLAGS"] = (
+        "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+        "--xla_force_host_platform_device_count=4"
+    )
+    # Programs of JAX compile in half the time. TensorFlow 2.19 ends at unknown flags.
+    if not version("tensorflow").startswith("2.19."):
+        os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
 import keras
 import numpy as np

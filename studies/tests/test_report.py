@@ -101,12 +101,14 @@ def test_the_page_gets_tables_and_a_figure_between_its_markers(
     report.write_report(store, page, tmp_path / "study", readme, cost)
     lines = readme.read_text().splitlines()
     assert lines[:2] == ["Before", report.BEGIN]
-    assert lines[2].startswith(
-        "| accuracy, points | RPR | baseline, twice the epochs | **NRS by"
-    )
+    columns = list(report._README_ARMS.values())
+    assert lines[2] == f"| {' | '.join(['accuracy, points', *columns])} |"
     title = "MNIST-1D, 1,000 sequences, a CNN"
     # Arms that are not in the store have empty cells.
-    assert lines[4].startswith(f"| {title} |  | **+1.0 ± 0.8** |  |  |  | ")
+    cells = dict(zip(columns, lines[4].split(" | ")[1:], strict=True))
+    assert lines[4].startswith(f"| {title} |")
+    assert cells["baseline, twice the epochs"] == "**+1.0 ± 0.8**"
+    assert cells["NRS relative, tuned"].strip() == ""
     assert lines[5:] == [report.END, "After"]
     text = page.read_text()
     assert text.startswith("Before\n")

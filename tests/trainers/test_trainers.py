@@ -379,8 +379,8 @@ def test_eps_and_alpha_take_effect_without_retracing() -> None:
     x, y = image_data(64)
     nrs = keras_nrs.wrap(cnn(), eps=1.0, perturbation=Counting())
     nrs.fit(x, y, batch_size=8, verbose=0, callbacks=[Assign()])
-    assert seen[2] == 0.0
-    assert seen[3] > 0.0
+    assert seen[2] == pytest.approx(0.0, abs=ROUNDING)
+    assert seen[3] > 100 * ROUNDING
     assert float(keras.ops.convert_to_numpy(nrs.eps.value)) == 2.0
     assert float(keras.ops.convert_to_numpy(nrs.alpha.value)) == 0.5
     if keras.config.backend() != "torch":  # which runs eagerly

@@ -114,8 +114,11 @@ def unit_norms(tensor: np.ndarray, unit_axes: tuple[int, ...]) -> np.ndarray:
 def test_each_unit_moves_by_a_share_of_its_norm(noise: str) -> None:
     shapes, axes = zip(*UNITS, strict=True)
     weights, ball = weights_like(shapes), FilterwiseBall(noise=noise)
-    sample = compile_function(lambda weights: ball.sample(weights, 0.2, 0, units=axes))
-    deltas = sample(weights)
+
+    def sample(weights: Any, key: Any) -> Any:
+        return ball.sample(weights, 0.2, key, units=axes)
+
+    deltas = compile_function(sample)(weights, key(0))
     for w, d, a in zip(to_numpy(weights), to_numpy(deltas), axes, strict=True):
         assert d.shape == w.shape
         np.testing.assert_allclose(

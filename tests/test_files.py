@@ -3,6 +3,9 @@
 import multiprocessing
 import os
 import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +17,8 @@ from keras_nrs._files import atomic_write
 from keras_nrs._files import expect_object
 from keras_nrs._files import read_json
 from keras_nrs._files import write_text
+
+NOBODY = 65_534
 
 pytestmark = pytest.mark.only_torch  # Nothing here depends on the backend.
 
@@ -104,17 +109,31 @@ def test_a_replaced_file_keeps_its_mode_and_owner(tmp_path: Path) -> None:
     assert (after.st_uid, after.st_gid) == (before.st_uid, before.st_gid)
 
 
+@contextmanager
+def not_as_root(folder: Path) -> Iterator[None]:
+    """A context in which a folder's owner is this process, and not root."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.chown(folder, NOBODY, NOBODY)
+    os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
 @pytest.mark.skipif(os.name != "posix", reason="of POSIX")
-@pytest.mark.skipif(
-    getattr(os, "geteuid", lambda: 0)() == 0, reason="root writes to all files"
-)
-def test_a_protected_file_stays(tmp_path: Path) -> None:
-    path = tmp_path / "protected"
-    path.write_text("old")
-    path.chmod(0o444)
-    with pytest.raises(PermissionError, match="protected"), atomic_write(path):
-        pytest.fail("A long training may come first.")
-    assert path.read_text() == "old"
+def test_a_protected_file_stays() -> None:
+    # Root may write to all files, and nobody else may enter pytest's folders.
+    with tempfile.TemporaryDirectory() as folder, not_as_root(Path(folder)):
+        path = Path(folder) / "protected"
+        path.write_text("old")
+        path.chmod(0o444)
+        with pytest.raises(PermissionError, match="protected"), atomic_write(path):
+            pytest.fail("A long training may come first.")
+        assert path.read_text() == "old"
+        assert names(Path(folder)) == ["protected"]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="of POSIX")

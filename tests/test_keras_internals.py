@@ -28,6 +28,7 @@ OVERRIDES = {
     "_loss_tracker": "the base model has the metric of the loss",
     "_distribute_strategy": "the base model was made under the strategy",
     "_flatten_metrics_in_order": "lists have what plain Keras returns",
+    "_get_metrics_result_or_logs": "on PyTorch logs are those of all processes",
     "_maybe_symbolic_build": "Keras's own cannot reduce a batch over several workers",
 }
 

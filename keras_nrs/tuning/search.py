@@ -84,9 +84,9 @@ def tune(  # noqa: PLR0913
             `epochs`, a factor, for longer trainings: `{"RPR, twice": {"scheme": "rpr",
             "epochs": 2}}`. `{"scheme": "baseline", "epochs": 4}` is a plain training.
             The baseline, and for each cost among the settings a plain training of that
-            cost, are there by themselves. Defaults to NRS (eps 0.1, 0.2 and 0.4 with
-            alpha 1, eps 0.4 and 0.6 with alpha 4, filterwise noise of 0.15 with alpha
-            4), RPR, RPR for twice the epochs, and SAM.
+            cost, are there by themselves. Defaults to NRS (eps 0.2 and 0.4 with alpha
+            1, eps 0.4 and 0.6 with alpha 4, filterwise noise of 0.15 with alpha 4),
+            RPR, RPR for twice the epochs, and SAM.
         metric: `"loss"`, a metric of `compile()`, or `"calibration_error"` of a
             classifier; a tuple `(name, "max")` or `(name, "min")` for a metric that
             does not say which is better. Defaults to the accuracy, if one is compiled,

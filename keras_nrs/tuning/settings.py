@@ -30,7 +30,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "eps": 0.15,
         "alpha": 4.0,
     },
-    "NRS, eps 0.1": {"eps": 0.1},
     "SAM": {"scheme": "sam"},
 }
 _FACTORS = {2.0: "twice", 3.0: "three times", 4.0: "four times"}

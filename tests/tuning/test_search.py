@@ -149,7 +149,7 @@ def test_a_folder_of_another_call(tmp_path: Path, trained: list[Any]) -> None:
 @pytest.mark.only_torch
 def test_a_budget_says_what_was_not_run(trained: list[Any]) -> None:
     result = tune(max_epochs=2 * 24)
-    assert "NRS, eps 0.1" in result.not_run and "SAM" in result.not_run
+    assert "NRS, eps 0.6, alpha 4" in result.not_run and "SAM" in result.not_run
     assert "Not run, for the budget: " in str(result)
     tiny = tune(max_epochs=1)
     assert tiny.best == "baseline" and "budget did not suffice" in tiny.decision

@@ -182,7 +182,7 @@ class FlatnessMonitor(keras.callbacks.Callback):  # type: ignore[misc]
         )
         # A measurement checks this as well, but only after the first epochs.
         names = flatness.operator.OperatorOptions.__annotations__.keys()
-        flatness.eigenvalues.check_search(
+        flatness.eigenvalues.check_eigenvalue_options(
             max(1, self.k),
             **{n: v for n, v in self._eigenvalue_options.items() if n not in names},
         )

@@ -118,8 +118,8 @@ class Training:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the summary is written."""
-        return self._summary_path.exists()
+        """Whether the summary is written, as the first process sees it."""
+        return bool(values_of_processes([self._summary_path.exists()])[0][0])
 
     def run(
         self,
@@ -142,11 +142,11 @@ class Training:
         self._callbacks = list(callbacks)
         epochs = self.recipe.epochs
         until = epochs if until is None else check_int("until", until, 1, epochs)
-        if not self._is_finished_for_all():
+        if not self.is_finished:
             with self._locked() as lock:
                 self._check_folder()
                 # Another process may have ended it before the lock was free.
-                if not self._is_finished_for_all():
+                if not self.is_finished:
                     return self._run(verbose, until, lock)
         if until < epochs:
             return self._summary_so_far(self._checkpoints.read_history(until))
@@ -166,7 +166,7 @@ class Training:
         self._check_all_have(len(history))
         if until < self.recipe.epochs and until <= len(history):
             return self._summary_so_far(history[:until])
-        copy = self._build() if self._number > 1 else None
+        local_copy = self._build() if self._number > 1 else None
         with data_parallel_scope():
             model = self._build()
             if checkpoint is not None:
@@ -176,7 +176,7 @@ class Training:
             add_session(self.folder)
         with fit_scope():
             if len(history) < until:
-                self._fit(model, until, history, copy, verbose=verbose, lock=lock)
+                self._fit(model, until, history, local_copy, verbose=verbose, lock=lock)
         if until < self.recipe.epochs:
             return self._summary_so_far(history)
         save, path = keras_nrs.unwrap(model).save, self.folder / "model.keras"
@@ -200,7 +200,7 @@ class Training:
         model: keras.Model,
         until: int,
         history: list[Row],
-        copy: keras.Model | None,
+        local_copy: keras.Model | None,
         *,
         verbose: int,
         lock: Lock | None,
@@ -213,7 +213,7 @@ class Training:
             self._checkpoints.write(model, history, self._description)
 
         def validate() -> Row:
-            return self._validate_together(model, copy)
+            return self._validate_together(model, local_copy)
 
         first = len(history)
         batches = self.data.train(first, self.steps_per_epoch)
@@ -223,7 +223,7 @@ class Training:
             epochs=until,
             steps_per_epoch=self.steps_per_epoch,
             shuffle=False,  # The data are shuffled.
-            validation_data=self._validation() if copy is None else None,
+            validation_data=self._validation() if local_copy is None else None,
             verbose=verbose if self._index == 0 else 0,
             callbacks=[
                 _SaveEpoch(
@@ -231,7 +231,7 @@ class Training:
                     history,
                     seed=self.seed + _PROCESS_STRIDE * self._index,
                     folder=self.folder,
-                    validate=None if copy is None else validate,
+                    validate=None if local_copy is None else validate,
                 ),
                 *self._own_callbacks(),
             ],
@@ -254,12 +254,12 @@ class Training:
 
     # With the other processes, if there are any.
 
-    def _validate_together(self, model: keras.Model, copy: keras.Model) -> Row:
+    def _validate_together(self, model: keras.Model, local_copy: keras.Model) -> Row:
         """Logs of validation, to which each process adds its share of the batches.
 
-        On one device each, by a copy of the network: the last batch need not divide.
+        Each uses one device, for the copy: the last batch need not divide.
         """
-        network = keras_nrs.unwrap(copy)
+        network = keras_nrs.unwrap(local_copy)
         network.set_weights(keras_nrs.unwrap(model).get_weights())
         share = self._validation().shard(self._number, self._index)
         distribution = keras.distribution.distribution()
@@ -268,11 +268,11 @@ class Training:
             network.evaluate(share, verbose=0)
         finally:
             keras.distribution.set_distribution(distribution)
-        variables = network.metrics_variables
-        counts = [np.ravel(keras.ops.convert_to_numpy(v)) for v in variables]
-        sums = np.sum(values_of_processes(np.concatenate(counts).tolist()), axis=0)
+        variables = network.metrics_variables  # Sums and counts, all of them scalars.
+        own = [float(keras.ops.convert_to_numpy(v)) for v in variables]
+        sums = np.sum(values_of_processes(own), axis=0)
         for variable, total in zip(variables, sums, strict=True):
-            variable.assign(np.reshape(total, variable.shape))
+            variable.assign(total)
         metrics = network.get_metrics_result()
         return {f"val_{name}": float(value) for name, value in sorted(metrics.items())}
 
@@ -288,10 +288,6 @@ class Training:
     def _wait(self) -> None:
         """Wait until all processes are here."""
         values_of_processes([0])
-
-    def _is_finished_for_all(self) -> bool:
-        """Whether the first process sees a summary: another one may see it later."""
-        return bool(values_of_processes([self.is_finished])[0][0])
 
     def _check_all_have(self, epochs: int) -> None:
         """Raise an error if processes go on from other epochs."""
@@ -360,7 +356,7 @@ class Training:
         remedy = "Restore it, or choose another output folder."
         if path.exists():
             self._check_description(read_json(path, recipe_of, remedy=remedy))
-        elif self.is_finished:
+        elif self._summary_path.exists():
             raise DamagedFileError(path, "it is missing beside a summary.json", remedy)
 
     def _check_description(self, found: Row) -> None:

@@ -119,7 +119,7 @@ def hessian_eigenvalues(  # noqa: PLR0913
     >>> result.eigenvalues.round(3), result.converged
     (array([5.303, 1.697]), True)
     """
-    k, tol, max_products, seed = check_search(
+    k, tol, max_products, seed = check_eigenvalue_options(
         k,
         which=which,
         tol=tol,
@@ -179,7 +179,7 @@ def hessian_eigenvalues(  # noqa: PLR0913
     )
 
 
-def check_search(
+def check_eigenvalue_options(
     k: int,
     *,
     which: str = "largest",

@@ -39,6 +39,38 @@ for line in sys.stdin:
 """
 
 
+# For scripts that train a small network with BatchNorm and dropout, for 2 epochs of 4
+# steps, and may kill themselves in the second.
+SMALL_TRAINING = """
+import os, keras
+from pathlib import Path
+from keras import layers
+from keras_nrs.experiments import recipes, training
+
+dropout_seed = None
+
+def small(shape, classes):
+    stack = [keras.Input(shape), layers.Conv2D(4, 3), layers.BatchNormalization(),
+             layers.ReLU(), layers.Flatten(), layers.Dropout(0.3, seed=dropout_seed)]
+    return keras.Sequential([*stack, layers.Dense(classes)])
+
+def on_train_batch_end(self, batch, logs=None):
+    if len(self._history) == 1 and batch == 2:
+        os.kill(os.getpid(), 9)
+
+recipes.NETWORKS["small"] = small
+
+def train(folder, data_dir, mode, **changes):
+    if mode == "kill":
+        training._SaveEpoch.on_train_batch_end = on_train_batch_end
+    recipe = recipes.Recipe(
+        network="small", dataset="digits", augmentation="basic", batch_size=100,
+        epochs=2, steps_per_epoch=4, perturbation="relative", eps=0.3,
+        learning_rate=0.05, **changes)
+    training.Training(recipe, 0, Path(folder), data_dir).run()
+"""
+
+
 class Script:
     """A script whose function `main` runs in processes of its own.
 

@@ -13,27 +13,17 @@ import pytest
 from typer.testing import CliRunner
 
 from keras_nrs import cli
+from tests.experiments.processes import SMALL_TRAINING
 from tests.experiments.processes import Script
 from tests.support.arrays import ROUNDING
 from tests.support.processes import free_ports
 
-SCRIPT = """
-import os, keras
-from pathlib import Path
-from keras import layers
+SCRIPT = (
+    SMALL_TRAINING
+    + """
 from keras_nrs.backend import join_processes
-from keras_nrs.experiments import recipes, training
 
-def small(shape, classes):
-    stack = [keras.Input(shape), layers.Conv2D(4, 3), layers.BatchNormalization(),
-             layers.ReLU(), layers.Flatten(), layers.Dropout(0.3, seed=1)]
-    return keras.Sequential([*stack, layers.Dense(classes)])
-
-def on_train_batch_end(self, batch, logs=None):
-    if len(self._history) == 1 and batch == 2:
-        os.kill(os.getpid(), 9)
-
-recipes.NETWORKS["small"] = small
+dropout_seed = 1
 
 def main(folder, data_dir, mode, number):
     if keras.config.backend() == "tensorflow" and number == 1:
@@ -43,19 +33,14 @@ def main(folder, data_dir, mode, number):
             [tf.config.LogicalDeviceConfiguration()] * 2)
     if number > 1:
         join_processes()
-    if mode == "kill":
-        training._SaveEpoch.on_train_batch_end = on_train_batch_end
     if keras.config.backend() == "torch" and number == 1:
         # A process has one device there, which takes two groups.
         own = recipes.Recipe.step_arguments
         groups = {"perturbations_per_replica": 2}
         recipes.Recipe.step_arguments = lambda self: own(self) | groups
-    recipe = recipes.Recipe(
-        network="small", dataset="digits", augmentation="basic", batch_size=100,
-        epochs=2, steps_per_epoch=4, perturbation="relative", eps=0.3,
-        validation_percent=10, learning_rate=0.05)
-    training.Training(recipe, 0, Path(folder), data_dir).run()
+    train(folder, data_dir, mode, validation_percent=10)
 """
+)
 
 
 @pytest.fixture(scope="module")

@@ -21,37 +21,17 @@ from keras_nrs.experiments import sessions
 from keras_nrs.experiments import training
 from keras_nrs.experiments.recipes import with_settings
 from keras_nrs.experiments.training import Training
+from tests.experiments.processes import SMALL_TRAINING
 from tests.experiments.processes import Script
 from tests.experiments.runs import digits_recipe
 
-# A network with BatchNorm and dropout, whose recipe trains for 2 epochs of 4 steps.
-SCRIPT = """
-import os, sys, keras
-from pathlib import Path
-from keras import layers
-from keras_nrs.experiments import recipes, training
-
-def small(shape, classes):
-    stack = [keras.Input(shape), layers.Conv2D(4, 3), layers.BatchNormalization(),
-             layers.ReLU(), layers.Flatten(), layers.Dropout(0.3)]
-    return keras.Sequential([*stack, layers.Dense(classes)])
-
-def on_train_batch_end(self, batch, logs=None):
-    if is_killed and len(self._history) == 1 and batch == 2:
-        os.kill(os.getpid(), 9)
-
-recipes.NETWORKS["small"] = small
-training._SaveEpoch.on_train_batch_end = on_train_batch_end
-
+SCRIPT = (
+    SMALL_TRAINING
+    + """
 def main(folder, data_dir, mode, optimizer):
-    global is_killed
-    is_killed = mode == "kill"
-    recipe = recipes.Recipe(
-        network="small", dataset="digits", augmentation="basic", batch_size=100,
-        epochs=2, steps_per_epoch=4, perturbation="relative", eps=0.3,
-        validation_percent=0, learning_rate=0.05, optimizer=optimizer)
-    training.Training(recipe, 0, Path(folder), data_dir).run()
+    train(folder, data_dir, mode, validation_percent=0, optimizer=optimizer)
 """
+)
 
 
 @pytest.fixture(scope="module")

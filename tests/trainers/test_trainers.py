@@ -379,7 +379,9 @@ def test_eps_and_alpha_take_effect_without_retracing() -> None:
     x, y = image_data(64)
     nrs = keras_nrs.wrap(cnn(), eps=1.0, perturbation=Counting())
     nrs.fit(x, y, batch_size=8, verbose=0, callbacks=[Assign()])
-    assert seen[2] == pytest.approx(0.0, abs=ROUNDING)
+    # JAX compiles without a part of XLA here, and rounds the two passes otherwise.
+    is_jax = keras.config.backend() == "jax"
+    assert abs(seen[2]) <= (ROUNDING if is_jax else 0)
     assert seen[3] > 100 * ROUNDING
     assert float(keras.ops.convert_to_numpy(nrs.eps.value)) == 2.0
     assert float(keras.ops.convert_to_numpy(nrs.alpha.value)) == 0.5

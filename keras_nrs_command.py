@@ -18,8 +18,10 @@ from typing import Any
 # What TensorFlow, XLA and gRPC read at their import; 3 leaves fatal errors.
 _QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "GRPC_VERBOSITY": "ERROR"}
 _LOGGERS = ("absl", "jax", "tensorflow")
-# Information and warnings that their libraries write in C++, whatever the levels are.
+# Information and warnings that their libraries write in C++, whatever the levels are,
+# and errors of TensorFlow 2.19, which looks for a GPU twice.
 _LOG = re.compile(
+    rb"E0000 00:.* Unable to register cu\w+ factory|"
     rb"[IW]\d{4} \d\d:|[IW]0000 00:|\d{4}-\d\d-\d\d .*: [IW] |"
     rb"WARNING: All log messages before absl::|To enable the following instructions:"
 )

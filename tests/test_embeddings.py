@@ -13,6 +13,7 @@ import keras_nrs
 from keras_nrs import embeddings
 from tests.support.matrix import rest
 from tests.support.operation_counts import operations_on
+from tests.support.replicas import devices
 
 pytestmark = pytest.mark.not_torch  # It perturbs all rows.
 
@@ -94,6 +95,16 @@ def trained(
 def test_rows_train_as_whole_tables_do(arguments: dict[str, Any]) -> None:
     by_rows, lookups = trained(classifier, arguments, reads_all=False)
     whole, _ = trained(classifier, arguments, reads_all=True)
+    assert lookups > 0
+    for a, b in zip(by_rows, whole, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.several_devices
+def test_replicas_read_rows_too() -> None:
+    with devices(2):
+        by_rows, lookups = trained(classifier, {}, reads_all=False)
+        whole, _ = trained(classifier, {}, reads_all=True)
     assert lookups > 0
     for a, b in zip(by_rows, whole, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)

@@ -82,7 +82,8 @@ def _call(layer: Any, inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     key = id(keras_internals.looked_up_table(layer))
     table = tables.get(key)
     is_reverse = args or kwargs.get("reverse")
-    if table is None or is_reverse or _reads_all(inputs, table.value):
+    is_dense = type(inputs).__name__ not in ("RaggedTensor", "SparseTensor", "BCOO")
+    if table is None or is_reverse or not is_dense or _reads_all(inputs, table.value):
         return type(layer).call(layer, inputs, *args, **kwargs)
     num_rows, length = table.value.shape
     indices = ops.reshape(ops.cast(inputs, "int32"), (-1,))

@@ -191,3 +191,24 @@ def test_tokens_that_count_from_the_end() -> None:
         model.fit(tokens, np.array([1]), verbose=0)
         outputs.append(model.get_weights()[0])
     np.testing.assert_array_equal(*outputs)
+
+
+@pytest.mark.only_tensorflow
+def test_ragged_tokens() -> None:
+    import tensorflow as tf
+
+    class Mean(layers.Layer):
+        def call(self, inputs: Any) -> Any:
+            return tf.reduce_mean(inputs, axis=1)
+
+        def compute_output_shape(self, input_shape: Any) -> Any:
+            return input_shape[0], input_shape[2]
+
+    model = keras.Sequential([keras.Input((None,), dtype="int32", ragged=True)])
+    for layer in (layers.Embedding(ROWS, LENGTH), Mean(), layers.Dense(2)):
+        model.add(layer)
+    model = keras_nrs.wrap(compiled(model), seed=0)
+    tokens = tf.ragged.constant([[1, 2], [3], [4, 5, 6], [7]])
+    samples = tf.data.Dataset.from_tensor_slices((tokens, [0, 1, 0, 1]))
+    history = model.fit(samples.batch(2), verbose=0).history
+    assert history["model_divergence"][0] > 0

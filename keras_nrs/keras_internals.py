@@ -24,6 +24,9 @@ import keras
 # Layers make masks and losses read them; nothing public does either on a tensor.
 from keras.src.backend.common.masking import get_keras_mask as get_keras_mask
 from keras.src.backend.common.masking import set_keras_mask as set_keras_mask
+from keras.src.backend.common.stateless_scope import (
+    get_stateless_scope as get_stateless_scope,
+)
 
 # A loss function as compile() wraps it; keras.losses.get() leaves it bare.
 from keras.src.losses.losses import LossFunctionWrapper as LossFunctionWrapper
@@ -169,6 +172,16 @@ def sublayers(layer: Any, *, recursive: bool = False) -> list[keras.Layer]:
         include_self=False, recursive=recursive
     )
     return found
+
+
+def looked_up_table(layer: keras.layers.Embedding) -> keras.Variable | None:
+    """The variable whose rows an `Embedding` gives, `None` if it gives others.
+
+    The public `embeddings` is a tensor where there is LoRA or quantization.
+    """
+    if not layer.built or layer.lora_enabled or layer.quantization_mode:
+        return None
+    return layer._embeddings
 
 
 def is_random_state(variable: keras.Variable) -> bool:

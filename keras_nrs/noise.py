@@ -40,27 +40,32 @@ def _mix_bits(words: Tensor) -> Tensor:
     return ops.bitwise_xor(words, _shifted(words, 16))
 
 
-def _indices(shape: tuple[int, ...]) -> Tensor:
+def _indices(shape: tuple[int, ...], rows: Tensor | None) -> Tensor:
     """The index of each element, summed over the axes so that it can be sharded."""
-    indices = ops.zeros(shape, "uint32")
+    indices = ops.zeros(shape if rows is None else (1, *shape[1:]), "uint32")
     stride = 1
     for axis, length in reversed(list(enumerate(shape))):
         along_axis = [1] * len(shape)
-        along_axis[axis] = length
-        steps = ops.cast(ops.arange(length, dtype="int32"), "uint32")
-        indices = indices + ops.reshape(steps, along_axis) * np.uint32(stride)
+        along_axis[axis] = -1
+        is_given = axis == 0 and rows is not None
+        steps = rows if is_given else ops.arange(length, dtype="int32")
+        steps = ops.reshape(ops.cast(steps, "uint32"), along_axis)
+        indices = indices + steps * np.uint32(stride)
         stride *= length
     return indices
 
 
-def words(key: Tensor, shape: tuple[int, ...]) -> Tensor:
+def words(key: Tensor, shape: tuple[int, ...], rows: Tensor | None = None) -> Tensor:
     """Random 32-bit words.
 
     Args:
         key: Tensor of shape `(2,)` and dtype uint32.
         shape: A shape of less than 2**31 elements.
+        rows: Indices along the first axis, of shape `(k,)`, for the words of these rows
+            alone. By default all are computed.
     """
-    return _mix_bits(ops.bitwise_xor(_mix_bits(_indices(shape) + key[0]), key[1]))
+    indices = _indices(shape, rows) + key[0]
+    return _mix_bits(ops.bitwise_xor(_mix_bits(indices), key[1]))
 
 
 def normal(words: Tensor, dtype: str) -> Tensor:

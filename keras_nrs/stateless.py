@@ -5,6 +5,7 @@ from collections.abc import Callable
 from collections.abc import Hashable
 from collections.abc import Iterator
 from collections.abc import Sequence
+from contextlib import ExitStack
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +14,9 @@ from keras import ops
 
 from keras_nrs import keras_internals
 from keras_nrs.backend import unrepeatable_draws
+from keras_nrs.embeddings import PerturbedTable
+from keras_nrs.embeddings import looking_up_rows
+from keras_nrs.embeddings import readers
 
 Tensor = Any
 # A variable and its value.
@@ -51,13 +55,46 @@ def current_values(model: Any) -> tuple[list[Tensor], list[Tensor]]:
 class PassScope(keras.StatelessScope):  # type: ignore[misc]
     """A scope that remembers which variables were assigned in it.
 
+    Args:
+        mapping: Pairs of a variable and its value, a tensor or a `PerturbedTable`.
+        readers: Layers that look up rows of such tables.
+
     Attributes:
         updates: Pairs of a variable and its last assigned value, by the variable's id.
+        tables: The perturbed tables, by the variable's id.
     """
 
-    def __init__(self, mapping: list[tuple[Any, Tensor]]) -> None:
-        super().__init__(mapping, collect_losses=True)
+    def __init__(
+        self, mapping: list[tuple[Any, Any]], readers: Sequence[keras.Layer] = ()
+    ) -> None:
+        self.tables = {
+            id(variable): value
+            for variable, value in mapping
+            if isinstance(value, PerturbedTable)
+        }
+        values = [
+            (variable, value.value if isinstance(value, PerturbedTable) else value)
+            for variable, value in mapping
+        ]
+        super().__init__(values, collect_losses=True)
         self.updates: dict[int, Update] = {}
+        self._lookups = ExitStack()
+        self._readers = readers
+
+    def __enter__(self) -> "PassScope":
+        self._lookups.enter_context(looking_up_rows(self._readers))
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)
+        self._lookups.close()
+
+    def get_current_value(self, variable: keras.Variable) -> Tensor | None:
+        table = self.tables.get(id(variable))
+        if table is not None:
+            return table.whole()
+        return super().get_current_value(variable)
 
     def add_update(self, update: Update) -> None:
         variable, value = update
@@ -67,13 +104,14 @@ class PassScope(keras.StatelessScope):  # type: ignore[misc]
             if variable.trainable and weight is not None:
                 # Gradients reach the weight itself. Not in place: the memory is shared.
                 value = value + (weight - ops.stop_gradient(weight))
+        self.tables.pop(id(variable), None)
         super().add_update((variable, value))
         self.updates[id(variable)] = variable, value
 
 
 def scope(
     model: Any,
-    weights: Sequence[Tensor],
+    weights: Sequence[Any],
     state: Sequence[Tensor],
     metrics: Sequence[Tensor] | None = None,
     others: Sequence[Update] = (),
@@ -82,7 +120,7 @@ def scope(
 
     Args:
         model: A built model.
-        weights: Values of its trainable variables.
+        weights: Values of its trainable variables: tensors, or `PerturbedTable`s.
         state: Values of its non-trainable variables.
         metrics: Values of the variables of its metrics. By default these keep theirs.
         others: Values of any variables, which go before the other arguments.
@@ -92,7 +130,10 @@ def scope(
     if metrics is not None:
         variables += model.metrics_variables
         values += metrics
-    return PassScope([*zip(variables, values, strict=True), *others])
+    found: list[keras.Layer] = []
+    if any(isinstance(value, PerturbedTable) for value in weights):
+        found = [layer for of_table in readers(model).values() for layer in of_table]
+    return PassScope([*zip(variables, values, strict=True), *others], found)
 
 
 def added_losses(model: Any, scope: PassScope) -> list[Tensor]:

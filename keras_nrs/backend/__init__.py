@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from keras_nrs.backend.jax import set_random_state
     from keras_nrs.backend.jax import shares_of_workers
     from keras_nrs.backend.jax import sums_of_squares
+    from keras_nrs.backend.jax import take_rows
     from keras_nrs.backend.jax import unrepeatable_draws
     from keras_nrs.backend.jax import values_of_processes
 else:
@@ -61,6 +62,7 @@ else:
     unrepeatable_draws = _backend.unrepeatable_draws
     shares_of_workers = _backend.shares_of_workers
     sums_of_squares = _backend.sums_of_squares
+    take_rows = _backend.take_rows
     values_of_processes = _backend.values_of_processes
 
 __all__ = [
@@ -83,6 +85,7 @@ __all__ = [
     "set_random_state",
     "shares_of_workers",
     "sums_of_squares",
+    "take_rows",
     "unrepeatable_draws",
     "values_of_processes",
 ]

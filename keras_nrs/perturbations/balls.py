@@ -1,5 +1,6 @@
 """delta in a ball: of all weights, of each variable, or of each output unit."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from keras_nrs.perturbations.random_noise import norm
 from keras_nrs.perturbations.random_noise import random_stream
 from keras_nrs.perturbations.random_noise import reciprocal
 from keras_nrs.perturbations.random_noise import shaped_like
+from keras_nrs.perturbations.row_noise import delta_of
 from keras_nrs.unit_axes import Axes
 from keras_nrs.unit_axes import unowned_axes
 
@@ -56,9 +58,13 @@ class Ball(RandomRadius):
     default_radius = "volume"
 
     def _draw(
-        self, weights: list[Tensor], eps: Tensor, rng: RandomStream
-    ) -> list[Tensor]:
-        return self._in_ball(weights, eps, rng)
+        self,
+        weights: list[Tensor],
+        eps: Tensor,
+        rng: RandomStream,
+        tables: Sequence[bool],
+    ) -> list[Any]:
+        return self._in_ball(weights, eps, rng, tables)
 
 
 @keras.saving.register_keras_serializable(package="keras_nrs")
@@ -82,9 +88,13 @@ class RelativeBall(RandomRadius):
     """
 
     def _draw(
-        self, weights: list[Tensor], eps: Tensor, rng: RandomStream
-    ) -> list[Tensor]:
-        return self._in_ball(weights, eps * norm(weights), rng)
+        self,
+        weights: list[Tensor],
+        eps: Tensor,
+        rng: RandomStream,
+        tables: Sequence[bool],
+    ) -> list[Any]:
+        return self._in_ball(weights, eps * norm(weights), rng, tables)
 
 
 @keras.saving.register_keras_serializable(package="keras_nrs")
@@ -108,11 +118,16 @@ class LayerwiseBall(RandomRadius):
     """
 
     def _draw(
-        self, weights: list[Tensor], eps: Tensor, rng: RandomStream
-    ) -> list[Tensor]:
+        self,
+        weights: list[Tensor],
+        eps: Tensor,
+        rng: RandomStream,
+        tables: Sequence[bool],
+    ) -> list[Any]:
         deltas = []
-        for weight in weights:
-            deltas += self._in_ball([weight], eps * norm([weight]), rng)
+        for weight, is_table in zip(weights, tables, strict=True):
+            radius = eps * norm([weight])
+            deltas += self._in_ball([weight], radius, rng, [is_table])
         return deltas
 
 
@@ -159,12 +174,14 @@ class FilterwiseBall(RandomRadius):
         eps: Tensor,
         rng: Any,
         *,
+        tables: Sequence[bool] | None = None,
         units: Sequence[Axes] | None = None,
-    ) -> list[Tensor]:
+    ) -> list[Any]:
         """Draw one delta, as in `Perturbation`.
 
         Args:
             weights, eps, rng: As in `Perturbation`.
+            tables: As in `RandomNoise`. Their rows must be units.
             units: For each weight the axes along which its units lie. By default the
                 names of variables decide, and tensors have units along the last axis.
 
@@ -177,13 +194,20 @@ class FilterwiseBall(RandomRadius):
         if units is None:
             units = [unowned_axes(weight) for weight in weights]
         _check_units(units, tensors)
+        tables = [False] * len(tensors) if tables is None else tables
+        tables = [t and axes == (0,) for t, axes in zip(tables, units, strict=True)]
         stream = random_stream(rng)
-        whole = stream.cuts_whole
-        noise = shaped_like(tensors, self._noise(tensors, stream, whole=whole))
+        noise = self._noise(tensors, stream, tables, whole=stream.cuts_whole)
         radius = eps * ROUNDING_MARGIN * self._relative_radius(tensors, stream)
+
+        def in_units(axes: Axes, weight: Tensor, g: Tensor) -> Tensor:
+            return radius * _norms(weight, axes) * reciprocal(_norms(g, axes)) * g
+
         return [
-            radius * _norms(weight, axes) * reciprocal(_norms(g, axes)) * g
-            for weight, g, axes in zip(tensors, noise, units, strict=True)
+            delta_of(functools.partial(in_units, axes), weight, g)
+            for weight, g, axes in zip(
+                tensors, shaped_like(tensors, noise), units, strict=True
+            )
         ]
 
 

@@ -1,12 +1,16 @@
 """The deltas of a model's variables, and adding them."""
 
+import inspect
+from collections.abc import Container
 from collections.abc import Sequence
 from typing import Any
 
 from keras import ops
 
+from keras_nrs.embeddings import PerturbedTable
 from keras_nrs.perturbations.perturbation import Perturbation
 from keras_nrs.perturbations.random_noise import common_dtype
+from keras_nrs.perturbations.row_noise import RowDelta
 from keras_nrs.stateless import cached_on_model
 from keras_nrs.unit_axes import unit_axes
 
@@ -20,7 +24,8 @@ def sample_deltas(
     eps: Tensor,
     rng: Any,
     gradients: Sequence[Tensor] | None = None,
-) -> list[Tensor | None]:
+    tables: Container[int] = (),
+) -> list[Any]:
     """One delta for each trainable variable, `None` for one that is not perturbed.
 
     Args:
@@ -30,6 +35,8 @@ def sample_deltas(
         eps: Size of the neighborhood.
         rng: A source of random tensors.
         gradients: The gradient of the loss in these values, if it is known.
+        tables: The `id` of each variable that is a table of which few rows are read. It
+            gets a `RowDelta` from a perturbation that can draw one.
 
     Raises:
         ValueError: if no variable is selected, or the deltas do not fit the weights, or
@@ -42,7 +49,7 @@ def sample_deltas(
         # float8's scales are statistics of the batch, not weights.
         if not v.overwrite_with_gradient and perturbation.selects(v)
     ]
-    deltas: list[Tensor | None] = [None] * len(variables)
+    deltas: list[Any] = [None] * len(variables)
     if not variables:
         return deltas
     if not selected:
@@ -63,6 +70,12 @@ def sample_deltas(
                 "as perturbation='relative'."
             )
         needed["gradients"] = gradients
+    are_tables = [id(v) in tables for v in variables]
+    if (
+        any(are_tables)
+        and "tables" in inspect.signature(perturbation.sample).parameters
+    ):
+        needed["tables"] = are_tables
     sampled = perturbation.sample(
         [values[i] for i in selected],
         eps,
@@ -83,18 +96,29 @@ def sample_deltas(
                 f"{name} must return tensors of the weights' shapes. Received: shape "
                 f"{shape} for {variables[i].path} of shape {tuple(values[i].shape)}."
             )
-        deltas[i] = ops.stop_gradient(ops.convert_to_tensor(delta))
+        if not isinstance(delta, RowDelta):
+            delta = ops.stop_gradient(ops.convert_to_tensor(delta))
+        deltas[i] = delta
     return deltas
 
 
-def add_deltas(
-    values: Sequence[Tensor], deltas: Sequence[Tensor | None]
-) -> list[Tensor]:
-    """theta + delta in the dtype of theta, added in float32 or float64."""
+def add_deltas(values: Sequence[Tensor], deltas: Sequence[Any]) -> list[Any]:
+    """theta + delta in the dtype of theta, added in float32 or float64.
+
+    It is a `PerturbedTable` for a `RowDelta`.
+    """
     return [
-        value if delta is None else _add_delta(value, delta)
+        value if delta is None else _moved(value, delta)
         for value, delta in zip(values, deltas, strict=True)
     ]
+
+
+def _moved(value: Tensor, delta: Any) -> Any:
+    if isinstance(delta, RowDelta):
+        return PerturbedTable(
+            value, lambda rows, indices: _add_delta(rows, delta.of(rows, indices))
+        )
+    return _add_delta(value, delta)
 
 
 def _add_delta(value: Tensor, delta: Tensor) -> Tensor:

@@ -15,6 +15,9 @@ from keras_nrs._checks import check_seed
 from keras_nrs.backend import RandomStream
 from keras_nrs.perturbations.perturbation import Perturbation
 from keras_nrs.perturbations.perturbation import Where
+from keras_nrs.perturbations.row_noise import RowDelta
+from keras_nrs.perturbations.row_noise import RowNoise
+from keras_nrs.perturbations.row_noise import delta_of
 
 Tensor = Any
 
@@ -31,8 +34,14 @@ _LARGE_WEIGHT = 2**17
 
 
 def norm(tensors: Sequence[Tensor]) -> Tensor:
-    """The norm of all tensors together."""
-    return ops.sqrt(sum(ops.sum(ops.square(tensor)) for tensor in tensors))
+    """The norm of all tensors together, or of noise."""
+    return ops.sqrt(sum(map(_sum_of_squares, tensors)))
+
+
+def _sum_of_squares(tensor: Any) -> Tensor:
+    if isinstance(tensor, RowNoise):
+        return tensor.sum_of_squares()
+    return ops.sum(ops.square(tensor))
 
 
 def reciprocal(norm: Tensor) -> Tensor:
@@ -51,16 +60,25 @@ def _num_elements(tensors: Sequence[Tensor]) -> int:
     return sum(math.prod(tensor.shape) for tensor in tensors)
 
 
-def shaped_like(weights: list[Tensor], tensors: list[Tensor]) -> list[Tensor]:
+def shaped_like(weights: list[Tensor], tensors: list[Any]) -> list[Any]:
     """The tensors, or parts of one flat tensor, in the shapes of the weights."""
     if len(tensors) == len(weights):
-        return [ops.reshape(t, w.shape) for w, t in zip(weights, tensors, strict=True)]
+        return [
+            t if isinstance(t, RowNoise | RowDelta) else ops.reshape(t, w.shape)
+            for w, t in zip(weights, tensors, strict=True)
+        ]
     (flat,) = tensors
     ends = list(itertools.accumulate(math.prod(w.shape) for w in weights))
     return [
         ops.reshape(flat[start:end], w.shape)
         for w, start, end in zip(weights, [0, *ends], ends, strict=False)
     ]
+
+
+def scaled_noise(weights: list[Tensor], noise: list[Any], scale: Tensor) -> list[Any]:
+    """Noise times a scalar, in the shapes of the weights."""
+    scaled = [delta_of(lambda _, g: scale * g, None, g) for g in noise]
+    return shaped_like(weights, scaled)
 
 
 def in_one_dtype(weights: Any, eps: Any) -> tuple[list[Tensor], Tensor]:
@@ -111,27 +129,69 @@ class RandomNoise(Perturbation):
         super().__init__(where=where)
         self.noise = check_choice("noise", noise, NOISES)
 
-    def sample(self, weights: Sequence[Any], eps: Tensor, rng: Any) -> list[Tensor]:
+    def sample(
+        self,
+        weights: Sequence[Any],
+        eps: Tensor,
+        rng: Any,
+        *,
+        tables: Sequence[bool] | None = None,
+    ) -> list[Any]:
+        """Draw one delta, as in `Perturbation`.
+
+        Args:
+            weights, eps, rng: As in `Perturbation`.
+            tables: For each weight whether it is a table of which few rows are read.
+                It gets a `RowDelta`. By default none is.
+
+        Raises:
+            TypeError, ValueError: if an argument is not as described.
+        """
         tensors, eps = in_one_dtype(weights, eps)
-        return self._draw(tensors, eps, random_stream(rng)) if tensors else []
+        if not tensors:
+            return []
+        tables = [False] * len(tensors) if tables is None else tables
+        return self._draw(tensors, eps, random_stream(rng), tables)
 
     def _draw(
-        self, weights: list[Tensor], eps: Tensor, rng: RandomStream
-    ) -> list[Tensor]:
+        self,
+        weights: list[Tensor],
+        eps: Tensor,
+        rng: RandomStream,
+        tables: Sequence[bool],
+    ) -> list[Any]:
         """delta for weights of one dtype."""
         raise NotImplementedError
 
     def _noise(
-        self, weights: list[Tensor], rng: RandomStream, *, whole: bool = True
-    ) -> list[Tensor]:
+        self,
+        weights: list[Tensor],
+        rng: RandomStream,
+        tables: Sequence[bool],
+        *,
+        whole: bool = True,
+    ) -> list[Any]:
         """Independent noise for every element.
 
         One flat tensor for all weights, which takes fewer operations, or a tensor for
         each weight, if they are sharded, or large and costly to cut, or `whole` is
-        false.
+        false. Tables have a `RowNoise`.
         """
         draw = rng.normal if self.noise == "normal" else rng.rademacher
         dtype = keras.backend.standardize_dtype(weights[0].dtype)
+        if any(tables):
+            others = [w for w, t in zip(weights, tables, strict=True) if not t]
+            none = [False] * len(others)
+            drawn: list[Any] = []
+            if others:
+                drawn = self._noise(others, rng, none, whole=whole)
+            of_others = iter(shaped_like(others, drawn))
+            return [
+                RowNoise(rng, self.noise, tuple(w.shape), dtype)
+                if is_table
+                else next(of_others)
+                for w, is_table in zip(weights, tables, strict=True)
+            ]
         size = _num_elements(weights)
         whole = whole and (rng.cuts_whole or size < _LARGE_WEIGHT * len(weights))
         if whole and rng.draws_whole and size < _MAX_DRAW:
@@ -176,13 +236,16 @@ class RandomRadius(RandomNoise):
         return uniform
 
     def _in_ball(
-        self, weights: list[Tensor], radius: Tensor, rng: RandomStream
-    ) -> list[Tensor]:
+        self,
+        weights: list[Tensor],
+        radius: Tensor,
+        rng: RandomStream,
+        tables: Sequence[bool],
+    ) -> list[Any]:
         """A random point in a ball of the given radius around zero."""
-        noise = self._noise(weights, rng)
+        noise = self._noise(weights, rng, tables)
         factor = ROUNDING_MARGIN * self._relative_radius(weights, rng)
-        scale = radius * factor * reciprocal(norm(noise))
-        return shaped_like(weights, [scale * g for g in noise])
+        return scaled_noise(weights, noise, radius * factor * reciprocal(norm(noise)))
 
     def get_config(self) -> dict[str, Any]:
         return super().get_config() | {"radius": self.radius}

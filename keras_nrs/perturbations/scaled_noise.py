@@ -1,5 +1,6 @@
 """delta that is noise times a scale, and so has no fixed length."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -9,7 +10,9 @@ from keras_nrs.perturbations.random_noise import RandomNoise
 from keras_nrs.perturbations.random_noise import RandomRadius
 from keras_nrs.perturbations.random_noise import norm
 from keras_nrs.perturbations.random_noise import reciprocal
+from keras_nrs.perturbations.random_noise import scaled_noise
 from keras_nrs.perturbations.random_noise import shaped_like
+from keras_nrs.perturbations.row_noise import delta_of
 
 Tensor = Any
 
@@ -40,12 +43,15 @@ class ReleasedCode(RandomRadius):
     """
 
     def _draw(
-        self, weights: list[Tensor], eps: Tensor, rng: RandomStream
-    ) -> list[Tensor]:
-        noise = self._noise(weights, rng)
+        self,
+        weights: list[Tensor],
+        eps: Tensor,
+        rng: RandomStream,
+        tables: Sequence[bool],
+    ) -> list[Any]:
+        noise = self._noise(weights, rng, tables)
         factor = self._relative_radius(weights, rng)
-        scale = eps * factor * reciprocal(norm(weights))
-        return shaped_like(weights, [scale * g for g in noise])
+        return scaled_noise(weights, noise, eps * factor * reciprocal(norm(weights)))
 
 
 @keras.saving.register_keras_serializable(package="keras_nrs")
@@ -73,7 +79,14 @@ class ElementwiseNoise(RandomNoise):
     """
 
     def _draw(
-        self, weights: list[Tensor], eps: Tensor, rng: RandomStream
-    ) -> list[Tensor]:
-        noise = shaped_like(weights, self._noise(weights, rng))
-        return [eps * w * g for w, g in zip(weights, noise, strict=True)]
+        self,
+        weights: list[Tensor],
+        eps: Tensor,
+        rng: RandomStream,
+        tables: Sequence[bool],
+    ) -> list[Any]:
+        noise = shaped_like(weights, self._noise(weights, rng, tables))
+        return [
+            delta_of(lambda w, g: eps * w * g, weight, g)
+            for weight, g in zip(weights, noise, strict=True)
+        ]

@@ -1,5 +1,6 @@
 """The passes of a training step through the base model, on groups of a batch."""
 
+import functools
 from collections.abc import Callable
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +18,8 @@ from keras_nrs.backend import not_in_graphs
 from keras_nrs.backend import random_state
 from keras_nrs.backend import restored_random_state
 from keras_nrs.backend import set_random_state
+from keras_nrs.embeddings import readers
+from keras_nrs.perturbations.row_noise import RowDelta
 from keras_nrs.stateless import Update
 from keras_nrs.step.groups import Coverage
 from keras_nrs.step.groups import num_samples
@@ -190,7 +193,8 @@ class ModelPasses:
         pass is at theta + delta and the only one.
 
         Args:
-            weights: Values of the base model's trainable variables.
+            weights: Values of the base model's trainable variables. A value whose rows
+                were looked up is replaced by the one that `take_rows()` gave.
             inputs: The other inputs of the step.
             batch: The batch of `inputs`, split.
             recompute: A function that runs a pass at these weights and keeps no
@@ -236,7 +240,12 @@ class ModelPasses:
                     values = self._perturbed_weights(
                         self.averaging_overwrites(weights, num_passes), deltas
                     )
-                    return self._perturbed_pass(values, inputs, microbatch, carried)
+                    passed, tables = self._perturbed_pass(
+                        values, inputs, microbatch, carried
+                    )
+                    for i, table in tables.items():
+                        weights[i] = table
+                    return passed
 
                 passed = recompute(run, weights) if recompute else run(weights)
                 output, carried = passed
@@ -252,7 +261,7 @@ class ModelPasses:
         gradients: list[Tensor] | None = None,
         *,
         sign: Any = 1,
-    ) -> list[Tensor | None]:
+    ) -> list[Any]:
         """The delta of a stream: a constant, `None` for variables without one."""
         if self.options.antithetic is True:
             stream, sign = stream // 2, 1 - 2 * (stream % 2)
@@ -263,6 +272,7 @@ class ModelPasses:
             inputs.eps,
             RandomStream(inputs.key).fold_in(stream),
             gradients,
+            readers(self.base_model),
         )
         return [d if d is None else _signed(d, sign) for d in deltas]
 
@@ -284,9 +294,7 @@ class ModelPasses:
             for v, w in zip(variables, weights, strict=True)
         ]
 
-    def _perturbed_weights(
-        self, weights: list[Tensor], deltas: list[Tensor | None]
-    ) -> list[Tensor]:
+    def _perturbed_weights(self, weights: list[Tensor], deltas: list[Any]) -> list[Any]:
         if self.options.scheme == "nrs" or not self.options.runs_at_theta:
             variables = self.base_model.trainable_variables
             # Gradients of float8's scales are their new values: the first pass's count.
@@ -298,22 +306,32 @@ class ModelPasses:
 
     def _perturbed_pass(
         self,
-        weights: list[Tensor],
+        weights: list[Any],
         inputs: StepInputs,
         microbatch: Microbatch,
         carried: list[Update],
-    ) -> tuple[PerturbedPass, list[Update]]:
-        """The pass at these weights on one group, and the updates to carry on."""
+    ) -> tuple[tuple[PerturbedPass, list[Update]], dict[int, Tensor]]:
+        """The pass at these weights on one group, and the updates to carry on.
+
+        The second result has the values of tables, by their position, that the next
+        pass reads.
+        """
         base = self.base_model
         x, _, _ = keras.utils.unpack_x_y_sample_weight(microbatch.perturbed_data)
         with self._scope(weights, inputs, microbatch.state, carried) as scope:
             y_pred = stateless.call(base, x, training=True)
             losses = stateless.added_losses(base, scope)
-        return PerturbedPass(y_pred, losses), self._carried(carried, scope)
+        tables = {
+            i: scope.tables[id(variable)].value
+            for i, variable in enumerate(base.trainable_variables)
+            if id(variable) in scope.tables
+        }
+        passed = PerturbedPass(y_pred, losses), self._carried(carried, scope)
+        return passed, tables
 
     def _scope(
         self,
-        weights: list[Tensor],
+        weights: list[Any],
         inputs: StepInputs,
         state: list[Tensor],
         carried: Sequence[Update] = (),
@@ -396,7 +414,7 @@ class ModelPasses:
 
     def _clean_pass(
         self,
-        weights: list[Tensor],
+        weights: list[Any],
         inputs: StepInputs,
         microbatch: Microbatch,
         carried: Sequence[Update],
@@ -423,8 +441,10 @@ class ModelPasses:
         return clean, self._carried(carried, scope)
 
 
-def _signed(delta: Tensor, sign: Any) -> Tensor:
+def _signed(delta: Any, sign: Any) -> Any:
     """delta, or its negative."""
+    if isinstance(delta, RowDelta):
+        return delta.mapped(functools.partial(_signed, sign=sign))
     if isinstance(sign, int):
         return delta if sign > 0 else -delta
     return ops.cast(sign, delta.dtype) * delta

@@ -225,20 +225,23 @@ class BackendTrainer(Trainer):
         memory_efficient = objective.options.memory_efficient
         outputs: Any = []
         if memory_efficient and objective.options.signs:
-            outputs = passes.perturbed_outputs(copies)
+            outputs, tables = passes.perturbed_outputs(copies)
         elif objective.options.signs:
-            outputs, pullback = jax.vjp(passes.perturbed_outputs, copies)
+            (outputs, tables), pullback = jax.vjp(passes.perturbed_outputs, copies)
         (of_loss, of_first, cotangents), outcome = jax.grad(
             scaled_total, argnums=(0, 1, 2), has_aux=True, allow_int=True
         )(state.trainable, copies, outputs)
         of_passes = [of_first]
         if objective.options.signs:
+            # Those of tables go on through the other passes, which add to them.
+            of_tables = {i: of_first[i] for i in tables}
+            rest = [None if i in tables else g for i, g in enumerate(of_first)]
             if memory_efficient:
                 # Once more, after all of the clean pass: activations of one at a time.
                 _, pullback = jax.vjp(
                     lambda copies: passes.perturbed_outputs(copies, of_first), copies
                 )
-            of_passes += pullback(cotangents)
+            of_passes = [rest, *pullback((cotangents, of_tables))]
         gradients = passes.summed(*of_passes)
         return jax.tree.map(jax.numpy.add, gradients, of_loss), outcome
 

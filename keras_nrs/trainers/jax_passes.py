@@ -22,6 +22,8 @@ from keras_nrs.step.outcomes import Passes
 from keras_nrs.step.outcomes import StepInputs
 
 Tensor = Any
+# Values of variables by their position.
+Tables = dict[int, Tensor]
 
 
 class PassesOnOneDevice:
@@ -42,10 +44,16 @@ class PassesOnOneDevice:
 
     def perturbed_outputs(
         self, copies: list[Tensor], after: list[Tensor] | None = None
-    ) -> Any:
-        """The passes at theta + delta, run after these tensors have been computed."""
+    ) -> tuple[Any, Tables]:
+        """The passes at theta + delta, run after these tensors have been computed.
+
+        And the tables of which they looked up rows. The gradient of a table that comes
+        back through these gets the rows' gradients in place.
+        """
         weights = _after_tensors(after or [], copies)
-        return self._objective.perturbed_outputs(weights, self._inputs, self._batch)
+        return _with_tables(
+            self._objective.perturbed_outputs, weights, self._inputs, self._batch
+        )
 
     def passes(self, copies: list[Tensor], perturbed_outputs: Any) -> Passes:
         """Both passes on the batch, given those at theta + delta."""
@@ -53,8 +61,8 @@ class PassesOnOneDevice:
             copies, self._inputs, self._batch, perturbed_outputs
         )
 
-    def summed(self, *gradients: list[Tensor]) -> list[Tensor]:
-        """The sum of gradients in the copies."""
+    def summed(self, *gradients: list[Tensor | None]) -> list[Tensor]:
+        """The sum of gradients in the copies, without those that are `None`."""
         return list(map(_sum, zip(*gradients, strict=True)))
 
 
@@ -113,8 +121,8 @@ class PassesOnReplicas:
 
     def perturbed_outputs(
         self, copies: list[Tensor], after: list[Tensor] | None = None
-    ) -> Any:
-        """The passes at theta + delta, run after these tensors have been computed.
+    ) -> tuple[Any, Tables]:
+        """The passes at theta + delta, and tables, as on one device.
 
         Their leaves have an axis of replicas in front.
         """
@@ -126,7 +134,9 @@ class PassesOnReplicas:
             after: list[Tensor],
         ) -> Any:
             weights = _after_tensors(after, weights)
-            return _stacked(self._objective.perturbed_outputs(weights, inputs, batch))
+            return _stacked(
+                _with_tables(self._objective.perturbed_outputs, weights, inputs, batch)
+            )
 
         return self._on_replicas(run, P(self._axis), copies, after or [])
 
@@ -179,12 +189,12 @@ class PassesOnReplicas:
             perturbed=perturbed,
         )
 
-    def summed(self, *gradients: list[Tensor]) -> list[Tensor]:
-        """The sum over all replicas of gradients in the copies."""
+    def summed(self, *gradients: list[Tensor | None]) -> list[Tensor]:
+        """The sum over all replicas of gradients in the copies, as on one device."""
 
         def run(gradients: tuple[list[Tensor], ...]) -> list[Tensor]:
             return [
-                _sum_over(self._axis, [gradient[0] for gradient in of_weight])
+                _sum_over(self._axis, [g[0] for g in of_weight if g is not None])
                 for of_weight in zip(*gradients, strict=True)
             ]
 
@@ -276,8 +286,18 @@ def _stacked(structure: Any) -> Any:
     return jax.tree.map(lambda t: t[None], structure)
 
 
-def _sum(tensors: Sequence[Tensor]) -> Tensor:
-    return functools.reduce(jax.numpy.add, tensors)
+def _with_tables(
+    run: Callable[..., Any], weights: list[Tensor], *arguments: Any
+) -> tuple[Any, Tables]:
+    """The outputs of a function of weights, and the weights that it replaced."""
+    given = list(weights)
+    outputs = run(given, *arguments)
+    pairs = zip(given, weights, strict=True)
+    return outputs, {i: new for i, (new, old) in enumerate(pairs) if new is not old}
+
+
+def _sum(tensors: Sequence[Tensor | None]) -> Tensor:
+    return functools.reduce(jax.numpy.add, [t for t in tensors if t is not None])
 
 
 def _sum_over(axis: str, gradients: Sequence[Tensor]) -> Tensor:

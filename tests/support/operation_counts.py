@@ -4,6 +4,7 @@ They are counted in the program, not timed: no other process can change them. Ot
 operations, of each element or weight, are left out.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from math import prod
 from typing import Any
@@ -24,6 +25,40 @@ def product_flops(model: keras.Model, x: np.ndarray, y: np.ndarray) -> int:
     """
     count = {"jax": _of_jax, "tensorflow": _of_tensorflow, "torch": _of_torch}
     return count[keras.config.backend()](model, x, y)
+
+
+def operations_on(
+    shape: tuple[int, ...], model: keras.Model, x: np.ndarray, y: np.ndarray
+) -> Counter[str]:
+    """How often each operation gives a tensor of a shape, on JAX and TensorFlow."""
+    model.train_on_batch(x, y)  # The first step builds what it needs.
+    if keras.config.backend() == "jax":
+        import jax
+
+        step, state = step_and_state(model, x)
+        jaxpr = jax.make_jaxpr(step)(state, (x, y, None)).jaxpr
+        return Counter(_giving(shape, jaxpr))
+    graph = _graph_of(model, x, y)
+    operations = list(graph.get_operations())
+    return Counter(
+        operation.type
+        for operation in operations
+        if any(
+            tuple(output.shape) == shape
+            for output in operation.outputs
+            if output.shape.rank is not None
+        )
+    )
+
+
+def _giving(shape: tuple[int, ...], jaxpr: Any) -> Iterator[str]:
+    for equation in jaxpr.eqns:
+        kind = equation.primitive.name
+        inner = [] if kind == "scatter-add" else list(_jaxprs_in(equation.params))
+        for each in inner:
+            yield from _giving(shape, each)
+        if not inner and any(v.aval.shape == shape for v in equation.outvars):
+            yield kind
 
 
 def _of_jax(model: keras.Model, x: np.ndarray, y: np.ndarray) -> int:
@@ -63,19 +98,21 @@ def _jaxprs_in(parameters: dict[str, Any]) -> Iterator[Any]:
 
 
 def _of_tensorflow(model: keras.Model, x: np.ndarray, y: np.ndarray) -> int:
+    graph = _graph_of(model, x, y)
+    products = ("MatMul", "Conv2D", "Conv2DBackpropInput", "Conv2DBackpropFilter")
+    for function in graph.as_graph_def().library.function:
+        hidden = [node.name for node in function.node_def if node.op in products]
+        assert not hidden, f"Shapes of {hidden} in {function.signature.name} unknown."
+    return sum(_of_operation(o) for o in graph.get_operations() if o.type in products)
+
+
+def _graph_of(model: keras.Model, x: np.ndarray, y: np.ndarray) -> Any:
     import tensorflow as tf
 
     model.optimizer.build(model.trainable_variables)
     data = tf.constant(x), tf.constant(y)
     step = tf.function(lambda: model.train_step(data), autograph=False)
-    step = step.get_concrete_function()
-    products = ("MatMul", "Conv2D", "Conv2DBackpropInput", "Conv2DBackpropFilter")
-    for function in step.graph.as_graph_def().library.function:
-        hidden = [node.name for node in function.node_def if node.op in products]
-        assert not hidden, f"Shapes of {hidden} in {function.signature.name} unknown."
-    return sum(
-        _of_operation(o) for o in step.graph.get_operations() if o.type in products
-    )
+    return step.get_concrete_function().graph
 
 
 def _of_operation(operation: Any) -> int:

@@ -33,6 +33,28 @@ def sums_of_squares(tensor: Tensor, axes: Sequence[int]) -> Tensor:
     return jax.numpy.sum(jax.numpy.square(tensor), axis=tuple(axes), keepdims=True)
 
 
+@jax.custom_vjp  # type: ignore[untyped-decorator]
+def take_rows(table: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of a table, and the table, for what reads it next.
+
+    The gradient of the rows is added in place to that of the returned table. So all
+    that read a table one after the other share one gradient of its size.
+    """
+    return jax.numpy.take(table, indices, axis=0), table
+
+
+def _take_rows_forward(table: Tensor, indices: Tensor) -> Any:
+    return take_rows(table, indices), indices
+
+
+def _take_rows_backward(indices: Tensor, cotangents: tuple[Tensor, Tensor]) -> Any:
+    of_rows, of_table = cotangents
+    return of_table.at[indices].add(of_rows), None
+
+
+take_rows.defvjp(_take_rows_forward, _take_rows_backward)
+
+
 def gradient_with(
     function: Callable[[list[Tensor]], tuple[Tensor, Any]], tensors: list[Tensor]
 ) -> tuple[list[Tensor], Any]:

@@ -26,6 +26,9 @@ class RandomStream:
         )
         self._draws = 0
 
+    # Whether some rows of a tensor can be drawn without the others.
+    draws_rows = True
+
     # Whether to draw at once what is used in parts, each more than once. XLA's CPU
     # compiler would draw a part anew for each use.
     cuts_whole = False
@@ -48,18 +51,38 @@ class RandomStream:
         self._draws += 1
         return jax.random.fold_in(self._key, self._draws)
 
-    def normal(self, shape: tuple[int, ...], dtype: str = "float32") -> Tensor:
-        """Standard normal numbers."""
-        return self._from_words(noise.normal, shape, dtype)
+    def split(self) -> "RandomStream":
+        """A stream independent of this one's draws, and of other splits."""
+        return RandomStream(jax.random.key_data(self._next_key()))
 
-    def rademacher(self, shape: tuple[int, ...], dtype: str = "float32") -> Tensor:
-        """Signs, -1 or 1 with equal probability."""
-        return self._from_words(noise.rademacher, shape, dtype)
+    def normal(
+        self,
+        shape: tuple[int, ...],
+        dtype: str = "float32",
+        *,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        """Standard normal numbers, of all rows or of those at some indices."""
+        return self._from_words(noise.normal, shape, dtype, rows)
+
+    def rademacher(
+        self,
+        shape: tuple[int, ...],
+        dtype: str = "float32",
+        *,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        """Signs, -1 or 1 with equal probability, as for `normal()`."""
+        return self._from_words(noise.rademacher, shape, dtype, rows)
 
     def _from_words(
-        self, function: Callable[..., Tensor], shape: tuple[int, ...], dtype: str
+        self,
+        function: Callable[..., Tensor],
+        shape: tuple[int, ...],
+        dtype: str,
+        rows: Tensor | None,
     ) -> Tensor:
-        words = noise.words(jax.random.key_data(self._next_key()), shape)
+        words = noise.words(jax.random.key_data(self._next_key()), shape, rows)
         # Without the barrier the compiler would draw and compile it for each use.
         return jax.lax.optimization_barrier(function(words, dtype))
 

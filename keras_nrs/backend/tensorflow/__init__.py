@@ -18,6 +18,7 @@ from keras_nrs.backend.tensorflow.functions import gradient_with as gradient_wit
 from keras_nrs.backend.tensorflow.functions import hessian_at as hessian_at
 from keras_nrs.backend.tensorflow.functions import not_in_graphs as not_in_graphs
 from keras_nrs.backend.tensorflow.functions import sums_of_squares as sums_of_squares
+from keras_nrs.backend.tensorflow.functions import take_rows as take_rows
 from keras_nrs.backend.tensorflow.random import RandomStream as RandomStream
 from keras_nrs.backend.tensorflow.random import random_state as random_state
 from keras_nrs.backend.tensorflow.random import (

@@ -33,6 +33,11 @@ def gradient(
     return gradients
 
 
+def take_rows(table: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of a table, and the table: its gradient has the rows that were read."""
+    return tf.gather(table, indices), table
+
+
 def gradient_with(
     function: Callable[[list[Tensor]], tuple[Tensor, Any]], tensors: list[Tensor]
 ) -> tuple[list[Tensor], Any]:

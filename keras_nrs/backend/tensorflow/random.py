@@ -14,9 +14,13 @@ Tensor = Any
 
 
 def _noise(
-    function: Callable[..., Tensor], key: Tensor, shape: tuple[int, ...], dtype: str
+    function: Callable[..., Tensor],
+    key: Tensor,
+    shape: tuple[int, ...],
+    dtype: str,
+    rows: Tensor | None,
 ) -> Tensor:
-    words = noise.words(tf.bitcast(tf.cast(key, "int32"), "uint32"), shape)
+    words = noise.words(tf.bitcast(tf.cast(key, "int32"), "uint32"), shape, rows)
     return function(words, dtype)
 
 
@@ -46,6 +50,8 @@ class RandomStream:
     # The noise of all weights is drawn at once.
     draws_whole = True
     cuts_whole = True
+    # Whether some rows of a tensor can be drawn without the others.
+    draws_rows = True
 
     def fold_in(self, index: Any) -> "RandomStream":
         """A stream independent of this one and of the streams of other indices."""
@@ -59,13 +65,38 @@ class RandomStream:
         draws = tf.constant(self._draws, "int64")
         return _fold_in(self._key, draws)
 
-    def normal(self, shape: tuple[int, ...], dtype: str = "float32") -> Tensor:
-        """Standard normal numbers."""
-        return _compiled_noise(noise.normal, self._next_key(), tuple(shape), dtype)
+    def split(self) -> "RandomStream":
+        """A stream independent of this one's draws, and of other splits."""
+        return RandomStream(self._next_key())
 
-    def rademacher(self, shape: tuple[int, ...], dtype: str = "float32") -> Tensor:
-        """Signs, -1 or 1 with equal probability."""
-        return _compiled_noise(noise.rademacher, self._next_key(), tuple(shape), dtype)
+    def normal(
+        self,
+        shape: tuple[int, ...],
+        dtype: str = "float32",
+        *,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        """Standard normal numbers, of all rows or of those at some indices."""
+        return self._from_words(noise.normal, shape, dtype, rows)
+
+    def rademacher(
+        self,
+        shape: tuple[int, ...],
+        dtype: str = "float32",
+        *,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        """Signs, -1 or 1 with equal probability, as for `normal()`."""
+        return self._from_words(noise.rademacher, shape, dtype, rows)
+
+    def _from_words(
+        self,
+        function: Callable[..., Tensor],
+        shape: tuple[int, ...],
+        dtype: str,
+        rows: Tensor | None,
+    ) -> Tensor:
+        return _compiled_noise(function, self._next_key(), tuple(shape), dtype, rows)
 
     def uniform(self, shape: tuple[int, ...] = (), dtype: str = "float32") -> Tensor:
         """Uniform numbers in [0, 1)."""

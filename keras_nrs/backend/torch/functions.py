@@ -49,6 +49,11 @@ def _gradient(
     return list(gradients)
 
 
+def take_rows(table: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of a table, and the table."""
+    return torch.nn.functional.embedding(indices, table), table
+
+
 def gradient_with(
     function: Callable[[list[Tensor]], tuple[Tensor, Any]], tensors: list[Tensor]
 ) -> tuple[list[Tensor], Any]:

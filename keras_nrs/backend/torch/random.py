@@ -44,6 +44,8 @@ class RandomStream:
     # The noise of all weights is drawn at once.
     draws_whole = True
     cuts_whole = True
+    # Whether some rows of a tensor can be drawn without the others.
+    draws_rows = False
 
     def __init__(self, key: Tensor) -> None:
         self._key = key

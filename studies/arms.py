@@ -123,6 +123,10 @@ ARMS = {
         _RELATIVE, fixed={"perturbed_from": 2 / 3}, passes=4 / 3
     ),
     "NRS, every second step": _nrs(_RELATIVE, fixed={"interval": 2}, passes=1.5),
+    # No step of the first third, every second of the second one, then all.
+    "NRS, a growing share of the steps": _nrs(
+        _RELATIVE, fixed={"share_grows": True}, passes=1.5
+    ),
     "NRS, half of each batch": _nrs(
         _RELATIVE, fixed={"perturbed_fraction": 0.5}, passes=1.5
     ),

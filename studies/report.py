@@ -68,6 +68,7 @@ _BELOW_TWO = (
     "NRS, last third of the epochs",
     "NRS, every second step",
     "NRS, half of each batch",
+    "NRS, a growing share of the steps",
     "RPR, 1.5 times the epochs",
     TWICE,
     "SAM",
@@ -360,7 +361,7 @@ def described(store: Store, task: str, arm: str) -> str:
     settings = chosen(store, task, arm) or {}
     shared = {} if arm == BASELINE else chosen(store, task, BASELINE) or {}
     hidden = {"scheme", "normalize", "beta", "epochs", "interval"}
-    hidden |= {"perturbed_fraction", "perturbed_from"}
+    hidden |= {"perturbed_fraction", "perturbed_from", "share_grows"}
     return ", ".join(
         f"{name.replace('_', ' ')} {value}"
         for name, value in settings.items()

@@ -36,7 +36,7 @@ PRETRAINING: Settings = {"learning_rate": 0.2, "weight_decay": 0.04}
 _OF_TRAINING = (
     *("learning_rate", "weight_decay", "ema_momentum", "label_smoothing"),
     *("epochs", "dropout", "eps_grows", "last_layer_penalty"),
-    *("averaged_from", "averaged_rate", "perturbed_from"),
+    *("averaged_from", "averaged_rate", "perturbed_from", "share_grows"),
 )
 
 Measured = dict[str, Any]
@@ -158,8 +158,9 @@ def train(
             `last_layer_penalty`, its rate; `averaged_from`, the share of the training
             after which weights are averaged, and `averaged_rate`, the share of the
             learning rate that is left then; `eps_grows`, the factor by which eps grows;
-            `perturbed_from`, the share of the training that is plain; and arguments of
-            `keras_nrs.wrap()`, which is called if there is a `scheme`.
+            `perturbed_from`, the share of the training that is plain; `share_grows`,
+            whether a third is plain, and a third perturbs every second step; and
+            arguments of `keras_nrs.wrap()`, which is called if there is a `scheme`.
         seed: Seed of all random numbers.
 
     Returns:
@@ -205,17 +206,30 @@ def train(
         "verbose": 0,
         "callbacks": callbacks,
     }
-    num_plain = round(settings.get("perturbed_from", 0.0) * epochs)
-    if num_plain:
-        trained.fit(data, epochs=num_plain, **fit_options)
-    model = wrapped(trained, settings, epochs * steps_per_epoch)
-    history = model.fit(
-        data, initial_epoch=num_plain, epochs=epochs, **fit_options
-    ).history
+    history: dict[str, list[float]] = {}
+    start = 0
+    for end, options in phases(settings, epochs):
+        model = trained
+        if options is not None:
+            model = wrapped(trained, settings | options, epochs * steps_per_epoch)
+        history = model.fit(
+            data, initial_epoch=start, epochs=end, **fit_options
+        ).history
+        start = end
     steps = (epochs - 1) * steps_per_epoch
     measured = {f"last_{name}": values[-1] for name, values in history.items()}
     measured["cpu_seconds_per_step"] = clock.seconds / max(steps, 1)
     return network, best.weights, measured
+
+
+def phases(settings: Settings, epochs: int) -> list[tuple[int, Settings | None]]:
+    """For each phase of a training its end, and more settings; a plain one has none."""
+    ends: dict[int, Settings | None] = {}
+    if settings.get("share_grows"):
+        ends = {round(epochs / 3): None, round(2 * epochs / 3): {"interval": 2}}
+    elif "perturbed_from" in settings:
+        ends = {round(settings["perturbed_from"] * epochs): None}
+    return [*((end, of) for end, of in ends.items() if end), (epochs, {})]
 
 
 def initial_network(task: Task, seed: int, *, dropout: float = 0.0) -> keras.Model:

@@ -149,6 +149,17 @@ def test_the_last_third_alone_is_perturbed(monkeypatch: pytest.MonkeyPatch) -> N
     assert steps == [("plain", i) for i in range(6)] + [("nrs", i) for i in range(6, 9)]
 
 
+def test_a_growing_share_of_the_steps_is_perturbed() -> None:
+    settings = SHARED | {"scheme": "nrs", "share_grows": True}
+    assert training.phases(settings, 30) == [
+        (10, None),
+        (20, {"interval": 2}),
+        (30, {}),
+    ]
+    _, _, measured = training.train(SMOKE, settings | {"epochs": 1.5}, 0)
+    assert measured["last_model_divergence"] > 0
+
+
 def test_eps_grows_along_a_cosine() -> None:
     settings = {"scheme": "nrs", "eps": 0.4, "eps_grows": 10.0}
     model = training.wrapped(SMOKE.network_of(0), settings, steps=100)

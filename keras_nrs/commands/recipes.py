@@ -12,6 +12,7 @@ from rich.console import Console
 
 from keras_nrs.commands.app import app
 from keras_nrs.commands.app import bad_parameters
+from keras_nrs_command import load_package
 from keras_nrs_command import without_logs
 
 
@@ -83,6 +84,7 @@ def train(
     if dry_run:
         typer.echo("\n".join([*plan, plans.DRY]))
         return
+    load_package()
     with without_logs():
         from keras_nrs.backend import join_processes
         from keras_nrs.backend import processes
@@ -156,6 +158,7 @@ def sweep(  # noqa: PLR0913
 ) -> None:
     """Search a recipe's hyperparameters on held-out training images."""
     changed = _recipe(recipe, settings)
+    load_package()
     with without_logs():
         from keras_nrs.data.download import check_connection
         from keras_nrs.experiments import plans
@@ -222,6 +225,7 @@ def report(
     ] = Path("report"),
 ) -> None:
     """Put runs into the paper's tables beside its numbers, with tests and costs."""
+    load_package()
     from keras_nrs.experiments import report
     from keras_nrs.experiments import results
 
@@ -263,5 +267,6 @@ def _recipe(name: str, settings: list[str] | None) -> Any:
         raise typer.BadParameter(
             f"No recipe has the name {name!r}. {names}All names: keras-nrs train list"
         )
-    with bad_parameters(TypeError, ValueError):
+    # Some values only Keras knows: its logs are left out.
+    with bad_parameters(TypeError, ValueError), without_logs():
         return recipes.with_settings(known[name], settings or [])

@@ -416,6 +416,7 @@ def test_both_names_of_the_help(option: str) -> None:
     assert result.exit_code == 0
     assert "--version" in result.output
     assert "Neighborhood Region Smoothing" in result.output
+    assert "..." not in result.output.partition("Commands:")[2]
 
 
 @pytest.mark.only_torch

@@ -96,7 +96,7 @@ def tune(  # noqa: PLR0913
         Path, typer.Option(help="Folder of results; finished runs are not repeated.")
     ] = Path("tune"),
 ) -> None:
-    """Find out whether NRS is worth it for a model and data, with which setting."""
+    """Find out whether, and with which setting, NRS helps a model."""
     load_package()
     from keras_nrs.tuning.script import load_data
     from keras_nrs.tuning.script import load_factory
@@ -148,7 +148,7 @@ def flatness(  # noqa: PLR0913
         Path, typer.Option(help="Folder of results; finished ones are not repeated.")
     ] = Path("flatness"),
 ) -> None:
-    """Measure how flat saved models are: a table, landscapes, spectra, a page."""
+    """Measure how flat saved models are, with figures and a page."""
     load_package()
     from keras_nrs.flatness import measurements
     from keras_nrs.flatness import report

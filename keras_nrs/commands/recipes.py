@@ -202,7 +202,8 @@ def sweep(  # noqa: PLR0913
             current.run(progress.print, progress)
         if role() == "worker":
             continue
-        Console().print(current.table)
+        console = Console()
+        console.print(current.table(console))
         typer.echo(f"Written: {current.folder / 'trials.csv'}")
         try:
             best = current.best
@@ -224,7 +225,7 @@ def report(
         Path, typer.Option(help="Folder of the report; an old one is replaced.")
     ] = Path("report"),
 ) -> None:
-    """Put runs into the paper's tables beside its numbers, with tests and costs."""
+    """Put runs into the paper's tables, beside the paper's numbers."""
     load_package()
     from keras_nrs.experiments import report
     from keras_nrs.experiments import results
@@ -237,8 +238,9 @@ def report(
             f"The report would replace {output / 'runs.csv'}, which it reads. Choose "
             "another --output."
         )
+    is_tty = sys.stdout.isatty()
     for table in report.write_report(found, output, left_out):
-        typer.echo(report.to_markdown(table))
+        typer.echo(report.to_text(table) if is_tty else report.to_markdown(table))
     if left_out:
         typer.echo("\n  ".join(["Left out, and why:", *left_out]) + "\n")
     typer.echo(f"Written: {output / 'report.md'} and {output / 'report.html'}")

@@ -1,8 +1,10 @@
-"""The entry point of `keras-nrs`, which keeps the backends quiet.
+"""The entry point of `keras-nrs`, which answers at once and keeps the backends quiet.
 
-It is beside the package, whose import imports the backend.
+It is beside the package, whose import imports Keras and the backend. That takes seconds
+and is put off until the arguments are checked: commands call `load_package()`.
 """
 
+import importlib.util
 import logging
 import os
 import re
@@ -75,6 +77,30 @@ class QuietTensorFlow(MetaPathFinder):
         return spec
 
 
+def put_off_package() -> None:
+    """Let modules of `keras_nrs` that need no Keras be imported alone.
+
+    The package is as at the beginning of its import: its `__init__` has not run. One
+    that is imported already stays.
+    """
+    spec = importlib.util.find_spec("keras_nrs")
+    assert spec is not None
+    sys.modules.setdefault("keras_nrs", importlib.util.module_from_spec(spec))
+
+
+def load_package() -> None:
+    """Finish the import of `keras_nrs`, if it was put off, with Keras and the backend.
+
+    From here on the package is what users import, with its classes known to Keras.
+    """
+    package = sys.modules["keras_nrs"]
+    if hasattr(package, "__version__"):
+        return
+    assert package.__spec__ is not None and package.__spec__.loader is not None
+    with without_logs():
+        package.__spec__.loader.exec_module(package)
+
+
 def main() -> None:
     """Run the command. Levels that the user set in the environment hold."""
     for name, level in _QUIET.items():
@@ -82,6 +108,7 @@ def main() -> None:
     sys.meta_path.insert(0, QuietTensorFlow())
     for name in _LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
-    with without_logs():
-        from keras_nrs import cli
+    put_off_package()
+    from keras_nrs import cli
+
     cli.main()

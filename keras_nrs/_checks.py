@@ -6,7 +6,6 @@ from numbers import Integral
 from numbers import Real
 from typing import Any
 
-import keras
 import numpy as np
 
 # Seeds and counters have 32 bits on all backends.
@@ -20,6 +19,8 @@ def check_nonnegative(name: str, value: Any) -> float:
     The float is in the range of float32, in which most numbers are computed.
     """
     if tuple(getattr(value, "shape", ("no tensor",))) == ():
+        import keras  # Not above: commands check settings before they import it.
+
         value = keras.ops.convert_to_numpy(value).item()
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(

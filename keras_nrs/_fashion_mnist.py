@@ -8,7 +8,6 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 from numpy.typing import NDArray
 
@@ -42,6 +41,8 @@ def load_fashion_mnist(
     """
     found = Path(folder) if folder is not None else folder_at_hand()
     if found is None:
+        import keras  # Not above: commands find files before they import it.
+
         return keras.datasets.fashion_mnist.load_data()
     return load_split(found, "train"), load_split(found, "test")
 

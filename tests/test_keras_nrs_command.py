@@ -5,47 +5,84 @@ import subprocess
 import sys
 import tomllib
 
+import keras
 import pytest
 
 import keras_nrs_command
 from tests.support.processes import ROOT
 
-VERSION = "import sys, keras_nrs_command; sys.argv[1:] = ['--version']; "
-VERSION += "keras_nrs_command.main()"
-
-
-def test_the_command_writes_nothing_but_its_answer() -> None:
-    result = subprocess.run(
-        [sys.executable, "-c", VERSION],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith("keras-nrs ")
-    assert result.stderr == ""
-
-
-LATE = """
-import sys, keras_nrs_command
+PUT_OFF = """
+import keras_nrs_command, sys
 sys.argv[1:] = ["--version"]
 try:
     keras_nrs_command.main()
 except SystemExit:
+    pass
+import keras_nrs.experiments.recipes
+assert "keras" not in sys.modules
+keras_nrs_command.load_package()
+keras_nrs_command.load_package()
+import keras, keras_nrs
+assert set(keras_nrs.__all__) <= set(dir(keras_nrs))
+assert keras_nrs.experiments.recipes
+print(keras.saving.get_registered_object("keras_nrs>NRSModel").__name__)
+if keras.config.backend() == "torch":
+    # On other backends Keras imports it late, as soon as it serializes something.
     import tensorflow
     print(tensorflow.constant(1).numpy())
 """
 
 
-@pytest.mark.only_torch
-def test_a_late_import_of_tensorflow_is_quiet_too() -> None:
-    """Keras imports it on other backends, as soon as it serializes something."""
+def test_the_package_is_imported_whole_and_without_logs() -> None:
     result = subprocess.run(
-        [sys.executable, "-c", LATE], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-c", PUT_OFF],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     assert result.returncode == 0, result.stderr
-    assert result.stdout.endswith("\n1\n")
+    version, *lines = result.stdout.splitlines()
+    assert version.startswith("keras-nrs ")
+    assert lines == ["NRSModel", *(["1"] if keras.config.backend() == "torch" else [])]
     assert result.stderr == ""
+
+
+WITHOUT_KERAS = """
+import sys
+sys.modules["keras"] = None
+import keras_nrs_command
+for line in sys.argv[1:]:
+    sys.argv[1:] = line.split()
+    try:
+        keras_nrs_command.main()
+    except SystemExit:
+        print(file=sys.stderr)
+"""
+RECIPE = "digits-wide_resnet_10_1-none-nrs"
+ANSWERS = {
+    "--version": "keras-nrs ",
+    "sweep --help": "--vary",
+    "train list digits": RECIPE,
+    f"train {RECIPE} --dry-run": "Dry run",
+    f"train {RECIPE} --no": "No such option",
+    "train digits": "No recipe has the name",
+    f"train {RECIPE} --set no=1": "Received: 'no=1'",
+    f"sweep {RECIPE} --set eps=-1": "`eps` must be finite",
+    f"train {RECIPE} --set scheme=sam": "whose own is 'ascent'",
+}
+
+
+@pytest.mark.only_torch
+def test_arguments_are_answered_without_keras() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", WITHOUT_KERAS, *ANSWERS],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    for answer in ANSWERS.values():
+        assert answer in result.stdout + result.stderr
 
 
 @pytest.mark.matrix

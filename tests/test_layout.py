@@ -29,7 +29,8 @@ FLOORS = [
     "backend",
     "forwarding labels noise saving backups unit_axes _run_store",
     "_locks _fashion_mnist _image_settings",
-    "_checks _digits _files _page _signatures _student_t keras_internals versions",
+    "_checks _digits _files _page _schemes _signatures _student_t "
+    "keras_internals versions",
 ]
 FLOOR_OF = {name: i for i, names in enumerate(FLOORS) for name in names.split()}
 

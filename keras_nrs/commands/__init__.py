@@ -1,6 +1,7 @@
 """The commands of `keras-nrs`.
 
-A command imports the packages that only it needs when it runs, not before.
+A command imports Keras, and the packages that only it needs, when it runs: arguments
+are checked first, as far as that needs no Keras.
 """
 
 # In the order in which `--help` lists the commands.

@@ -4,14 +4,13 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from typing import Annotated
 from typing import Any
 
-import keras
 import typer
 from typer.core import TyperGroup
 
-import keras_nrs
 from keras_nrs._files import DamagedFileError
 from keras_nrs._locks import InUseError
 
@@ -69,8 +68,7 @@ app = typer.Typer(
 
 def _show_versions(is_asked: bool) -> None:
     if is_asked:
-        text = f"keras-nrs {keras_nrs.__version__} (Keras {keras.__version__} on "
-        typer.echo(f"{text}{keras.config.backend()})")
+        typer.echo(f"keras-nrs {version('keras-nrs')} (Keras {version('keras')})")
         raise typer.Exit
 
 

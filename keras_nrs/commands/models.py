@@ -10,6 +10,7 @@ from rich.console import Console
 
 from keras_nrs.commands.app import app
 from keras_nrs.commands.app import bad_parameters
+from keras_nrs_command import load_package
 
 
 @app.command()
@@ -33,6 +34,7 @@ def demo(
     ] = Path("demo"),
 ) -> None:
     """Compare NRS with its controls on small images, and decide."""
+    load_package()
     from keras_nrs.experiments import demo
     from keras_nrs.experiments import demo_data
     from keras_nrs.experiments import demo_report
@@ -94,7 +96,8 @@ def tune(  # noqa: PLR0913
         Path, typer.Option(help="Folder of results; finished runs are not repeated.")
     ] = Path("tune"),
 ) -> None:
-    """Find out whether NRS is worth it for a model and data, with which setting."""
+    """Find out whether, and with which setting, NRS helps a model."""
+    load_package()
     from keras_nrs.tuning.script import load_data
     from keras_nrs.tuning.script import load_factory
     from keras_nrs.tuning.search import prepare
@@ -145,7 +148,8 @@ def flatness(  # noqa: PLR0913
         Path, typer.Option(help="Folder of results; finished ones are not repeated.")
     ] = Path("flatness"),
 ) -> None:
-    """Measure how flat saved models are: a table, landscapes, spectra, a page."""
+    """Measure how flat saved models are, with figures and a page."""
+    load_package()
     from keras_nrs.flatness import measurements
     from keras_nrs.flatness import report
 

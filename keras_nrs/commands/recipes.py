@@ -12,6 +12,7 @@ from rich.console import Console
 
 from keras_nrs.commands.app import app
 from keras_nrs.commands.app import bad_parameters
+from keras_nrs_command import load_package
 from keras_nrs_command import without_logs
 
 
@@ -83,6 +84,7 @@ def train(
     if dry_run:
         typer.echo("\n".join([*plan, plans.DRY]))
         return
+    load_package()
     with without_logs():
         from keras_nrs.backend import join_processes
         from keras_nrs.backend import processes
@@ -156,6 +158,7 @@ def sweep(  # noqa: PLR0913
 ) -> None:
     """Search a recipe's hyperparameters on held-out training images."""
     changed = _recipe(recipe, settings)
+    load_package()
     with without_logs():
         from keras_nrs.data.download import check_connection
         from keras_nrs.experiments import plans
@@ -199,7 +202,8 @@ def sweep(  # noqa: PLR0913
             current.run(progress.print, progress)
         if role() == "worker":
             continue
-        Console().print(current.table)
+        console = Console()
+        console.print(current.table(console))
         typer.echo(f"Written: {current.folder / 'trials.csv'}")
         try:
             best = current.best
@@ -221,7 +225,8 @@ def report(
         Path, typer.Option(help="Folder of the report; an old one is replaced.")
     ] = Path("report"),
 ) -> None:
-    """Put runs into the paper's tables beside its numbers, with tests and costs."""
+    """Put runs into the paper's tables, beside the paper's numbers."""
+    load_package()
     from keras_nrs.experiments import report
     from keras_nrs.experiments import results
 
@@ -233,8 +238,9 @@ def report(
             f"The report would replace {output / 'runs.csv'}, which it reads. Choose "
             "another --output."
         )
+    is_tty = sys.stdout.isatty()
     for table in report.write_report(found, output, left_out):
-        typer.echo(report.to_markdown(table))
+        typer.echo(report.to_text(table) if is_tty else report.to_markdown(table))
     if left_out:
         typer.echo("\n  ".join(["Left out, and why:", *left_out]) + "\n")
     typer.echo(f"Written: {output / 'report.md'} and {output / 'report.html'}")
@@ -263,5 +269,6 @@ def _recipe(name: str, settings: list[str] | None) -> Any:
         raise typer.BadParameter(
             f"No recipe has the name {name!r}. {names}All names: keras-nrs train list"
         )
-    with bad_parameters(TypeError, ValueError):
+    # Some values only Keras knows: its logs are left out.
+    with bad_parameters(TypeError, ValueError), without_logs():
         return recipes.with_settings(known[name], settings or [])

@@ -76,8 +76,8 @@ def _table(runs: Sequence[Run], data: str, *, has_deviations: bool) -> Table:
     table = Table(
         title=f"{TITLES[data]}, {seeds} seeds: {what}",
         caption="Eigenvalue: the largest of the last layer's Hessian on the training "
-        "images. Gain: accuracy - that of the baseline with the same seed, mean ± half "
-        "its 95 % confidence interval.",
+        "images.\nGain: accuracy - that of the baseline with the same seed,\n"
+        "mean ± half its 95 % confidence interval.",
         box=box.HEAVY_HEAD if has_deviations else box.SIMPLE,
         padding=(0, 1 if has_deviations else 0),
         pad_edge=has_deviations,

@@ -9,6 +9,7 @@ from rich.progress import BarColumn
 from rich.progress import Progress
 from rich.progress import TextColumn
 from rich.progress import TimeRemainingColumn
+from rich.table import Column
 
 
 class RunProgress(keras.callbacks.Callback):  # type: ignore[misc]
@@ -36,7 +37,8 @@ class RunProgress(keras.callbacks.Callback):  # type: ignore[misc]
         self._runs, self._epochs, self._metric = runs, epochs, metric
         self._name, self._started = "", 0
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            # On two lines of a narrow terminal, rather than cut.
+            TextColumn("{task.description}", table_column=Column()),
             BarColumn(bar_width=6),
             TimeRemainingColumn(),
             TextColumn("left"),

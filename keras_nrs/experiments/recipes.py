@@ -1,7 +1,8 @@
 """Every cell of the paper's tables as the configuration of a training.
 
 Recipes are those of the authors' released code, which made the published numbers.
-Where the paper's text differs, `source="paper"` follows it.
+Where the paper's text differs, `source="paper"` follows it. Nothing here imports Keras,
+which takes seconds, before it must: commands check recipes first.
 """
 
 import ast
@@ -10,13 +11,10 @@ import difflib
 from collections.abc import Callable
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from itertools import product
+from typing import TYPE_CHECKING
 from typing import Any
 
-import keras
-
-from keras_nrs import models
 from keras_nrs._checks import check_bool
 from keras_nrs._checks import check_choice
 from keras_nrs._checks import check_int
@@ -25,33 +23,48 @@ from keras_nrs._checks import check_positive
 from keras_nrs._checks import check_seed
 from keras_nrs._files import expect_object
 from keras_nrs._image_settings import check_image_settings
-from keras_nrs.perturbations import NAMES
-from keras_nrs.step.objective import PAPER_SCHEMES
-from keras_nrs.step.objective import SCHEMES
-from keras_nrs.step.options import StepArguments
-from keras_nrs.step.options import StepOptions
+from keras_nrs._schemes import PAPER_SCHEMES
+from keras_nrs._schemes import PERTURBATIONS
+from keras_nrs._schemes import SCHEMES
+from keras_nrs._schemes import check_own_perturbation
 
-NETWORKS: dict[str, Callable[..., keras.Model]] = {
-    "vgg16": models.vgg16,
-    "resnet18": models.resnet18,
-    "wide_resnet_28_10": models.wide_resnet,
-    "wide_resnet_16_4": partial(models.wide_resnet, depth=16, width=4),
-    "wide_resnet_10_1": partial(models.wide_resnet, depth=10, width=1),
-    "pyramidnet_164_270": models.pyramidnet,
-    "pyramidnet_164_48": partial(models.pyramidnet, widening=48),
-    "vit_ti": partial(models.vit, size="ti"),
-    "vit_s": partial(models.vit, size="s"),
-    "vit_b": partial(models.vit, size="b"),
-    "imagenet_vgg16": models.imagenet_vgg16,
-    "imagenet_resnet50": models.imagenet_resnet50,
-    "imagenet_resnet101": models.imagenet_resnet101,
+if TYPE_CHECKING:
+    from keras_nrs.step.options import StepArguments
+
+
+def _network(name: str, **options: Any) -> Callable[..., Any]:
+    """A function of `keras_nrs.models`, which is imported at the call."""
+
+    def make(*args: Any) -> Any:
+        from keras_nrs import models
+
+        return getattr(models, name)(*args, **options)
+
+    return make
+
+
+# Functions of the image shape and the number of classes.
+NETWORKS: dict[str, Callable[..., Any]] = {
+    "vgg16": _network("vgg16"),
+    "resnet18": _network("resnet18"),
+    "wide_resnet_28_10": _network("wide_resnet"),
+    "wide_resnet_16_4": _network("wide_resnet", depth=16, width=4),
+    "wide_resnet_10_1": _network("wide_resnet", depth=10, width=1),
+    "pyramidnet_164_270": _network("pyramidnet"),
+    "pyramidnet_164_48": _network("pyramidnet", widening=48),
+    "vit_ti": _network("vit", size="ti"),
+    "vit_s": _network("vit", size="s"),
+    "vit_b": _network("vit", size="b"),
+    "imagenet_vgg16": _network("imagenet_vgg16"),
+    "imagenet_resnet50": _network("imagenet_resnet50"),
+    "imagenet_resnet101": _network("imagenet_resnet101"),
 }
 # The networks of the released code, where they are others.
-RELEASED_NETWORKS: dict[str, Callable[..., keras.Model]] = {
-    "vgg16": partial(models.vgg16, batch_norm=False),
-    "vit_ti": partial(models.vit, size="ti", dropout=0.1),
-    "vit_s": partial(models.vit, size="s", dropout=0.1),
-    "vit_b": partial(models.vit, size="b", dropout=0.1),
+RELEASED_NETWORKS: dict[str, Callable[..., Any]] = {
+    "vgg16": _network("vgg16", batch_norm=False),
+    "vit_ti": _network("vit", size="ti", dropout=0.1),
+    "vit_s": _network("vit", size="s", dropout=0.1),
+    "vit_b": _network("vit", size="b", dropout=0.1),
 }
 # The values of other keys that belong to a source.
 SOURCES: dict[str, dict[str, Any]] = {
@@ -145,10 +158,10 @@ class Recipe:
         check_choice("scheme", self.scheme, SCHEMES)
         check_nonnegative("eps", self.eps)
         check_nonnegative("alpha", self.alpha)
-        check_choice("perturbation", self.perturbation, NAMES)
+        check_choice("perturbation", self.perturbation, PERTURBATIONS)
+        check_own_perturbation(self.scheme, self.perturbation, repr(self.perturbation))
         check_int("interval", self.interval, minimum=1)
         check_bool("normalize", self.normalize)
-        StepOptions.from_arguments(self.step_arguments())
         if not _is_dtype_policy(self.dtype_policy):
             raise ValueError(
                 "`dtype_policy` must be the name of a Keras dtype policy, such as "
@@ -164,7 +177,7 @@ class Recipe:
             check_seed("seeds", seed)
         check_bool("flatness", self.flatness)
 
-    def step_arguments(self) -> StepArguments:
+    def step_arguments(self) -> "StepArguments":
         """The options of `wrap()`, without eps and alpha."""
         return {
             "scheme": self.scheme,
@@ -184,6 +197,10 @@ class Recipe:
 
 
 def _is_dtype_policy(name: Any) -> bool:
+    if name == "float32":
+        return True
+    import keras  # Which alone knows the other names.
+
     try:
         return isinstance(name, str) and bool(keras.dtype_policies.get(name))
     except (TypeError, ValueError):

@@ -2,6 +2,8 @@
 
 import io
 import re
+import shutil
+import textwrap
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -96,10 +98,22 @@ def to_markdown(table: Table) -> str:
     return "\n".join([f"**{table.title}**", "", *lines]) + "\n"
 
 
+def to_text(table: Table) -> str:
+    """The table for a terminal, in blocks of columns if it is too wide for one."""
+    width = shutil.get_terminal_size().columns
+    keys = list(table.cells)[: list(table.cells).index("training") + 1]
+    cells = table.cells.map(_in_a_line).set_index(keys)
+    title = textwrap.fill(table.title, width)
+    return f"{title}\n\n{cells.to_string(line_width=width)}\n"
+
+
+def _in_a_line(cell: Any) -> str:
+    return re.sub(r"[\x00-\x1f\x7f\u2028\u2029]+", " ", str(cell))
+
+
 def _in_markdown(cell: Any) -> str:
     """A text in a line and between `|`."""
-    text = re.sub(r"[\x00-\x1f\x7f\u2028\u2029]+", " ", str(cell))
-    return re.sub(r"([\\|])", r"\\\1", text)
+    return re.sub(r"([\\|])", r"\\\1", _in_a_line(cell))
 
 
 def _left_out_section(left_out: Sequence[str]) -> list[str]:

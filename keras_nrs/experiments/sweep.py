@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_tuner.engine.trial import Trial
+from rich.console import Console
 from rich.table import Table
 
 from keras_nrs._checks import check_choice
@@ -156,10 +157,9 @@ class Sweep:
         best = replace(self.recipe, **self.best.values, validation_percent=held_out)
         return command("train", self.recipe_name, best, data_dir=self.data_dir)
 
-    @property
-    def table(self) -> Table:
-        """The results with their scores, best first."""
-        return to_table(self.recipe_name, self.results)
+    def table(self, console: Console) -> Table:
+        """The results with their scores, best first, as wide as the console."""
+        return to_table(self.recipe_name, self.results, console)
 
     def number_left(self, trials: int | None) -> int | None:
         """The largest number of trainings that are missing; `None` if none is known.

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+from rich import box
+from rich.console import Console
 from rich.table import Table
 
 from keras_nrs._files import write_text
@@ -80,16 +82,37 @@ def best_first(results: Iterable[Result]) -> list[Result]:
     )
 
 
-def to_table(title: str, results: Sequence[Result]) -> Table:
-    """The table that `keras-nrs sweep` prints."""
-    table = Table(title=title)
-    keys = results[0].values if results else ()
-    for column in (*keys, "epochs", "validation accuracy", "seconds"):
-        table.add_column(column, justify="right")
-    for result in results:
+def to_table(title: str, results: Sequence[Result], console: Console) -> Table:
+    """The table that `keras-nrs sweep` prints.
+
+    It has a column for each key, or a single one if the console is too narrow.
+    """
+    keys = list(results[0].values) if results else []
+    rows = [list(map(str, result.values.values())) for result in results]
+    table = _table(title, keys, rows, results)
+    # Without the limit of the console's own width.
+    options = console.options.update(width=10_000)
+    if console.measure(table, options=options).maximum <= console.width:
+        return table
+    pairs = [map("=".join, zip(keys, row, strict=True)) for row in rows]
+    return _table(title, ["values"], [[", ".join(of_row)] for of_row in pairs], results)
+
+
+def _table(
+    title: str,
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    results: Sequence[Result],
+) -> Table:
+    """The rows, with what was measured. A number is never wrapped or cut."""
+    table = Table(title=title, box=box.SIMPLE, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    for heading in ("epochs", "validation\naccuracy", "seconds"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row, result in zip(rows, results, strict=True):
         seconds = f"{result.seconds:.0f}" if result.scores else ""
-        cells = *result.values.values(), result.epochs, result, seconds
-        table.add_row(*map(str, cells))
+        table.add_row(*row, str(result.epochs), str(result), seconds)
     return table
 
 

@@ -1,5 +1,6 @@
 """Distributions of the weight perturbation delta."""
 
+from keras_nrs._schemes import PERTURBATIONS
 from keras_nrs.perturbations.ascent import AdaptiveAscent as AdaptiveAscent
 from keras_nrs.perturbations.ascent import Ascent as Ascent
 from keras_nrs.perturbations.balls import Ball as Ball
@@ -16,16 +17,17 @@ from keras_nrs.perturbations.random_noise import random_stream as random_stream
 from keras_nrs.perturbations.scaled_noise import ElementwiseNoise as ElementwiseNoise
 from keras_nrs.perturbations.scaled_noise import ReleasedCode as ReleasedCode
 
-NAMES: dict[str, type[Perturbation]] = {
-    "ball": Ball,
-    "relative": RelativeBall,
-    "layerwise": LayerwiseBall,
-    "filterwise": FilterwiseBall,
-    "elementwise": ElementwiseNoise,
-    "released": ReleasedCode,
-    "ascent": Ascent,
-    "adaptive_ascent": AdaptiveAscent,
-}
+_CLASSES = (
+    Ball,
+    RelativeBall,
+    LayerwiseBall,
+    FilterwiseBall,
+    ElementwiseNoise,
+    ReleasedCode,
+    Ascent,
+    AdaptiveAscent,
+)
+NAMES: dict[str, type[Perturbation]] = dict(zip(PERTURBATIONS, _CLASSES, strict=True))
 
 
 def get_perturbation(identifier: str | Perturbation) -> Perturbation:

@@ -20,9 +20,6 @@ from keras_nrs.step.output_divergences import total_divergence
 
 Tensor = Any
 
-PAPER_SCHEMES = ("nrs", "rpr", "baseline")
-SCHEMES = (*PAPER_SCHEMES, "sam", "asam")
-
 
 class Terms(NamedTuple):
     """The terms of Equation 3: scalars.

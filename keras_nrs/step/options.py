@@ -15,17 +15,15 @@ from keras_nrs._checks import check_choice
 from keras_nrs._checks import check_fraction
 from keras_nrs._checks import check_int
 from keras_nrs._checks import check_nonnegative
+from keras_nrs._schemes import OWN_PERTURBATIONS
+from keras_nrs._schemes import SCHEMES
+from keras_nrs._schemes import check_own_perturbation
 from keras_nrs._signatures import Function
 from keras_nrs._signatures import spell_out
 from keras_nrs.perturbations import NAMES
-from keras_nrs.perturbations import AdaptiveAscent
-from keras_nrs.perturbations import Ascent
 from keras_nrs.perturbations import Perturbation
 from keras_nrs.perturbations import get_perturbation
-from keras_nrs.step.objective import SCHEMES
 
-# The perturbations of schemes that have their own.
-_ASCENTS: dict[str, type[Ascent]] = {"sam": Ascent, "asam": AdaptiveAscent}
 # Of the settings that the study tried on all main tasks, the one that lost least on its
 # worst task: `python -m studies default`.
 DEFAULT_PERTURBATION = "relative"
@@ -72,10 +70,9 @@ class StepOptions:
 
     def __post_init__(self) -> None:
         scheme = check_choice("scheme", self.scheme, SCHEMES)
-        ascent = _ASCENTS.get(scheme)
         perturbation: Any = self.perturbation
         if perturbation is None:
-            perturbation = ascent() if ascent else DEFAULT_PERTURBATION
+            perturbation = OWN_PERTURBATIONS.get(scheme, DEFAULT_PERTURBATION)
         checked = {
             "beta": check_nonnegative("beta", self.beta),
             "scheme": scheme,
@@ -97,14 +94,9 @@ class StepOptions:
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
-        if ascent is not None and type(self.perturbation) is not ascent:
-            own = next(name for name, kind in NAMES.items() if kind is ascent)
-            raise ValueError(
-                f"`perturbation` must not be given with scheme={self.scheme!r}, whose "
-                f"own is {own!r}. Received: perturbation="
-                f"{type(self.perturbation).__name__}. Leave it out, pass {own!r}, or "
-                "take scheme='rpr'."
-            )
+        kind = type(self.perturbation)
+        own_name = next((name for name in NAMES if NAMES[name] is kind), None)
+        check_own_perturbation(scheme, own_name, kind.__name__)
         self._check_combination()
 
     def _check_combination(self) -> None:

@@ -40,6 +40,17 @@ def test_the_longest_line_of_the_demo_fits_80_columns() -> None:
     assert "…" not in file.getvalue()
 
 
+def test_a_longer_line_is_continued_on_the_next_one() -> None:
+    file = io.StringIO()
+    console = Console(file=file, width=80, force_terminal=True)
+    with RunProgress(40, 100, console) as progress:
+        progress.start("learning_rate=0.05,weight_decay=0.001,batch_size=256, seed 0")
+        progress.on_epoch_end(99)
+    assert "epoch 100/100" in file.getvalue()
+    assert "left" in file.getvalue()
+    assert "…" not in file.getvalue()
+
+
 def test_lines_are_printed_above_it_as_they_are() -> None:
     file = io.StringIO()
     console = Console(file=file, width=40, force_terminal=True)

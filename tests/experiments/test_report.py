@@ -12,7 +12,9 @@ from typer.testing import CliRunner
 from keras_nrs import cli
 from keras_nrs._locks import locked
 from keras_nrs.experiments.report import to_csv
+from keras_nrs.experiments.report import to_text
 from keras_nrs.experiments.report import write_report
+from keras_nrs.experiments.report_tables import Table
 from keras_nrs.experiments.results import read_runs
 
 # Nothing here depends on the backend; this one starts soonest.
@@ -63,6 +65,20 @@ def test_the_command(folder: Path, tmp_path: Path) -> None:
     assert "96.94 ± 0.17" in (output / "report.html").read_text()
     table_1 = pd.read_csv(output / "table1.csv")
     assert list(table_1) == ["network", "training", "cifar10, basic"]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_table_on_a_terminal_cuts_no_cell(
+    width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    headings = [f"cifar{i}, basic" for i in range(6)]
+    row = {"network": "resnet18", "training": "baseline, twice the loss"}
+    row |= dict.fromkeys(headings, "95.09 ± 1.19 [95.5]")
+    text = to_text(Table("table1", "Table 1", pd.DataFrame([row])))
+    assert text.count("95.09 ± 1.19 [95.5]") == 6
+    assert all(heading in text for heading in headings)
+    assert max(map(len, text.splitlines())) <= width
 
 
 def report(folder: Path, output: Path) -> str:

@@ -9,10 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from keras_nrs import cli
+from keras_nrs._schemes import SCHEMES
 from keras_nrs.experiments.recipes import recipes
 from keras_nrs.experiments.recipes import with_values
 from keras_nrs.experiments.results import read_runs
-from keras_nrs.step.objective import SCHEMES
 from tests.experiments.runs import write_run
 
 STUDY = Path(__file__).parents[2] / "docs" / "study" / "runs"

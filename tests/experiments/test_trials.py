@@ -38,10 +38,25 @@ def test_results_as_text() -> None:
     assert str(BEST) == "0.8500 ± 0.0707"
     assert str(Result({}, 9, (0.5,))) == "0.5000"
     console = Console(file=io.StringIO(), width=100)
-    console.print(to_table("name", [BEST, DIVERGED]))
+    console.print(to_table("name", [BEST, DIVERGED], console))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "0.8500 ± 0.0707" in text
     assert "diverged" in text
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("number", [3, 6])
+def test_the_table_cuts_nothing(width: int, number: int) -> None:
+    values = {"learning_rate": 0.012345, "weight_decay": 0.0012345, "batch_size": 256}
+    values |= {"eps": 0.1234, "alpha": 1.234, "perturbation": "adaptive_ascent"}
+    values = dict(list(values.items())[:number])
+    console = Console(file=io.StringIO(), width=width)
+    result = Result(values, 200, (0.9, 0.91), 123456.7)
+    console.print(to_table("name", [result], console))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    for part in (*values, *values.values(), "200", str(result), "123457"):
+        assert str(part) in text
+    assert ("learning_rate=" in text) == (width == 80 and number == 6)
 
 
 def test_the_csv_file(tmp_path: Path) -> None:

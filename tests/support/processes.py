@@ -26,6 +26,15 @@ def run_python(script: str, *arguments: object, backend: str | None = None) -> s
     return result.stdout
 
 
+def hide_tensorflow(folder: Path) -> None:
+    """Let Python processes that begin in a folder not find TensorFlow.
+
+    Other backends need it for little, but Keras imports it for a seed where it is
+    installed, which takes seconds.
+    """
+    (folder / "tensorflow.py").write_text("raise ImportError")
+
+
 def free_ports(number: int) -> list[int]:
     """Ports of this machine that no program uses."""
     with ExitStack() as stack:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sklearn.datasets
 
 from tests.support.matrix import rest
 from tests.support.processes import ROOT
@@ -39,8 +40,16 @@ PROGRAMS = {
 }
 
 
+LOAD_DIGITS = sklearn.datasets.load_digits
 # What is run on each backend: the quick start.
 EXAMPLES = ["README-0"]
+
+
+def some_digits(*, return_X_y: bool = False) -> Any:  # noqa: N803
+    """The first 300 samples of scikit-learn's digits."""
+    digits = LOAD_DIGITS()
+    digits.update({name: digits[name][:300] for name in ("data", "images", "target")})
+    return (digits.data, digits.target) if return_X_y else digits
 
 
 @pytest.mark.parametrize(
@@ -50,6 +59,8 @@ def test_python_of_the_guide(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    # Steps by the hundred show no more than some.
+    monkeypatch.setattr(sklearn.datasets, "load_digits", some_digits)
     names: dict[str, Any] = {"__name__": "__main__"}
     exec(PROGRAMS[name], names)
     assert names["model"].built

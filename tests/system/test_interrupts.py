@@ -33,7 +33,8 @@ from tests.support.networks import compile_classifier
 
 # A process that has imported everything, of which the others are copies.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload([__name__])
+# Keras imports TensorFlow for a seed: once here, not in each copy.
+PROCESSES.set_forkserver_preload([__name__, "tensorflow"])
 KILLS = int(os.environ.get("KERAS_NRS_KILLS", "20"))
 RECIPE = "digits-wide_resnet_10_1-none-nrs"
 

@@ -16,6 +16,7 @@ from tests.support.arrays import ROUNDING
 from tests.support.networks import cnn
 from tests.support.processes import ROOT
 from tests.support.processes import free_ports
+from tests.support.processes import hide_tensorflow
 from tests.support.training_in_processes import OPTIONS
 from tests.support.training_in_processes import train
 from tests.support.training_in_processes import validation_data
@@ -28,6 +29,7 @@ PRINT = 'print("FOUND", json.dumps([w.tolist() for w in model.get_weights()]))\n
 
 def two_processes(folder: Path, *arguments: str) -> list[list[str]]:
     """The lines that Python prints in each of two processes of a group."""
+    hide_tensorflow(folder)
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
     shared |= {"MASTER_PORT": str(*free_ports(1)), "PYTHONPATH": str(ROOT)}
     processes = [

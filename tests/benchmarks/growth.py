@@ -203,8 +203,12 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
                 right.plot(x, sizes, **style.line, marker=style.marker, label=network)
         for axes in (left, right):
             axes.axhline(2, color=GRAY, linestyle=":")
-            axes.set_xscale("log", base=10 if axis == "weights" else 2)
+            axes.set_xscale("log")
             axes.set_xlabel(axis)
+            if axis != "weights":
+                ticks = sorted({row[axis] for row in rows if row["axis"] == axis})
+                axes.set_xticks(ticks, ticks)
+                axes.minorticks_off()
             axes.legend()
         left.set_ylabel("time / plain step")
         right.set_ylabel("memory / plain step")

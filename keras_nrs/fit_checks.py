@@ -280,6 +280,37 @@ class ProcessesAgree(keras.callbacks.Callback):  # type: ignore[misc]
         )
 
 
+class StopTogether(keras.callbacks.Callback):  # type: ignore[misc]
+    """Ends training in all processes after the epoch in which one of them ends it.
+
+    Every step needs all processes. Logs of an epoch are those of all samples, but a
+    callback may be given to one process alone, or read a clock or what else is its own;
+    and on PyTorch the logs of a batch are those of one process. So `stop_training`
+    within an epoch waits for its end, where the processes agree. That costs one number
+    an epoch.
+    """
+
+    # Keras's name. Callbacks that may stop a training within an epoch have no such
+    # attribute, and Keras then calls this one after them.
+    async_safe = True
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self._is_due = False
+        self._has_others = len(values_of_processes([0], self.model)) > 1
+        # On JAX each read of `self.model` gives it the state of the step.
+        self._trained = self.model
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if self._has_others and self._trained.stop_training:
+            self._is_due, self._trained.stop_training = True, False
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        if self._has_others:
+            own = self._is_due or bool(self.model.stop_training)
+            wishes = values_of_processes([own], self.model)
+            self.model.stop_training = any(wish for (wish,) in wishes)
+
+
 def _given(model: Any) -> tuple[Any, Any]:
     """eps and alpha, or the schedules that give them."""
     eps, alpha = (

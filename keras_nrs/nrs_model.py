@@ -21,6 +21,7 @@ from keras_nrs.coefficients import Coefficient
 from keras_nrs.coefficients import Given
 from keras_nrs.fit_checks import EpsWarnings
 from keras_nrs.fit_checks import ProcessesAgree
+from keras_nrs.fit_checks import StopTogether
 from keras_nrs.forwarding import Forwarded
 from keras_nrs.forwarding import ForwardsToBase
 from keras_nrs.forwarding import TensorBoardGraphs
@@ -408,7 +409,8 @@ class NRSModel(ForwardsToBase, keras.Model):  # type: ignore[misc]
         in_list = getattr(callbacks, "callbacks", None)  # Of Keras's CallbackList.
         given = keras.tree.flatten(callbacks or []) if in_list is None else in_list
         own: list[Any] = [ProcessesAgree(arguments.get("x")), self._eps_warnings]
-        own.append(TensorBoardGraphs(given))
+        # The last one sees what all others have decided.
+        own += [TensorBoardGraphs(given), StopTogether()]
         used = [*with_atomic_backups(given, is_first_process=is_first), *own]
         if in_list is None:
             callbacks = used

@@ -232,6 +232,31 @@ def test_processes_that_would_wait_for_each_other_are_told(
 
 
 @pytest.mark.matrix
+@pytest.mark.parametrize("who", ["this", "other"])
+def test_all_processes_end_after_the_epoch_in_which_one_stops(
+    monkeypatch: pytest.MonkeyPatch, who: str
+) -> None:
+    def of_two(values: list[float], model: Any = None) -> list[list[float]]:
+        wishes = model is not None
+        return [values, [float(who == "other")] if wishes else values]
+
+    monkeypatch.setattr(fit_checks, "values_of_processes", of_two)
+    nrs = keras_nrs.wrap(linear_classifier(), eps=0.3)
+    batches = []
+
+    def stop(batch: int, logs: Any) -> None:
+        batches.append(batch)
+        nrs.stop_training = who == "this" and batch == 0
+
+    callback = keras.callbacks.LambdaCallback(on_train_batch_end=stop)
+    x, y = normal_data(8)
+    history = nrs.fit(x, y, batch_size=4, epochs=3, verbose=0, callbacks=[callback])
+    assert history.epoch == [0]
+    assert batches == [0, 1]
+    assert nrs.stop_training
+
+
+@pytest.mark.matrix
 @pytest.mark.parametrize("value", [math.nan, -1.0, math.inf])
 @pytest.mark.parametrize("name", ["eps", "alpha"])
 def test_a_value_assigned_to_the_variable_is_checked_at_the_next_epoch(

@@ -30,6 +30,8 @@ from keras_nrs._files import write_text
 OBJECTIVE = "validation_accuracy"
 REMEDY = "Restore it, or choose another output folder."
 _POLLING_SECONDS = 0.2
+# Of KerasTuner's distributed mode.
+_VARIABLES = ("KERASTUNER_ORACLE_IP", "KERASTUNER_ORACLE_PORT", "KERASTUNER_TUNER_ID")
 
 State = dict[str, Any]
 
@@ -43,7 +45,7 @@ def role() -> str:
     Raises:
         ValueError: if only some of KerasTuner's variables are set.
     """
-    names = ("KERASTUNER_ORACLE_IP", "KERASTUNER_ORACLE_PORT", "KERASTUNER_TUNER_ID")
+    names = _VARIABLES
     if names[0] not in os.environ:
         return "alone"
     missing = [name for name in names if name not in os.environ]
@@ -61,13 +63,35 @@ class _AtomicOracle(keras_tuner.Oracle):  # type: ignore[misc]
     def __init__(self, *, path: Path, request: State, **settings: Any) -> None:
         super().__init__(**settings)
         self.path, self._request = path, request
+        self._awaited: set[str] = set()
 
     def create_trial(self, tuner_id: str) -> Trial:
         is_known = tuner_id in self.ongoing_trials
         trial = super().create_trial(tuner_id)
-        if trial.status == TrialStatus.RUNNING and not is_known:
+        if trial.status != TrialStatus.RUNNING:
+            self._tell_who_is_awaited()
+        elif not is_known:
             self._write()
         return trial
+
+    def _tell_who_is_awaited(self) -> None:
+        """Name the workers whose trials are the last: they may be dead."""
+        ids = set(self.ongoing_trials)
+        if ids and ids != self._awaited:
+            print(
+                f"All trials are taken. Still training: {', '.join(sorted(ids))}. The "
+                "trial of a worker that has died goes on when you start it again with "
+                "the same KERASTUNER_TUNER_ID.",
+                flush=True,
+            )
+        self._awaited = ids
+
+    def take_over(self, tuner_id: str) -> None:
+        """Let one process train what workers were training when they were stopped."""
+        others = [i for i in self.ongoing_trials if i != tuner_id]
+        trials = [self.ongoing_trials.pop(other) for other in others]
+        # Trials are taken from its end.
+        self._retry_queue += [trial.trial_id for trial in reversed(trials)]
 
     def end_trial(self, trial: Trial) -> None:
         # A trial from another process has its values in another order.
@@ -104,6 +128,14 @@ class _AtomicOracle(keras_tuner.Oracle):  # type: ignore[misc]
 
 
 class _Grid(_AtomicOracle, oracles.GridSearchOracle):  # type: ignore[misc]
+    def populate_space(self, trial_id: str) -> State:
+        proposed: State = super().populate_space(trial_id)
+        # KerasTuner lets all but the first trial end before the next one begins, in
+        # case it finds new keys. Then no more than two workers would ever train.
+        if proposed["status"] == TrialStatus.RUNNING:
+            self._populate_next.append(trial_id)
+        return proposed
+
     def get_state(self) -> State:
         ids = self.start_order[:1]
         while ids and (following := self._ordered_ids.next(ids[-1])) is not None:
@@ -199,17 +231,31 @@ class Tuner(BaseTuner):  # type: ignore[misc]
             oracle.reload()
         folder = path.parent
         super().__init__(oracle, directory=folder.parent, project_name=folder.name)
+        if role() == "alone":
+            oracle.take_over(self.tuner_id)
 
     def search(self) -> None:
         """Run the trials that are missing, or hand them to the workers.
 
         Raises:
             Exception: the error of a training, unless it is a `FloatingPointError`.
+            OSError: in a worker, if the chief does not answer or could not write.
         """
         try:
             super().search(verbose=0)
         except FatalError as error:
             raise error.__cause__ or error from None
+        except Exception as error:
+            # Of an error of gRPC, which is imported in the distributed mode alone.
+            details = getattr(error, "details", None)
+            if details is None or not self._is_worker_process:
+                raise
+            address = ":".join(os.environ[name] for name in _VARIABLES[:2])
+            raise OSError(
+                f"The chief at {address} could not do its part: {details()}. Mend that "
+                "there, and start this worker again with its ID: finished trainings "
+                "are kept."
+            ) from error
 
     def run_trial(self, trial: Trial, verbose: int) -> dict[str, float]:
         try:

@@ -187,12 +187,18 @@ class Sweep:
             InUseError: if another process runs the sweep. Workers may be several.
         """
         self._progress = progress
+        # Workers and their chief would wait for each other.
+        is_over = self._role != "alone" and self.is_finished
+        if is_over:
+            report(f"{self.recipe_name}: has finished before, in {self.folder}.")
         if self._role == "worker":
-            self._run(report)
+            if not is_over:
+                self._run(report)
             return
         with locked(self.folder):
             self._check_folder()
-            self._run(report)
+            if not is_over:
+                self._run(report)
             self._write()
 
     def _run(self, report: Callable[[str], None]) -> None:

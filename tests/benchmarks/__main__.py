@@ -74,7 +74,7 @@ def print_memory(name: str, batch_size: int) -> None:
     sizes = {}
     for variant in (networks.PLAIN, "NRS", "NRS, memory_efficient"):
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-            size = process.submit(memory.step_bytes, name, batch_size, variant).result()
+            size = process.submit(memory.bytes_of, name, batch_size, variant).result()
         sizes[variant] = size
         print(
             f"{name}, batch of {batch_size}, memory of {variant}: {size / 2**20:.0f} "

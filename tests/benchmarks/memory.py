@@ -13,16 +13,21 @@ from tests.benchmarks import networks
 from tests.benchmarks import timing
 
 
-def step_bytes(name: str, batch_size: int, variant: str) -> int:
-    """What a step needs besides weights and data.
+def bytes_of(name: str, batch_size: int, variant: str) -> int:
+    """What a step of one of `networks.NETWORKS` needs besides weights and data."""
+    return step_bytes(
+        networks.trained(networks.NETWORKS[name].make, variant), batch_size
+    )
+
+
+def step_bytes(model: keras.Model, batch_size: int) -> int:
+    """What a step needs besides weights and data, of each device.
 
     On JAX the compiler's own figure, on PyTorch the most that it had allocated. On
     TensorFlow by how much a step makes the process grow after one on a single sample,
     which is right in a new process only.
     """
-    make = networks.NETWORKS[name].make
-    model = networks.trained(make, variant)
-    x, y = networks.data(make(), batch_size)
+    x, y = networks.data(model, batch_size)
     if keras.config.backend() == "jax":
         analysis = lowered_step(model, x, y).compile().memory_analysis()
         return int(analysis.temp_size_in_bytes)
@@ -38,6 +43,10 @@ def lowered_step(model: keras.Model, x: np.ndarray, y: np.ndarray) -> Any:
     import jax
 
     step, state = step_and_state(model, x)
+    if (distribution := keras.distribution.distribution()) is not None:
+        mesh = distribution.device_mesh.backend_mesh
+        split = jax.sharding.PartitionSpec(distribution.batch_dim_name)
+        x, y = jax.device_put((x, y), jax.sharding.NamedSharding(mesh, split))
     # As Keras compiles it: the state is given away and comes back new.
     return jax.jit(step, donate_argnums=0).lower(state, (x, y, None))
 

@@ -35,7 +35,7 @@ def test_the_table(
     output = capsys.readouterr().out
     for name in (*networks.VARIANTS, "textbook SAM"):
         assert f"| {name} |" in output
-    assert memory.step_bytes("CNN", 64, "NRS, memory_efficient") >= 0
+    assert memory.bytes_of("CNN", 64, "NRS, memory_efficient") >= 0
 
 
 @pytest.mark.only_torch  # Which variants run is the same everywhere.
@@ -55,11 +55,22 @@ def test_some_variants(
 
 @pytest.mark.filterwarnings("ignore:eps=0.3 has no effect")
 @pytest.mark.matrix
-def test_growth(capsys: pytest.CaptureFixture[str]) -> None:
+def test_growth(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
     growth.print_ratios("tiny", growth.tiny, 4, {"": {}})
     growth.print_noise(128)
     output = capsys.readouterr().out
     assert "tiny: " in output and "128 elements, normal: " in output
+    monkeypatch.setattr(growth, "RUN_SECONDS", 0)
+    row = growth.measured(growth.Point("weights", "tiny", growth.tiny, batch_size=4))
+    assert row["weights"] == 50
+    assert row["lowest"] <= row["ratio"] <= row["highest"]
+    growth.write_curves([row], tmp_path)
+    assert (tmp_path / "growth.csv").read_text().count("\n") == 2
+    assert (tmp_path / "growth.png").exists()
 
 
 @pytest.mark.only_torch

@@ -1,8 +1,9 @@
 """Searches that are killed, and KerasTuner's distributed mode."""
 
 import json
-import socket
 from collections.abc import Callable
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from tests.experiments.sweeps import SEARCHES
 from tests.experiments.sweeps import invoke
 from tests.experiments.sweeps import make
 from tests.experiments.sweeps import trials_in_order
+from tests.support.processes import NUMBERS
+from tests.support.processes import free_ports
 
 # Nothing here depends on the backend; this one starts soonest.
 pytestmark = pytest.mark.only_torch
@@ -110,66 +113,127 @@ def test_distributed_mode_needs_all_variables(
     )
 
 
-# A chief or a worker. Its trainings wait until both workers train.
+# A chief or a worker. Its trainings wait until all workers train. A worker that is
+# killed in its first one is started again.
 SCRIPT = """
-import os, sys, time
+import os, signal, sys, time
 from pathlib import Path
 from types import SimpleNamespace
 from keras_tuner.src.distribute import oracle_chief
 from keras_nrs import cli
-from keras_nrs.experiments import paper_sweeps, sweep
+from keras_nrs.experiments import paper_sweeps, search, sweep
 
 class Training:
     def __init__(self, recipe, seed, path, data_dir, test):
         self.recipe, self.name = recipe, path.parent.name
 
     def run(self, verbose, until, callbacks):
-        log = folder / f"{os.environ['KERASTUNER_TUNER_ID']}.log"
-        with log.open("a") as file:
-            file.write(self.name + "\\n")
-        while len(list(folder.glob("*.log"))) < 2:
+        worker = folder / os.environ["KERASTUNER_TUNER_ID"]
+        worker.with_suffix(".started").touch()
+        while len(list(folder.glob("*.started"))) < number:
             time.sleep(0.05)
+        if is_deadly:
+            os.kill(os.getpid(), signal.SIGKILL)
+        with worker.with_suffix(".log").open("a") as file:
+            file.write(self.name + "\\n")
         return {"validation_accuracy": self.recipe.eps, "training_seconds": 0}
 
 sweep.Training = Training
 # The chief waits for 20 seconds after the first worker has left.
 oracle_chief.time = SimpleNamespace(sleep=lambda seconds: time.sleep(0.2))
 
-def main(name, *arguments):
-    global folder
-    folder, sys.argv[1:] = Path(name), arguments
+def main(name, num_workers, victim, *arguments):
+    global folder, number, is_deadly
+    folder, number, sys.argv[1:] = Path(name), num_workers, arguments
+    is_deadly = os.environ["KERASTUNER_TUNER_ID"] == victim
+    if is_deadly and (first := os.fork()):
+        assert os.waitstatus_to_exitcode(os.waitpid(first, 0)[1]) == -signal.SIGKILL
+        is_deadly = False
     cli.main()
 """
 
 
-def test_two_workers_share_a_search(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    arguments = [
-        str(tmp_path),
-        *["sweep", NRS, "--set", "seeds=0", "--output", str(tmp_path / "out")],
-        *["--vary", "eps=0.1,0.2,0.3", "--vary", "alpha=1,2"],
-    ]
-    address = {"IP": "127.0.0.1", "PORT": str(port)}
-    environment = {f"KERASTUNER_ORACLE_{key}": address[key] for key in address}
-    with Script(SCRIPT, tmp_path) as script:
-        results = script.run_together(
-            *(
-                (arguments, environment | {"KERASTUNER_TUNER_ID": name})
-                for name in ("chief", "one", "two")
-            )
-        )
-    assert [code for code, _ in results] == [0, 0, 0], results
-    done = [(tmp_path / f"{name}.log").read_text().split() for name in ("one", "two")]
+@pytest.fixture(scope="module")
+def script(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Script]:
+    with Script(SCRIPT, tmp_path_factory.mktemp("outputs")) as script:
+        yield script
+
+
+def environments(*names: str) -> list[dict[str, str]]:
+    """What makes a process the chief or a worker."""
+    address = {"IP": "127.0.0.1", "PORT": str(*free_ports(1))}
+    common = {f"KERASTUNER_ORACLE_{key}": address[key] for key in address}
+    return [common | {"KERASTUNER_TUNER_ID": name} for name in names]
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_workers_share_a_search_and_one_is_killed(
+    tmp_path: Path, script: Script, number: int
+) -> None:
+    names = [f"worker-{i}" for i in range(number)]
+    options = ["sweep", NRS, "--set", "seeds=0", "--output", str(tmp_path / "out")]
+    options += ["--vary", "eps=0.1,0.2,0.3", "--vary", "alpha=1,2"]
+
+    def run(*names: str) -> list[tuple[int, str]]:
+        arguments = [str(tmp_path), number, "worker-1", *options]
+        return script.run_together(*((arguments, e) for e in environments(*names)))
+
+    results = run("chief", *names)
+    assert [code for code, _ in results] == [0] * (1 + number), results
+    done = [(tmp_path / f"{name}.log").read_text().split() for name in names]
     assert all(done)
     grid = [f"eps={eps},alpha={alpha}" for eps in (0.1, 0.2, 0.3) for alpha in (1, 2)]
-    assert sorted(done[0] + done[1]) == grid
+    assert sorted(chain(*done)) == grid
     chief, *workers = [output for _, output in results]
     assert "Best: eps=0.3" in chief
     assert not any("Best" in output for output in workers)
     assert sum(output.count("validation accuracy 0.") for output in workers) == 6
     best = json.loads((tmp_path / "out" / NRS / "best.json").read_text())
     assert best["validation_accuracy"] == 0.3
+    # What comes too late waits for no one.
+    for name in ("worker-0", "chief"):
+        ((code, output),) = run(name)
+        assert code == 0 and "has finished before" in output, output
+    assert done == [(tmp_path / f"{name}.log").read_text().split() for name in names]
+
+
+def test_a_worker_says_what_stopped_its_chief(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class RpcError(Exception):
+        def details(self) -> str:
+            return "[Errno 28] No space left on device"
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise RpcError
+
+    (environment,) = environments("worker-1")
+    for variable, value in environment.items():
+        monkeypatch.setenv(variable, value)
+    monkeypatch.setattr(search.BaseTuner, "search", fail)
+    with pytest.raises(
+        OSError, match=r"chief at 127\.0\.0\.1:\d+ could not.*No space left"
+    ):
+        make("grid", tmp_path).run(lambda line: None)
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_one_process_goes_on_where_workers_were_stopped(
+    tmp_path: Path, trained: list[Any], kill_at: Any, name: str
+) -> None:
+    kill_at(2, True)
+    with pytest.raises(Killed):
+        make(name, tmp_path / "stopped").run(lambda line: None)
+    path = tmp_path / "stopped" / "search.json"
+    state = json.loads(path.read_text())
+    ongoing = state["oracle"]["ongoing_trials"]
+    ongoing["worker-1"] = ongoing.pop("tuner0")
+    path.write_text(json.dumps(state))
+    kill_at(0, True)
+    for folder in ("stopped", "whole"):
+        make(name, tmp_path / folder).run(lambda line: None)
+    found = [trials_in_order(tmp_path / folder) for folder in ("stopped", "whole")]
+    assert found[0] == found[1]
 
 
 DAMAGE = {

@@ -8,8 +8,11 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import keras
+import pytest
 
 ROOT = Path(__file__).parents[2]
+# Of a run, for tests: what holds for two may not hold for more.
+NUMBERS = [2, pytest.param(4, marks=pytest.mark.slow)]
 
 
 def run_python(script: str, *arguments: object, backend: str | None = None) -> str:

@@ -62,11 +62,43 @@ def train(options: dict[str, Any], index: int, number: int) -> dict[str, Any]:
     }
 
 
+class Stop(keras.callbacks.Callback):
+    """Stops a training within the second epoch, or at its end."""
+
+    def __init__(self, within_epoch: bool) -> None:
+        super().__init__()
+        self._within_epoch, self._epoch = within_epoch, 0
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if self._within_epoch and (self._epoch, batch) == (1, 1):
+            self.model.stop_training = True
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self._epoch = epoch + 1
+        if self._epoch == 2 and not self._within_epoch:
+            self.model.stop_training = True
+
+
+def stopped_epochs(index: int, number: int) -> list[int]:
+    """How many of 4 epochs the last process trains, which one process stops."""
+    x, y = share(index, number)
+    nrs = keras_nrs.wrap(cnn())
+    batch_size, counts = BATCH_SIZE // number, []
+    for stopper, within_epoch in ((0, True), (number - 1, True), (0, False)):
+        callbacks = [Stop(within_epoch)] if index == stopper else []
+        history = nrs.fit(
+            x, y, batch_size=batch_size, epochs=4, verbose=0, callbacks=callbacks
+        )
+        assert nrs.stop_training
+        counts.append(len(history.epoch))
+    return counts
+
+
 if __name__ == "__main__":
     from torch import distributed
 
     distributed.init_process_group("gloo")
     rank, size = distributed.get_rank(), distributed.get_world_size()
     results = [train(options, rank, size) for options, _ in OPTIONS]
-    print("FOUND", json.dumps(results))
+    print("FOUND", json.dumps([results, stopped_epochs(rank, size)]))
     distributed.destroy_process_group()

@@ -1,5 +1,6 @@
-"""Across modules: training in two processes on this machine."""
+"""Across modules: training in several processes on this machine."""
 
+import functools
 import json
 import os
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import keras
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 
 from tests.support.arrays import ROUNDING
+from tests.support.processes import NUMBERS
 from tests.support.processes import ROOT
 from tests.support.processes import free_ports
 from tests.support.replicas import devices
@@ -27,10 +30,11 @@ jax.config.update("jax_cpu_collectives_implementation", "gloo")
 import keras
 if args.get("heartbeat"):
     jax.distributed.initialize(
-        f"127.0.0.1:{args['ports'][0]}", 2, args["index"],
+        f"127.0.0.1:{args['ports'][0]}", args["number"], args["index"],
         heartbeat_timeout_seconds=args["heartbeat"])
 else:
-    keras.distribution.initialize(f"127.0.0.1:{args['ports'][0]}", 2, args["index"])
+    keras.distribution.initialize(
+        f"127.0.0.1:{args['ports'][0]}", args["number"], args["index"])
 import tensorflow as tf
 keras.distribution.set_distribution(keras.distribution.DataParallel())
 """
@@ -73,15 +77,22 @@ history = nrs.fit(
 found = {"history": history, "evaluate": nrs.evaluate(data, verbose=0),
          "weights": [w.tolist() for w in model.get_weights()]}
 nrs.save(args["file"])
+# One process stops within an epoch, and all end with it.
+stop = keras.callbacks.LambdaCallback(
+    on_train_batch_end=lambda batch, logs: setattr(nrs, "stop_training", batch == 1))
+found["stopped"] = nrs.fit(
+    data, epochs=3, verbose=0, shuffle=False,
+    callbacks=[] if args.get("index") else [stop]).epoch
 print("FOUND", json.dumps(found), flush=True)
 """
 
 
 def start(script: str, output: Path, **args: Any) -> Any:
-    """One of two processes, with two devices on JAX and one on TensorFlow."""
+    """One of several processes, which share four devices on JAX; it has one on TF."""
     backend = "jax" if script is JAX else "tensorflow"
     # Of two flags the last one counts.
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
+    number = 4 // args["number"]
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={number}"
     environment = os.environ | {"KERAS_BACKEND": backend, "XLA_FLAGS": flags}
     with output.open("w") as file:
         return subprocess.Popen(
@@ -103,14 +114,23 @@ def found(process: Any, output: Path) -> dict[str, Any]:
     return result
 
 
-def run(script: str, tmp_path: Path, **args: Any) -> list[Any]:
-    ports, file = free_ports(2), str(tmp_path / "2.keras")
-    started = []
-    for index in range(2):
-        output = tmp_path / f"2-{index}.log"
-        arguments = {"index": index, "ports": ports, "epochs": 4, "file": file}
-        started.append((start(script, output, **(arguments | args)), output))
-    return [found(process, output) for process, output in started]
+def run(script: str, tmp_path: Path, number: int, **args: Any) -> list[Any]:
+    started = start_all(script, tmp_path, number, name="whole", **args)
+    return [found(process, output) for process, output in zip(*started, strict=True)]
+
+
+def start_all(
+    script: str, tmp_path: Path, number: int, *, name: str, **args: Any
+) -> tuple[list[Any], list[Path]]:
+    """Several processes, and where they print."""
+    outputs = [tmp_path / f"{name}-{index}.log" for index in range(number)]
+    common = {"number": number, "ports": free_ports(number), "epochs": 4}
+    common |= {"file": str(tmp_path / f"{name}.keras")} | args
+    processes = [
+        start(script, output, **(common | {"index": index}))
+        for index, output in enumerate(outputs)
+    ]
+    return processes, outputs
 
 
 def assert_same_run(first: dict[str, Any], second: dict[str, Any]) -> None:
@@ -124,15 +144,14 @@ def assert_same_run(first: dict[str, Any], second: dict[str, Any]) -> None:
     np.testing.assert_allclose(first["evaluate"], second["evaluate"], rtol=bound)
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """One process, this one, with the devices of two."""
+@functools.cache
+def alone(num_devices: int) -> dict[str, Any]:
+    """One process, this one, with the devices of several."""
     import tensorflow as tf
 
-    file = str(tmp_path_factory.mktemp("alone") / "1.keras")
-    names: dict[str, Any] = {"args": {"epochs": 4, "file": file}, "keras": keras}
-    names |= {"json": json, "tf": tf, "time": time}
-    with devices(4 if keras.config.backend() == "jax" else 2):
+    with TemporaryDirectory() as folder, devices(num_devices):
+        args = {"epochs": 4, "file": f"{folder}/alone.keras"}
+        names = {"args": args, "keras": keras, "json": json, "tf": tf, "time": time}
         exec(TRAIN, names)
     found: dict[str, Any] = names["found"]
     return found
@@ -140,38 +159,24 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.mark.matrix
 @pytest.mark.only_jax
-def test_two_processes_are_one_with_the_same_devices(
-    tmp_path: Path, alone: dict[str, Any]
-) -> None:
-    first, second = run(JAX, tmp_path)
-    assert first == second
-    assert_same_run(first, alone)
-    assert (tmp_path / "2.keras").exists()
+@pytest.mark.parametrize("number", NUMBERS)
+def test_processes_are_one_with_the_same_devices(tmp_path: Path, number: int) -> None:
+    first, *others = run(JAX, tmp_path, number)
+    assert others == [first] * (number - 1)
+    assert_same_run(first, alone(4))
+    assert first["stopped"] == [0]
+    assert (tmp_path / "whole.keras").exists()
     assert not list(tmp_path.glob(".unfinished*"))
 
 
 @pytest.mark.matrix
 @pytest.mark.only_tensorflow
-def test_two_workers_are_one_with_the_same_devices(
-    tmp_path: Path, alone: dict[str, Any]
-) -> None:
-    first, second = run(TENSORFLOW, tmp_path)
-    assert_same_run(first, second)
-    assert_same_run(first, alone)
-    assert (tmp_path / "2.keras").exists()
-
-
-def start_two(script: str, tmp_path: Path, **args: Any) -> tuple[list[Any], list[Path]]:
-    """Two processes that take their time, and where they print."""
-    ports = free_ports(2)
-    outputs = [tmp_path / f"killed-{index}.log" for index in range(2)]
-    file = str(tmp_path / "killed.keras")
-    common = {"ports": ports, "pause": 0.3, "file": file, "epochs": 4} | args
-    processes = [
-        start(script, output, index=index, **common)
-        for index, output in enumerate(outputs)
-    ]
-    return processes, outputs
+@pytest.mark.parametrize("number", NUMBERS)
+def test_workers_are_one_with_the_same_devices(tmp_path: Path, number: int) -> None:
+    for worker in run(TENSORFLOW, tmp_path, number):
+        assert_same_run(worker, alone(number))
+        assert worker["stopped"] == [0]
+    assert (tmp_path / "whole.keras").exists()
 
 
 def wait_for(output: Path, text: str) -> None:
@@ -182,30 +187,41 @@ def wait_for(output: Path, text: str) -> None:
 
 
 @pytest.mark.only_jax
-@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("number", "victim"),
+    [
+        (2, 0),
+        pytest.param(2, 1, marks=pytest.mark.slow),
+        pytest.param(4, 2, marks=pytest.mark.slow),
+    ],
+)
 def test_a_dead_process_ends_the_others_and_a_restart_goes_on(
-    tmp_path: Path, alone: dict[str, Any], victim: int
+    tmp_path: Path, number: int, victim: int
 ) -> None:
     args = {"heartbeat": 10, "backup": str(tmp_path / "backup")}
-    processes, outputs = start_two(JAX, tmp_path, **args)
+    processes, outputs = start_all(
+        JAX, tmp_path, number, name="killed", pause=0.3, **args
+    )
     # In the middle of the third epoch, with two of them saved.
     wait_for(outputs[0], "epoch 2")
     processes[victim].send_signal(signal.SIGKILL)
     killed_at = time.monotonic()
-    assert processes[1 - victim].wait(timeout=60) != 0
-    print(f"ended {time.monotonic() - killed_at:.0f} s after the other was killed")
-    assert processes[victim].wait() == -signal.SIGKILL
+    codes = [process.wait(timeout=60) for process in processes]
+    print(f"ended {time.monotonic() - killed_at:.0f} s after one was killed")
+    assert codes[victim] == -signal.SIGKILL
+    assert 0 not in codes
     assert not any("FOUND" in output.read_text() for output in outputs)
 
-    restarted = run(JAX, tmp_path, **args)
-    texts = [(tmp_path / f"2-{index}.log").read_text() for index in range(2)]
+    first, *others = run(JAX, tmp_path, number, **args)
+    texts = [path.read_text() for path in tmp_path.glob("whole-*.log")]
     assert all("epoch 2" in text and "epoch 1" not in text for text in texts)
-    first, second = restarted
-    assert first["weights"] == second["weights"]
-    assert_same_run(first, second)
-    history = {name: values[2:] for name, values in alone["history"].items()}
-    assert_same_run(first, alone | {"history": history})
-    assert (tmp_path / "2.keras").exists()
+    for other in others:
+        assert first["weights"] == other["weights"]
+        assert_same_run(first, other)
+    whole = alone(4)
+    history = {name: values[2:] for name, values in whole["history"].items()}
+    assert_same_run(first, whole | {"history": history})
+    assert (tmp_path / "whole.keras").exists()
     assert not list(tmp_path.glob(".unfinished*"))
 
 
@@ -213,8 +229,8 @@ def test_a_dead_process_ends_the_others_and_a_restart_goes_on(
 @pytest.mark.slow
 def test_processes_with_other_numbers_of_batches_do_not_wait(tmp_path: Path) -> None:
     """Each would wait for a batch of the other one for ever."""
-    ports, file = free_ports(2), str(tmp_path / "model.keras")
-    common = {"ports": ports, "epochs": 2, "file": file}
+    file = str(tmp_path / "model.keras")
+    common = {"number": 2, "ports": free_ports(2), "epochs": 2, "file": file}
     outputs = [tmp_path / f"{index}.log" for index in range(2)]
     processes = [
         start(JAX, output, index=index, samples=64 - 16 * index, **common)
@@ -236,9 +252,12 @@ def test_processes_with_other_numbers_of_batches_do_not_wait(tmp_path: Path) -> 
 
 
 @pytest.mark.only_tensorflow
-def test_a_dead_worker_ends_the_other(tmp_path: Path) -> None:
-    processes, outputs = start_two(TENSORFLOW, tmp_path, epochs=20)
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_dead_worker_ends_the_others(tmp_path: Path, number: int) -> None:
+    processes, outputs = start_all(
+        TENSORFLOW, tmp_path, number, name="killed", pause=0.3, epochs=20
+    )
     wait_for(outputs[0], "epoch 1")
-    processes[1].send_signal(signal.SIGKILL)
-    assert processes[0].wait(timeout=60) != 0
-    processes[1].wait()
+    processes[-1].send_signal(signal.SIGKILL)
+    codes = [process.wait(timeout=60) for process in processes]
+    assert 0 not in codes

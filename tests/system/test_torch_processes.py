@@ -1,4 +1,4 @@
-"""Across modules: several processes on PyTorch, on two CPU cores."""
+"""Across modules: several processes on PyTorch, on CPU cores."""
 
 import json
 import os
@@ -14,6 +14,7 @@ import pytest
 
 from tests.support.arrays import ROUNDING
 from tests.support.networks import cnn
+from tests.support.processes import NUMBERS
 from tests.support.processes import ROOT
 from tests.support.processes import free_ports
 from tests.support.processes import hide_tensorflow
@@ -27,10 +28,10 @@ END = "distributed.destroy_process_group()\n"
 PRINT = 'print("FOUND", json.dumps([w.tolist() for w in model.get_weights()]))\n'
 
 
-def two_processes(folder: Path, *arguments: str) -> list[list[str]]:
-    """The lines that Python prints in each of two processes of a group."""
+def run_together(folder: Path, number: int, *arguments: str) -> list[list[str]]:
+    """The lines that Python prints in each of the processes of a group."""
     hide_tensorflow(folder)
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    shared = {"WORLD_SIZE": str(number), "MASTER_ADDR": "127.0.0.1"}
     shared |= {"MASTER_PORT": str(*free_ports(1)), "PYTHONPATH": str(ROOT)}
     processes = [
         subprocess.Popen(
@@ -41,7 +42,7 @@ def two_processes(folder: Path, *arguments: str) -> list[list[str]]:
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in ("0", "1")
+        for rank in map(str, range(number))
     ]
     lines = []
     for process in processes:
@@ -60,10 +61,10 @@ def script() -> str:
 
 
 @pytest.mark.slow
-def test_the_script_of_the_guide(tmp_path: Path) -> None:
-    first, second = two_processes(tmp_path, "-c", script())
-    assert first[-1] == second[-1]
-    assert len(second) == 1
+@pytest.mark.parametrize("number", [2, 4])
+def test_the_script_of_the_guide(tmp_path: Path, number: int) -> None:
+    first, *others = run_together(tmp_path, number, "-c", script())
+    assert others == [first[-1:]] * (number - 1)
     losses = [float(x) for x in re.findall(r" loss: ([\d.]+)", "\n".join(first))]
     assert len(losses) == 2
     assert losses[1] < losses[0]
@@ -73,11 +74,11 @@ def test_the_script_of_the_guide(tmp_path: Path) -> None:
         np.testing.assert_array_equal(weight, np.array(expected, weight.dtype))
 
 
-def assert_validates_all(result: dict[str, Any]) -> None:
+def assert_validates_all(result: dict[str, Any], number: int) -> None:
     """The last validation is of the samples that each process has for it."""
     model = cnn(dropout=0.3, penalty=0.01)
     model.set_weights([np.array(weight, "float32") for weight in result["weights"]])
-    shares = [validation_data(index, 2) for index in range(2)]
+    shares = [validation_data(index, number) for index in range(number)]
     x, y = map(np.concatenate, zip(*shares, strict=True))
     loss, accuracy = model.evaluate(x, y, verbose=0)
     history = result["history"]
@@ -85,18 +86,26 @@ def assert_validates_all(result: dict[str, Any]) -> None:
     np.testing.assert_allclose(history["val_accuracy"][-1], accuracy, rtol=ROUNDING)
 
 
-def test_fit_in_two_processes_is_fit_with_two_groups(tmp_path: Path) -> None:
-    outputs = two_processes(tmp_path, "-m", "tests.support.training_in_processes")
-    first, second = (json.loads(lines[-1].removeprefix("FOUND ")) for lines in outputs)
-    for (options, has_groups), one, other in zip(OPTIONS, first, second, strict=True):
-        assert one["weights"] == other["weights"], options
-        assert one["history"] == other["history"], options
-        # Outside of `fit()` each process evaluates its own samples.
-        assert one["evaluate"] != other["evaluate"], options
-        assert_validates_all(one)
+@pytest.mark.parametrize("number", NUMBERS)
+def test_fit_in_processes_is_fit_with_as_many_groups(
+    tmp_path: Path, number: int
+) -> None:
+    module = "tests.support.training_in_processes"
+    outputs = run_together(tmp_path, number, "-m", module)
+    found = [json.loads(lines[-1].removeprefix("FOUND ")) for lines in outputs]
+    results, stopped = zip(*found, strict=True)
+    # All end with the one that a callback stops.
+    assert stopped == ([2, 2, 2],) * number
+    for (options, has_groups), one, *others in zip(OPTIONS, *results, strict=True):
+        for other in others:
+            assert one["weights"] == other["weights"], options
+            assert one["history"] == other["history"], options
+            # Outside of `fit()` each process evaluates its own samples.
+            assert one["evaluate"] != other["evaluate"], options
+        assert_validates_all(one, number)
         if not has_groups:
             continue
-        alone = train(options | {"perturbations_per_replica": 2}, 0, 1)
+        alone = train(options | {"perturbations_per_replica": number}, 0, 1)
         # 8 steps of sums of fewer than 1,000 numbers, each of which may double errors.
         bound = 16 * 1000 * ROUNDING
         for a, b in zip(one["weights"], alone["weights"], strict=True):

@@ -85,7 +85,7 @@ def process_index(model: Any) -> int:
     return jax.process_index()
 
 
-def values_of_processes(values: list[float]) -> list[list[float]]:
+def values_of_processes(values: list[float], model: Any = None) -> list[list[float]]:
     """These values in every process. All of them must call this."""
     if jax.process_count() == 1:
         return [values]

@@ -73,9 +73,18 @@ def process_index(model: Any) -> int:
     return 0 if cluster is None else cluster.task_id or 0
 
 
-def values_of_processes(values: list[float]) -> list[list[float]]:
-    """These values in every worker. All of them must call this."""
-    _, number = processes()
+def values_of_processes(values: list[float], model: Any = None) -> list[list[float]]:
+    """These values in every worker. All of them must call this.
+
+    Args:
+        values: Those of this worker.
+        model: A model of the workers, which may have a strategy of the user's;
+            `None` for the workers that `join_processes()` joined.
+    """
+    strategy = _joined[0] if _joined else getattr(model, "distribute_strategy", None)
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return [values]
+    number = strategy.cluster_resolver.cluster_spec().num_tasks("worker")
     if number == 1:
         return [values]
 
@@ -84,7 +93,6 @@ def values_of_processes(values: list[float]) -> list[list[float]]:
         return context.all_gather(tf.constant([words]), axis=0)
 
     words = np.asarray(values, "float64").view("int32")
-    strategy = _strategy()
     (rows, *_) = strategy.experimental_local_results(strategy.run(gathered))
     # A worker with several devices has a row for each.
     rows = rows.numpy()[:: len(rows) // number]

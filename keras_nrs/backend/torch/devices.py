@@ -47,7 +47,7 @@ def process_index(model: Any) -> int:
     return processes()[0]
 
 
-def values_of_processes(values: list[float]) -> list[list[float]]:
+def values_of_processes(values: list[float], model: Any = None) -> list[list[float]]:
     """These values in every process. All of them must call this."""
     _, number = processes()
     if number == 1:

@@ -1,6 +1,8 @@
 """The training step on TensorFlow."""
 
+import itertools
 from collections.abc import Callable
+from collections.abc import Generator
 from typing import Any
 
 import keras
@@ -40,6 +42,17 @@ def _differentiated(outputs: Any) -> list[Tensor]:
     tensors = [t for t in tensors if t.dtype.is_floating or t.dtype.is_complex]
     logits = map(keras_internals.tensorflow_logits, tensors)
     return tensors + [t for t in logits if t is not None]
+
+
+def _without_optionals(spec: Any) -> Any:
+    """The specification of a batch, `None` for an input that is missing in it."""
+    return tf.nest.map_structure(
+        lambda s: None if isinstance(s, tf.OptionalSpec) else s, spec
+    )
+
+
+def _as_tensor(data: Any) -> Tensor | None:
+    return None if data is None else tf.convert_to_tensor(data)
 
 
 def _added(first: Any, second: Any) -> Any:
@@ -83,11 +96,14 @@ class BackendTrainer(Trainer):
         def train_function(iterator: Any) -> Any:
             self._perturbs = self.needs_perturbed_pass()
             kind = self._perturbs, *(c.schedule for c in model.coefficients)
-            if kind not in functions:
+            is_new = kind not in functions
+            if is_new:
                 make(True)
                 functions[kind] = model.train_function
                 model.train_function = train_function
             try:
+                if is_new:
+                    iterator = self._build(iterator)
                 return functions[kind](iterator)
             except (StopIteration, tf.errors.OutOfRangeError):
                 raise
@@ -97,6 +113,23 @@ class BackendTrainer(Trainer):
                 raise
 
         model.train_function = train_function
+
+    def _build(self, iterator: Any) -> Any:
+        """Build what a new step needs, and return an iterator with the same batches.
+
+        TensorFlow traces a function again that makes variables, in `init_scope()` too.
+        """
+        under_strategy = keras_internals.tensorflow_strategy(self.model) is not None
+        if not self._perturbs or under_strategy:  # There Keras builds it.
+            return iterator
+        if isinstance(iterator, tf.data.Iterator):
+            self.objective.build(_without_optionals(iterator.element_spec))
+        elif isinstance(iterator, Generator):  # Of `train_on_batch()`.
+            batch = next(iterator)
+            tensors = tf.nest.map_structure(_as_tensor, batch, expand_composites=True)
+            self.objective.build(tensors)
+            return itertools.chain([batch], iterator)
+        return iterator
 
     def train_step(self, data: Any) -> Any:
         base, model = self.base_model, self.model

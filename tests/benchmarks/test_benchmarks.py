@@ -12,6 +12,7 @@ import pytest
 from keras import layers
 
 from tests.benchmarks import __main__ as main
+from tests.benchmarks import first_step
 from tests.benchmarks import growth
 from tests.benchmarks import memory
 from tests.benchmarks import networks
@@ -51,6 +52,20 @@ def test_some_variants(
     monkeypatch.setattr("sys.argv", ["benchmarks", "RNN"])
     with pytest.raises(SystemExit):
         main.main()
+
+
+@pytest.mark.only_torch  # Where nothing is compiled.
+def test_first_steps(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(networks.NETWORKS, "CNN", networks.Network(tiny, 4, 2))
+    # A new process would not know the tiny network.
+    monkeypatch.setattr(first_step, "in_new_process", first_step.first_step)
+    monkeypatch.setattr("sys.argv", ["first_step", "CNN"])
+    first_step.main()
+    lines = capsys.readouterr().out.splitlines()[2:]
+    names = [line.split(" | ")[1] for line in lines]
+    assert names == [networks.PLAIN, "NRS"]
 
 
 @pytest.mark.filterwarnings("ignore:eps=0.3 has no effect")

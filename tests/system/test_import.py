@@ -8,6 +8,8 @@ from tests.support.processes import run_python
 BACKENDS = {"jax": "jax", "tensorflow": "tensorflow", "torch": "torch"}
 OPTIONAL = ("keras_hub", "keras_cv", "sklearn", "matplotlib", "typer", "pandas")
 OPTIONAL += ("tensorflow_datasets", "keras_nrs.data")
+# What few programs use, and takes time to import.
+OPTIONAL += ("keras_nrs.tuning", "keras_nrs.flatness", "keras_nrs.models")
 
 
 SCRIPT = """

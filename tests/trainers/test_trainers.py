@@ -389,6 +389,35 @@ def test_eps_and_alpha_take_effect_without_retracing() -> None:
         assert len(traces) <= 2  # Keras traces once more where shapes are unknown
 
 
+@pytest.mark.parametrize(
+    "options", [{}, *rest({"scheme": "rpr"}, {"memory_efficient": True})]
+)
+@pytest.mark.parametrize("train", ["fit", "train_on_batch"])
+def test_each_pass_is_traced_once(options: dict[str, Any], train: str) -> None:
+    """Also where the optimizer and metrics given by name are not built before."""
+    calls: list[Any] = []
+
+    class Counting(keras.layers.Layer):
+        def call(self, x: Any) -> Any:
+            calls.append(x)
+            return x
+
+    layers = keras.layers
+    model = keras.Sequential([keras.Input((4,)), Counting(), layers.Dense(3)])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("adam", loss, metrics=["accuracy"])
+    nrs = keras_nrs.wrap(model, **options)
+    calls.clear()
+    getattr(nrs, train)(np.ones((8, 4), "float32"), np.arange(8) % 3)
+    num_passes = 1 if "scheme" in options else 3 if options else 2
+    # Keras builds metrics and the loss. On TensorFlow random draws are looked for,
+    # unless there is but one pass.
+    num_others = 1
+    if keras.config.backend() == "tensorflow":
+        num_others += num_passes > 1
+    assert len(calls) == num_others + num_passes
+
+
 def test_same_seed_same_run_and_other_seed_other_run() -> None:
     x, y = image_data()
 

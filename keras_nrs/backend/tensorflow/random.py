@@ -137,10 +137,13 @@ def unrepeatable_draws(function: Callable[[Any], Any], inputs: Any) -> list[str]
 
     Args:
         function: A function of tensors.
-        inputs: Its argument, of which shapes and dtypes count.
+        inputs: Its argument: tensors, or their specifications.
     """
     specs = tf.nest.map_structure(
-        lambda t: None if t is None else tf.type_spec_from_value(t), inputs
+        lambda t: (
+            t if t is None or isinstance(t, tf.TypeSpec) else tf.type_spec_from_value(t)
+        ),
+        inputs,
     )
 
     def traced() -> Any:

@@ -32,10 +32,12 @@ if TYPE_CHECKING:
     from keras_nrs.backend.jax import process_index
     from keras_nrs.backend.jax import processes
     from keras_nrs.backend.jax import random_state
+    from keras_nrs.backend.jax import reshape
     from keras_nrs.backend.jax import restored_random_state
     from keras_nrs.backend.jax import scope_of
     from keras_nrs.backend.jax import set_random_state
     from keras_nrs.backend.jax import shares_of_workers
+    from keras_nrs.backend.jax import sum_of_squares
     from keras_nrs.backend.jax import sums_of_squares
     from keras_nrs.backend.jax import unrepeatable_draws
     from keras_nrs.backend.jax import values_of_processes
@@ -60,6 +62,8 @@ else:
     set_random_state = _backend.set_random_state
     unrepeatable_draws = _backend.unrepeatable_draws
     shares_of_workers = _backend.shares_of_workers
+    reshape = _backend.reshape
+    sum_of_squares = _backend.sum_of_squares
     sums_of_squares = _backend.sums_of_squares
     values_of_processes = _backend.values_of_processes
 
@@ -78,10 +82,12 @@ __all__ = [
     "process_index",
     "processes",
     "random_state",
+    "reshape",
     "restored_random_state",
     "scope_of",
     "set_random_state",
     "shares_of_workers",
+    "sum_of_squares",
     "sums_of_squares",
     "unrepeatable_draws",
     "values_of_processes",

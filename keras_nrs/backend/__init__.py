@@ -32,10 +32,12 @@ if TYPE_CHECKING:
     from keras_nrs.backend.jax import process_index
     from keras_nrs.backend.jax import processes
     from keras_nrs.backend.jax import random_state
+    from keras_nrs.backend.jax import reshape
     from keras_nrs.backend.jax import restored_random_state
     from keras_nrs.backend.jax import scope_of
     from keras_nrs.backend.jax import set_random_state
     from keras_nrs.backend.jax import shares_of_workers
+    from keras_nrs.backend.jax import sum_of_squares
     from keras_nrs.backend.jax import sums_of_squares
     from keras_nrs.backend.jax import take_rows
     from keras_nrs.backend.jax import unrepeatable_draws
@@ -61,6 +63,8 @@ else:
     set_random_state = _backend.set_random_state
     unrepeatable_draws = _backend.unrepeatable_draws
     shares_of_workers = _backend.shares_of_workers
+    reshape = _backend.reshape
+    sum_of_squares = _backend.sum_of_squares
     sums_of_squares = _backend.sums_of_squares
     take_rows = _backend.take_rows
     values_of_processes = _backend.values_of_processes
@@ -80,10 +84,12 @@ __all__ = [
     "process_index",
     "processes",
     "random_state",
+    "reshape",
     "restored_random_state",
     "scope_of",
     "set_random_state",
     "shares_of_workers",
+    "sum_of_squares",
     "sums_of_squares",
     "take_rows",
     "unrepeatable_draws",

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import operator
 from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
@@ -13,6 +14,8 @@ from keras_nrs._checks import check_choice
 from keras_nrs._checks import check_scalar
 from keras_nrs._checks import check_seed
 from keras_nrs.backend import RandomStream
+from keras_nrs.backend import reshape
+from keras_nrs.backend import sum_of_squares
 from keras_nrs.perturbations.perturbation import Perturbation
 from keras_nrs.perturbations.perturbation import Where
 from keras_nrs.perturbations.row_noise import RowDelta
@@ -41,7 +44,7 @@ def norm(tensors: Sequence[Tensor]) -> Tensor:
 def _sum_of_squares(tensor: Any) -> Tensor:
     if isinstance(tensor, RowNoise):
         return tensor.sum_of_squares()
-    return ops.sum(ops.square(tensor))
+    return sum_of_squares(tensor)
 
 
 def reciprocal(norm: Tensor) -> Tensor:
@@ -64,21 +67,27 @@ def shaped_like(weights: list[Tensor], tensors: list[Any]) -> list[Any]:
     """The tensors, or parts of one flat tensor, in the shapes of the weights."""
     if len(tensors) == len(weights):
         return [
-            t if isinstance(t, RowNoise | RowDelta) else ops.reshape(t, w.shape)
+            t if isinstance(t, RowNoise | RowDelta) else reshape(t, w.shape)
             for w, t in zip(weights, tensors, strict=True)
         ]
     (flat,) = tensors
     ends = list(itertools.accumulate(math.prod(w.shape) for w in weights))
     return [
-        ops.reshape(flat[start:end], w.shape)
+        reshape(flat[start:end], w.shape)
         for w, start, end in zip(weights, [0, *ends], ends, strict=False)
     ]
 
 
 def scaled_noise(weights: list[Tensor], noise: list[Any], scale: Tensor) -> list[Any]:
-    """Noise times a scalar, in the shapes of the weights."""
-    scaled = [delta_of(lambda _, g: scale * g, None, g) for g in noise]
-    return shaped_like(weights, scaled)
+    """Noise times a scalar, in the shapes of the weights.
+
+    The noise is scaled in place where that is possible: a pass over memory less.
+    """
+
+    def times_scale(_: Any, g: Tensor) -> Tensor:
+        return operator.imul(g, scale)  # type: ignore[no-untyped-call]
+
+    return shaped_like(weights, [delta_of(times_scale, None, g) for g in noise])
 
 
 def in_one_dtype(weights: Any, eps: Any) -> tuple[list[Tensor], Tensor]:

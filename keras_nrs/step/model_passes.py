@@ -423,10 +423,11 @@ class ModelPasses:
         base = self.base_model
         x, _, _ = keras.utils.unpack_x_y_sample_weight(microbatch.data)
         with self._scope(weights, inputs, microbatch.state, carried) as scope:
-            before = list(map(scope.get_current_value, base.non_trainable_variables))
+            variables = base.non_trainable_variables
+            before = list(map(scope.get_current_value, variables))
             y_pred = stateless.call(base, x, training=True)
             losses = stateless.added_losses(base, scope)
-            after = list(map(scope.get_current_value, base.non_trainable_variables))
+            after = list(map(scope.get_current_value, variables))
         # Without the group's offset, so that all groups advance one shared seed.
         state = [
             given if new is old else new if offset is None else new - offset
@@ -435,7 +436,7 @@ class ModelPasses:
             )
         ]
         masks = tree.map_structure(keras_internals.get_keras_mask, y_pred)
-        known = set(map(id, base.non_trainable_variables))
+        known = set(map(id, variables))
         updates = [update for key, update in scope.updates.items() if key not in known]
         clean = CleanPass(y_pred, masks, losses, state, updates)
         return clean, self._carried(carried, scope)

@@ -35,6 +35,7 @@ class BackendTrainer(Trainer):
     # The index of this process, their number, and whether they have equal values.
     _processes = 0, 1
     _is_shared = False
+    _is_built = False
 
     def make_train_function(self, make: Callable[[bool], None], force: bool) -> None:
         model = self.model
@@ -43,7 +44,7 @@ class BackendTrainer(Trainer):
         keras_internals.register_torch_parameters(self.base_model)
         is_new = force or model.train_function is None
         if is_new:
-            self._is_shared = False
+            self._is_shared = self._is_built = False
         self._processes = processes()
         make(force)
         if is_new and model.jit_compile and not model.run_eagerly:
@@ -75,9 +76,7 @@ class BackendTrainer(Trainer):
         perturbs = not is_plain and self._is_due(key) and self.needs_perturbed_pass()
         if not perturbs and (num_replicas == 1 or not base.trainable_variables):
             return base.train_step(data) | self.tracker_logs()
-        # The first call draws random numbers, and a resumed training makes it later.
-        with restored_random_state(key):
-            objective.build(data)
+        self._build(data, key)
         base.zero_grad()
         inputs = StepInputs(
             [v.value for v in base.non_trainable_variables],
@@ -113,6 +112,15 @@ class BackendTrainer(Trainer):
             self.update_metrics_of_loss(outcome, data)
             base.optimizer.apply(gradients, trainable)
             return self.assign_outcome(outcome, data, weight=int(perturbs))
+
+    @not_in_graphs
+    def _build(self, data: Any, key: Tensor) -> None:
+        """Build what is unbuilt, in the first step: to look for it takes time."""
+        if not self._is_built:
+            # It draws random numbers, and a resumed training draws them later.
+            with restored_random_state(key):
+                self.objective.build(data)
+            self._is_built = True
 
     def _share_first_values(self, data: Any) -> None:
         """Give all processes the weights, states and seeds of the first one."""

@@ -73,6 +73,12 @@ def wide_resnet() -> keras.Model:
     return models.wide_resnet(depth=16, width=4)
 
 
+def bi_lstm() -> keras.Model:
+    """A bidirectional LSTM on sequences of 100 vectors: 99,000 weights."""
+    lstm = layers.Bidirectional(layers.LSTM(64))
+    return keras.Sequential([keras.Input((100, 128)), lstm, layers.Dense(NUM_CLASSES)])
+
+
 class Network(NamedTuple):
     """A network, and on how much data it is timed.
 
@@ -92,6 +98,7 @@ NETWORKS = {
     "CNN": Network(cnn, 32, 60),
     "ViT-Ti/4": Network(vit, 32, 2),
     "WRN-16-4": Network(wide_resnet, 64, 2),
+    "BiLSTM": Network(bi_lstm, 32, 10),
 }
 
 

@@ -128,6 +128,7 @@ def test_optax_trains() -> None:
         (networks.cnn, 28_000 + 5_900),
         (networks.vit, 5.37e6),
         (networks.wide_resnet, 2.75e6),
+        (networks.bi_lstm, 100_000),
         (functools.partial(networks.mlp, 256), 76_800),
     ],
 )

@@ -219,6 +219,15 @@ def test_float16_norms_do_not_overflow() -> None:
     assert norm(delta) == pytest.approx(0.5 * 64 * math.sqrt(1000), rel=4e-6)
 
 
+def test_norm_of_many_elements() -> None:
+    """Summed one by one in float32, these squares are off by 3e-3."""
+    values = np.random.default_rng(0).normal(size=(3, 1_000_001)).astype("float32")
+    found = perturbations.norm([ops.convert_to_tensor(values)])
+    expected = np.linalg.norm(values.astype("float64"))
+    # Half of the margin that keeps delta inside of its ball.
+    assert float(found) == pytest.approx(expected, rel=2.0**-21)
+
+
 @pytest.mark.parametrize("cls", FEW)
 def test_float64_weights(cls: Any) -> None:
     with precision("float64"):

@@ -28,6 +28,16 @@ def gradient(
     return gradients
 
 
+def reshape(tensor: Tensor, shape: Any) -> Tensor:
+    """The tensor in another shape."""
+    return jax.numpy.reshape(tensor, shape)
+
+
+def sum_of_squares(tensor: Tensor) -> Tensor:
+    """The sum over all elements."""
+    return jax.numpy.sum(jax.numpy.square(tensor))
+
+
 def sums_of_squares(tensor: Tensor, axes: Sequence[int]) -> Tensor:
     """The sums over some axes, which keep the length 1."""
     return jax.numpy.sum(jax.numpy.square(tensor), axis=tuple(axes), keepdims=True)

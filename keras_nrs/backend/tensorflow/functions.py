@@ -50,6 +50,16 @@ def gradient_with(
     return list(map(tf.convert_to_tensor, gradients)), other
 
 
+def reshape(tensor: Tensor, shape: Any) -> Tensor:
+    """The tensor in another shape."""
+    return tf.reshape(tensor, shape)
+
+
+def sum_of_squares(tensor: Tensor) -> Tensor:
+    """The sum over all elements."""
+    return tf.reduce_sum(tf.square(tensor))
+
+
 def sums_of_squares(tensor: Tensor, axes: Sequence[int]) -> Tensor:
     """The sums over some axes, which keep the length 1."""
     squares = tf.square(tensor)

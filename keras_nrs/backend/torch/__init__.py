@@ -13,6 +13,8 @@ from keras_nrs.backend.torch.functions import gradient as gradient
 from keras_nrs.backend.torch.functions import gradient_with as gradient_with
 from keras_nrs.backend.torch.functions import hessian_at as hessian_at
 from keras_nrs.backend.torch.functions import not_in_graphs as not_in_graphs
+from keras_nrs.backend.torch.functions import reshape as reshape
+from keras_nrs.backend.torch.functions import sum_of_squares as sum_of_squares
 from keras_nrs.backend.torch.functions import sums_of_squares as sums_of_squares
 from keras_nrs.backend.torch.functions import take_rows as take_rows
 from keras_nrs.backend.torch.random import RandomStream as RandomStream

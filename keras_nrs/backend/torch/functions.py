@@ -17,6 +17,8 @@ Product = Callable[[list[Tensor]], list[Tensor]]
 
 # Elements of a block: 512 KiB of float32.
 _BLOCK = 2**17
+# Elements of a row: few enough to be summed one by one.
+_ROW = 2**12
 
 
 def compile_function(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -67,10 +69,31 @@ def gradient_with(
     return list(gradients), other
 
 
+def reshape(tensor: Tensor, shape: Any) -> Tensor:
+    """The tensor in another shape."""
+    return torch.reshape(tensor, shape)
+
+
+def _is_large(tensor: Tensor) -> bool:
+    """Whether it is on the CPU, and each pass over its memory counts."""
+    return bool(tensor.device.type == "cpu" and tensor.numel() > _BLOCK)
+
+
+def sum_of_squares(tensor: Tensor) -> Tensor:
+    """The sum over all elements."""
+    if not _is_large(tensor):
+        return tensor.square().sum()
+    # One pass over memory, and a third of the time. By rows: PyTorch's norm of 4
+    # million elements at once is wrong by 1e-4.
+    num_rows, num_rest = divmod(tensor.numel(), _ROW)
+    rows, rest = tensor.reshape(-1).split([num_rows * _ROW, num_rest])
+    norms = torch.linalg.vector_norm(rows.view(-1, _ROW), dim=1)
+    return norms.square().sum() + torch.dot(rest, rest)
+
+
 def sums_of_squares(tensor: Tensor, axes: Sequence[int]) -> Tensor:
     """The sums over some axes, which keep the length 1."""
-    is_large = tensor.device.type == "cpu" and tensor.numel() > _BLOCK
-    if not is_large or list(axes) != list(range(tensor.ndim - 1)):
+    if not _is_large(tensor) or list(axes) != list(range(tensor.ndim - 1)):
         return tensor.square().sum(tuple(axes), keepdim=True)
     # By blocks that stay in the cache: a third of the time.
     rows = tensor.reshape(-1, tensor.shape[-1])

@@ -18,6 +18,10 @@ def _mix(word: int) -> int:
     return word ^ (word >> 16)
 
 
+# Elements that are drawn at a time.
+_BLOCK = 2**17
+
+
 # PyTorch's own draws take more than twice as long on the CPU.
 @functools.cache
 def _quantiles() -> Tensor:
@@ -48,18 +52,20 @@ class RandomStream:
     draws_rows = False
 
     def __init__(self, key: Tensor) -> None:
-        self._key = key
-        seed, step = (int(word) & 0xFFFFFFFF for word in key)
+        self._seed, self._step = (int(word) & 0xFFFFFFFF for word in key.tolist())
         self._device = key.device
+
+    @functools.cached_property
+    def _generator(self) -> torch.Generator:
         # PyTorch's CPU generator uses 32 bits of its seed. Mixing keeps the steps of
         # one run apart: two of them never get the same word.
-        self._generator = torch.Generator(device=self._device)
-        self._generator.manual_seed(_mix((_mix(seed) + step) & 0xFFFFFFFF))
+        generator = torch.Generator(device=self._device)
+        generator.manual_seed(_mix((_mix(self._seed) + self._step) & 0xFFFFFFFF))
+        return generator
 
     def fold_in(self, index: int) -> "RandomStream":
         """A stream independent of this one and of the streams of other indices."""
-        seed, step = (int(word) & 0xFFFFFFFF for word in self._key)
-        words = [_mix(_mix(seed) ^ _mix(index + 1)), step]
+        words = [_mix(_mix(self._seed) ^ _mix(index + 1)), self._step]
         return RandomStream(torch.tensor(words, dtype=torch.int64, device=self._device))
 
     def normal(self, shape: tuple[int, ...], dtype: str = "float32") -> Tensor:
@@ -72,8 +78,11 @@ class RandomStream:
                 device=self._device,
             )
         size = math.prod(shape)
-        indices = self._words(math.ceil(size / 4)).view(torch.uint16)[:size]
-        noise = _quantiles().index_select(0, indices.int())
+        words = self._words(math.ceil(size / 4)).view(torch.uint16)[:size]
+        noise = torch.empty(size)
+        # By blocks, whose indices stay in the cache.
+        for indices, part in zip(words.split(_BLOCK), noise.split(_BLOCK), strict=True):
+            torch.index_select(_quantiles(), 0, indices.int(), out=part)
         return noise.reshape(shape).to(getattr(torch, dtype))
 
     def rademacher(self, shape: tuple[int, ...], dtype: str = "float32") -> Tensor:

@@ -1,7 +1,7 @@
 """Times a step of NRS and of its peers against plain Keras in the same process.
 
     KERAS_BACKEND=jax python -m tests.benchmarks [MLP] [CNN] [ViT-Ti/4] [WRN-16-4]
-        [BiLSTM] [--variants RPR SAM ...]
+        [BiLSTM] [Embedding] [--variants RPR SAM ...]
 
 For each network: medians of runs that take turns and their range, over a plain step and
 over one of a textbook SAM, the time until the first epoch is over, and memory. Then how

@@ -14,6 +14,7 @@ from keras_nrs.perturbations import FilterwiseBall
 from keras_nrs.perturbations import RelativeBall
 
 NUM_CLASSES = 10
+TOKENS = 1_000_000
 # Norm of delta divided by that of the weights, at the most.
 RADIUS = 0.3
 
@@ -79,6 +80,14 @@ def bi_lstm() -> keras.Model:
     return keras.Sequential([keras.Input((100, 128)), lstm, layers.Dense(NUM_CLASSES)])
 
 
+def embedding() -> keras.Model:
+    """A table of a million rows, 32 million weights, of which a batch reads 2,560."""
+    tokens = keras.Input((20,), dtype="int32")
+    table = layers.Embedding(TOKENS, 32)
+    mean = layers.GlobalAveragePooling1D()(table(tokens))
+    return keras.Model(tokens, layers.Dense(NUM_CLASSES)(mean))
+
+
 class Network(NamedTuple):
     """A network, and on how much data it is timed.
 
@@ -99,6 +108,7 @@ NETWORKS = {
     "ViT-Ti/4": Network(vit, 32, 2),
     "WRN-16-4": Network(wide_resnet, 64, 2),
     "BiLSTM": Network(bi_lstm, 32, 10),
+    "Embedding": Network(embedding, 128, 10),
 }
 
 
@@ -123,5 +133,8 @@ def trained(make: Callable[[], keras.Model], variant: str) -> keras.Model:
 def data(model: keras.Model, num_samples: int) -> tuple[np.ndarray, np.ndarray]:
     """Random samples for a model, and random classes."""
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(num_samples, *model.input_shape[1:])).astype("float32")
-    return x, rng.integers(0, NUM_CLASSES, num_samples)
+    shape = num_samples, *model.input_shape[1:]
+    y = rng.integers(0, NUM_CLASSES, num_samples)
+    if model.inputs[0].dtype == "int32":
+        return rng.integers(0, TOKENS, shape).astype("int32"), y
+    return rng.normal(size=shape).astype("float32"), y

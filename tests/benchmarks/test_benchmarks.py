@@ -129,6 +129,7 @@ def test_optax_trains() -> None:
         (networks.vit, 5.37e6),
         (networks.wide_resnet, 2.75e6),
         (networks.bi_lstm, 100_000),
+        (networks.embedding, 32e6),
         (functools.partial(networks.mlp, 256), 76_800),
     ],
 )

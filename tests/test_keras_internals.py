@@ -75,10 +75,13 @@ def objects_of_keras() -> list[Any]:
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     model.compile("sgd", "mse")
     model.fit(np.ones((2, 2)), np.ones((2, 1)), verbose=0)
+    embedding = keras.layers.Embedding(2, 2)
+    embedding.build()
     return [
         model,
         model.outputs[0],
         model.layers[-1],
+        embedding,
         keras_internals.compiled_loss(model),
         keras.losses.MeanSquaredError(),
         keras.metrics.MeanSquaredError(),

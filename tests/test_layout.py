@@ -26,6 +26,7 @@ FLOORS = [
     "step fit_checks model_checks",
     "perturbations coefficients",
     "divergences batches stateless models data preprocessing",
+    "embeddings",
     "backend",
     "forwarding labels noise saving backups unit_axes _run_store",
     "_locks _fashion_mnist _image_settings",

@@ -46,14 +46,14 @@ class RowNoise:
     ) -> None:
         self._rng = rng.split()
         self._noise = noise
-        self._dtype = dtype
+        self.dtype = dtype
         self.shape = shape
 
     def rows(self, indices: Tensor | None) -> Tensor:
         """The rows at these indices, of shape `(k,)`, or all."""
         rng = self._rng.fold_in(0)
         draw = rng.normal if self._noise == "normal" else rng.rademacher
-        return draw(self.shape, self._dtype, rows=indices)
+        return draw(self.shape, self.dtype, rows=indices)
 
     def sum_of_squares(self) -> Tensor:
         """The sum of the squares of all elements.
@@ -64,8 +64,8 @@ class RowNoise:
         """
         size = math.prod(self.shape)
         if self._noise == "rademacher":
-            return ops.convert_to_tensor(float(size), self._dtype)
-        deviate = self._rng.fold_in(1).normal((1,), self._dtype)
+            return ops.convert_to_tensor(float(size), self.dtype)
+        deviate = self._rng.fold_in(1).normal((1,), self.dtype)
         return ops.square(ops.sum(deviate) + math.sqrt(2 * size - 1)) / 2
 
 

@@ -150,8 +150,8 @@ class RandomNoise(Perturbation):
 
         Args:
             weights, eps, rng: As in `Perturbation`.
-            tables: For each weight whether it is a table of which few rows are read.
-                It gets a `RowDelta`. By default none is.
+            tables: For each weight whether it is a table of which few rows are read,
+                on JAX and TensorFlow. It gets a `RowDelta`. By default none is.
 
         Raises:
             TypeError, ValueError: if an argument is not as described.

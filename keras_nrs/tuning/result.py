@@ -1,6 +1,8 @@
 """What `tune()` returns."""
 
 import math
+import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from dataclasses import field
@@ -61,15 +63,10 @@ class TuneResult:
         shown = [_shown(row, self.metric) for row in self.table]
         names = [name for name in shown[0] if any(row[name] for row in shown)]
         lines = [names, *([row[name] for name in names] for row in shown)]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        text = [
-            "  ".join(
-                # Names to the left, numbers to the right.
-                cell.rjust(width) if i else cell.ljust(width)
-                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in lines
-        ]
+        # Elsewhere, as in a notebook or a file, lines may be long.
+        is_terminal = sys.stdout is not None and sys.stdout.isatty()
+        limit = shutil.get_terminal_size().columns if is_terminal else math.inf
+        text = _in_blocks(lines, limit)
         notes = [
             "Means of validation data, ± standard deviations over seeds; differences "
             "± half their 95 % intervals.",
@@ -83,6 +80,25 @@ class TuneResult:
         if self.not_run:
             notes.append(f"Not run, for the budget: {'; '.join(self.not_run)}.")
         return "\n".join([*text, "", *notes, "", self.decision])
+
+
+def _in_blocks(lines: Sequence[Sequence[str]], limit: float) -> list[str]:
+    """The lines of a table, one block of columns below the other if it is too wide."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    blocks: list[list[int]] = []
+    for i in range(1, len(widths)):
+        if not blocks or sum(2 + widths[j] for j in [*blocks[-1], i]) > limit + 2:
+            blocks.append([0])  # Each has the names.
+        blocks[-1].append(i)
+    text = []
+    for block in blocks:
+        if text:
+            text.append("")
+        for line in lines:
+            # Names to the left, numbers to the right.
+            cells = [line[i].rjust(widths[i]) if i else line[i] for i in block]
+            text.append("  ".join([cells[0].ljust(widths[0]), *cells[1:]]).rstrip())
+    return text
 
 
 def table_of(

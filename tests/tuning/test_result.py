@@ -52,6 +52,40 @@ def test_numbers() -> None:
     assert math.isnan(rpr["difference"])
 
 
+def test_a_narrow_terminal_gets_blocks_of_columns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = table()
+    result = TuneResult(
+        decision="Keep the baseline.",
+        best="baseline",
+        best_arguments=None,
+        best_epochs=1,
+        best_model=keras.Model(),
+        table=rows,
+        runs=[],
+        metric="accuracy",
+        not_run=[],
+        seconds=1.0,
+    )
+    whole = str(result).split("\n\n")[0].splitlines()
+    assert len(whole) == 1 + len(rows)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "60")
+    *blocks, _, _ = str(result).split("\n\n")
+    lines = [block.splitlines() for block in blocks]
+    assert len(blocks) > 1 and max(len(line) for of in lines for line in of) <= 60
+    names = [row["setting"] for row in rows]
+    for of_block in lines:
+        starts = zip(of_block[1:], names, strict=True)
+        assert all(line.startswith(name) for line, name in starts)
+    # All cells, once, but for the names.
+    cells = [cell for of in lines for line in of for cell in line.split()]
+    whole_cells = [cell for line in whole for cell in line.split()]
+    more = (len(blocks) - 1) * [c for n in ["setting", *names] for c in n.split()]
+    assert sorted(cells) == sorted([*whole_cells, *more])
+
+
 def test_differences_to_the_baseline_are_not_to_a_shorter_training() -> None:
     settings = settings_from({"short": {"scheme": "baseline", "epochs": 0.5}, "N": {}})
     values = {"short": 0.2, "baseline": 0.5, "baseline, twice the epochs": 0.6}

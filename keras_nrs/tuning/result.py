@@ -90,7 +90,7 @@ def _in_blocks(lines: Sequence[Sequence[str]], limit: float) -> list[str]:
         if not blocks or sum(2 + widths[j] for j in [*blocks[-1], i]) > limit + 2:
             blocks.append([0])  # Each has the names.
         blocks[-1].append(i)
-    text = []
+    text: list[str] = []
     for block in blocks:
         if text:
             text.append("")

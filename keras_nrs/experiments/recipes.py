@@ -274,10 +274,13 @@ def split_setting(setting: str) -> tuple[str, str]:
     names = [field.name for field in dataclasses.fields(Recipe)]
     name, separator, text = setting.partition("=")
     if not separator or name not in names:
-        similar = difflib.get_close_matches(name, names) or names
+        similar = difflib.get_close_matches(name, names)
+        keys = f"Similar keys: {', '.join(similar)}"
+        if not similar:
+            keys = f"The keys: {', '.join(names)}"
         raise ValueError(
             "A setting must be key=value with a key of the recipe. Received: "
-            f"{setting!r}. Similar keys: {', '.join(similar)}."
+            f"{setting!r}. {keys}."
         )
     return name, text
 

@@ -99,6 +99,7 @@ def test_settings_replace_values() -> None:
     [
         ("source=[1]", "`source` must be one of"),
         ("epz=1", "'epz=1'. Similar keys: eps"),
+        ("nonsense=1", "'nonsense=1'. The keys: source, network, "),
         ("eps", "must be key=value"),
         ("eps=many", "`eps` must be a number"),
         ("network=alexnet", "`network` must be one of"),

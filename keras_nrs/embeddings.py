@@ -52,7 +52,10 @@ def readers(model: Any) -> dict[int, list[keras.Layer]]:
     if not RandomStream.draws_rows:
         return found
     for layer in keras_internals.sublayers(model, recursive=True):
-        if type(layer).call not in _CALLS or "call" in vars(layer):
+        # Another thread may be in `looking_up_rows()`.
+        own_call = vars(layer).get("call")
+        has_own_call = own_call and getattr(own_call, "func", None) is not _call
+        if type(layer).call not in _CALLS or has_own_call:
             continue
         table = keras_internals.looked_up_table(layer)
         if table is not None and math.prod(table.shape) >= MIN_SIZE:

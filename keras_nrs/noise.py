@@ -7,6 +7,7 @@ batches.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -92,6 +93,49 @@ def normal(words: Tensor, dtype: str) -> Tensor:
 def rademacher(words: Tensor, dtype: str) -> Tensor:
     """Signs, -1 or 1 with equal probability, one from each word."""
     return 1 - 2 * _to_float(_shifted(words, 31), dtype)
+
+
+class WordStream:
+    """The draws of a random stream whose numbers are functions of random words."""
+
+    # Whether some rows of a tensor can be drawn without the others.
+    draws_rows = True
+
+    def normal(
+        self,
+        shape: tuple[int, ...],
+        dtype: str = "float32",
+        *,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        """Standard normal numbers.
+
+        Args:
+            shape: The shape.
+            dtype: The dtype.
+            rows: As in `words()`.
+        """
+        return self._from_words(normal, tuple(shape), dtype, rows)
+
+    def rademacher(
+        self,
+        shape: tuple[int, ...],
+        dtype: str = "float32",
+        *,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        """Signs, -1 or 1 with equal probability, as for `normal()`."""
+        return self._from_words(rademacher, tuple(shape), dtype, rows)
+
+    def _from_words(
+        self,
+        function: Callable[..., Tensor],
+        shape: tuple[int, ...],
+        dtype: str,
+        rows: Tensor | None,
+    ) -> Tensor:
+        """A function of the words of the next draw, and of a dtype."""
+        raise NotImplementedError
 
 
 def _to_float(words: Tensor, dtype: str) -> Tensor:

@@ -53,7 +53,7 @@ def language_model() -> keras.Model:
 
 
 def trained(
-    make: Callable[[], keras.Model], arguments: dict[str, Any], reads_all: bool | None
+    make: Callable[[], keras.Model], arguments: dict[str, Any], *, reads_all: bool
 ) -> tuple[list[np.ndarray], int]:
     """Weights after two epochs, and how often rows were looked up."""
     lookups = 0
@@ -61,7 +61,6 @@ def trained(
     def decide(inputs: Any, table: Any) -> bool:
         nonlocal lookups
         lookups += 1
-        assert reads_all is not None
         return reads_all
 
     keras.utils.set_random_seed(0)
@@ -72,6 +71,15 @@ def trained(
     for layer in keras_nrs.unwrap(model).layers:
         assert "call" not in vars(layer)
     return model.get_weights(), lookups
+
+
+def assert_trains_the_same(make: Callable[[], keras.Model], **arguments: Any) -> None:
+    """By rows of its tables, as with whole ones."""
+    by_rows, lookups = trained(make, arguments, reads_all=False)
+    whole, _ = trained(make, arguments, reads_all=True)
+    assert lookups > 0
+    for a, b in zip(by_rows, whole, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -93,29 +101,17 @@ def trained(
     ids=str,
 )
 def test_rows_train_as_whole_tables_do(arguments: dict[str, Any]) -> None:
-    by_rows, lookups = trained(classifier, arguments, reads_all=False)
-    whole, _ = trained(classifier, arguments, reads_all=True)
-    assert lookups > 0
-    for a, b in zip(by_rows, whole, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    assert_trains_the_same(classifier, **arguments)
 
 
 @pytest.mark.several_devices
 def test_replicas_read_rows_too() -> None:
     with devices(2):
-        by_rows, lookups = trained(classifier, {}, reads_all=False)
-        whole, _ = trained(classifier, {}, reads_all=True)
-    assert lookups > 0
-    for a, b in zip(by_rows, whole, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+        assert_trains_the_same(classifier)
 
 
 def test_a_tied_table_is_read_by_rows_and_whole() -> None:
-    by_rows, lookups = trained(language_model, {}, reads_all=False)
-    whole, _ = trained(language_model, {}, reads_all=True)
-    assert lookups > 0
-    for a, b in zip(by_rows, whole, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    assert_trains_the_same(language_model)
 
 
 @pytest.mark.parametrize(
@@ -165,6 +161,15 @@ def test_other_tables_are_perturbed_whole(
     if kind == "small":
         monkeypatch.setattr(embeddings, "MIN_SIZE", ROWS * LENGTH + 1)
     assert not embeddings.readers(model)
+
+
+def test_a_thread_finds_tables_while_another_looks_them_up() -> None:
+    """Both must draw the same noise."""
+    model = classifier()
+    found = embeddings.readers(model)
+    assert found
+    with embeddings.looking_up_rows([layer for of in found.values() for layer in of]):
+        assert embeddings.readers(model) == found
 
 
 def test_a_batch_with_as_many_tokens_as_rows_reads_whole_tables() -> None:

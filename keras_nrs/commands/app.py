@@ -68,7 +68,7 @@ app = typer.Typer(
 
 def _show_versions(is_asked: bool) -> None:
     if is_asked:
-        typer.echo(f"keras-nrs {version('keras-nrs')} (Keras {version('keras')})")
+        typer.echo(f"keras-nrs {version('keras-nrs')}")
         raise typer.Exit
 
 

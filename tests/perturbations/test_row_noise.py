@@ -16,7 +16,7 @@ from tests.support.matrix import rest
 from tests.support.statistics import LEVEL
 from tests.support.statistics import key
 
-pytestmark = pytest.mark.not_torch  # It draws one row after the other.
+pytestmark = pytest.mark.not_torch  # It cannot draw a row without those before.
 
 SHAPE = 300, 7
 ROWS = np.array([5, 0, 299, 5])
@@ -35,9 +35,8 @@ def test_rows_are_those_of_all_the_noise(noise: str) -> None:
     assert whole.shape == SHAPE
     rows = ops.convert_to_numpy(of_table.rows(ops.convert_to_tensor(ROWS, "int32")))
     np.testing.assert_array_equal(rows, whole[ROWS])
-    assert len(np.unique(whole.sum(axis=1))) > SHAPE[0] // (
-        40 if noise[0] == "r" else 1.1
-    )
+    # There are 128 rows of signs.
+    assert len(np.unique(whole, axis=0)) > 90
 
 
 def test_each_table_has_noise_of_its_own() -> None:

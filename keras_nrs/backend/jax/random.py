@@ -13,7 +13,7 @@ from keras_nrs import noise
 Tensor = Any
 
 
-class RandomStream:
+class RandomStream(noise.WordStream):
     """Independent random tensors from one key, the same for the same key.
 
     Args:
@@ -25,9 +25,6 @@ class RandomStream:
             jax.numpy.asarray(key, "uint32"), impl="threefry2x32"
         )
         self._draws = 0
-
-    # Whether some rows of a tensor can be drawn without the others.
-    draws_rows = True
 
     # Whether to draw at once what is used in parts, each more than once. XLA's CPU
     # compiler would draw a part anew for each use.
@@ -54,26 +51,6 @@ class RandomStream:
     def split(self) -> "RandomStream":
         """A stream independent of this one's draws, and of other splits."""
         return RandomStream(jax.random.key_data(self._next_key()))
-
-    def normal(
-        self,
-        shape: tuple[int, ...],
-        dtype: str = "float32",
-        *,
-        rows: Tensor | None = None,
-    ) -> Tensor:
-        """Standard normal numbers, of all rows or of those at some indices."""
-        return self._from_words(noise.normal, shape, dtype, rows)
-
-    def rademacher(
-        self,
-        shape: tuple[int, ...],
-        dtype: str = "float32",
-        *,
-        rows: Tensor | None = None,
-    ) -> Tensor:
-        """Signs, -1 or 1 with equal probability, as for `normal()`."""
-        return self._from_words(noise.rademacher, shape, dtype, rows)
 
     def _from_words(
         self,

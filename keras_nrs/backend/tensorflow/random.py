@@ -36,7 +36,7 @@ def _fold_in(key: Tensor, index: Tensor) -> Tensor:
     return tf.random.experimental.stateless_fold_in(key, index) & 0xFFFFFFFF
 
 
-class RandomStream:
+class RandomStream(noise.WordStream):
     """Independent random tensors from one key, the same for the same key.
 
     Args:
@@ -50,8 +50,6 @@ class RandomStream:
     # The noise of all weights is drawn at once.
     draws_whole = True
     cuts_whole = True
-    # Whether some rows of a tensor can be drawn without the others.
-    draws_rows = True
 
     def fold_in(self, index: Any) -> "RandomStream":
         """A stream independent of this one and of the streams of other indices."""
@@ -69,26 +67,6 @@ class RandomStream:
         """A stream independent of this one's draws, and of other splits."""
         return RandomStream(self._next_key())
 
-    def normal(
-        self,
-        shape: tuple[int, ...],
-        dtype: str = "float32",
-        *,
-        rows: Tensor | None = None,
-    ) -> Tensor:
-        """Standard normal numbers, of all rows or of those at some indices."""
-        return self._from_words(noise.normal, shape, dtype, rows)
-
-    def rademacher(
-        self,
-        shape: tuple[int, ...],
-        dtype: str = "float32",
-        *,
-        rows: Tensor | None = None,
-    ) -> Tensor:
-        """Signs, -1 or 1 with equal probability, as for `normal()`."""
-        return self._from_words(noise.rademacher, shape, dtype, rows)
-
     def _from_words(
         self,
         function: Callable[..., Tensor],
@@ -96,7 +74,7 @@ class RandomStream:
         dtype: str,
         rows: Tensor | None,
     ) -> Tensor:
-        return _compiled_noise(function, self._next_key(), tuple(shape), dtype, rows)
+        return _compiled_noise(function, self._next_key(), shape, dtype, rows)
 
     def uniform(self, shape: tuple[int, ...] = (), dtype: str = "float32") -> Tensor:
         """Uniform numbers in [0, 1)."""

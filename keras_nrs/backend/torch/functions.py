@@ -52,7 +52,7 @@ def _gradient(
 
 
 def take_rows(table: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of a table, and the table."""
+    """Rows of a table, and the table, as on other backends."""
     return torch.nn.functional.embedding(indices, table), table
 
 

@@ -1,13 +1,17 @@
 #!/usr/bin/env bash
 # What a machine with one GPU can tell, in at most 9 minutes:
 #
-#   OUT=results studies/gpu.sh [--smoke]
+#   OUT=results studies/gpu.sh [--smoke] [suite] [steps] [trainings]
 #
-# 1. The part of the suite that one device can run, on JAX and PyTorch, while the
-#    programs of 2 are compiled: suite.jax.jsonl and suite.torch.jsonl, a line per test.
-# 2. Steps of NRS, SAM, RPR, ... over plain Keras: steps.jsonl, a line per method.
-# 3. Trainings of the study on a GPU: runs/, which begins with a copy of studies/runs.
-#    Copy the files of the tasks back from there: they hold what they held, and more.
+# Without a name all three parts:
+#
+# suite      The tests that one device can run, on JAX and PyTorch, while the programs of
+#            the steps are compiled: suite.jax.jsonl and suite.torch.jsonl, a line each.
+# steps      NRS, SAM, RPR, ... over plain Keras, with the kernels that the GPU runs, and
+#            memory: steps.jsonl, a line per method.
+# trainings  Of the study on a GPU: runs/, which begins with a copy of studies/runs.
+#            Copy the files of the tasks back from there: they hold what they held, and
+#            more.
 #
 # Each part has a limit of its own, and its lines are kept if it is cut. The rest is in
 # log.txt. --smoke does the same on a CPU, with few tests, a tiny network and one small
@@ -35,7 +39,7 @@ export PYTHONPATH="$work/site:$PWD" TF_CPP_MIN_LOG_LEVEL=3 PYTHONUNBUFFERED=1
 export XLA_PYTHON_CLIENT_PREALLOCATE=false
 export JAX_COMPILATION_CACHE_DIR="$work/cache" JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.2
 
-total=540 suite=200 steps=110
+total=540 suite=150 steps=170
 networks=(MLP ResNet18 ViT-Ti/4 WRN-28-10)
 tests=(tests/trainers tests/step tests/perturbations tests/backend tests/test_*.py
     tests/flatness tests/models tests/system keras_nrs)
@@ -50,7 +54,9 @@ if [[ ${1:-} == --smoke ]]; then
     tasks=(mnist1d-cnn-1000)
     arms=(--arms baseline)
     export OMP_NUM_THREADS=1
+    shift
 fi
+parts=" ${*:-suite steps trainings} "
 
 # Seconds that a part may take, of those that it asks for.
 left() {
@@ -60,6 +66,10 @@ left() {
 
 part() {
     echo "== $* ($(($(date +%s) - start)) s)"
+}
+
+asked() {
+    [[ $parts == *" $1 "* ]]
 }
 
 if compgen -G "wheels/*.whl" > /dev/null; then
@@ -75,52 +85,68 @@ nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader ||
 KERAS_BACKEND=jax "$python" -c "import sys, jax, keras, torch; print(sys.version, jax.__version__,
     keras.__version__, torch.__version__, jax.devices(), torch.cuda.is_available())"
 
-part "compiling for the steps, while the suite runs"
 timed=()
-for backend in jax torch; do
-    for network in "${networks[@]}"; do
-        KERAS_BACKEND=$backend timeout -k 5 "$(left $((suite + steps)))" \
-            "$python" -m tests.benchmarks.one_gpu "$network" "$OUT/steps.jsonl" \
-            "$work/go" $((start + suite + steps)) 2>&1 | sed "s|^|$network, $backend: |" &
-        timed+=($!)
+if asked steps; then
+    part "compiling for the steps"
+    for backend in jax torch; do
+        for network in "${networks[@]}"; do
+            KERAS_BACKEND=$backend timeout -k 5 "$(left $((suite + steps)))" \
+                "$python" -m tests.benchmarks.one_gpu "$network" "$OUT/steps.jsonl" \
+                "$work/go" $((start + suite + steps)) 2>&1 |
+                sed "s|^|$network, $backend: |" &
+            timed+=($!)
+        done
     done
-done
+fi
 
-# In full precision, as tests compare numbers: by default a GPU rounds factors to 10 bits.
-part "suite"
-tested=()
-for backend in jax torch; do
-    KERAS_BACKEND=$backend NVIDIA_TF32_OVERRIDE=0 JAX_DEFAULT_MATMUL_PRECISION=highest \
-        timeout -k 5 "$(left $suite)" "$python" -m pytest -q -n $workers \
-        -p studies.suite_record --record "$OUT/suite.$backend.jsonl" \
-        -m "not slow and not several_devices" -W default --tb=no --no-header \
-        --continue-on-collection-errors --doctest-ignore-import-errors \
-        "${tests[@]}" > "$work/suite.$backend" 2>&1 &
-    tested+=($!)
-done
-wait "${tested[@]}"
-for backend in jax torch; do
-    echo "$backend: $(grep -c '"passed"' "$OUT/suite.$backend.jsonl") passed," \
-        "$(grep -c '"failed"' "$OUT/suite.$backend.jsonl") failed"
-    tail -n 3 "$work/suite.$backend"
-done
+if asked suite; then
+    part "suite"
+    # In full precision, as tests compare numbers: by default a GPU rounds factors to
+    # 10 bits.
+    tested=()
+    for backend in jax torch; do
+        KERAS_BACKEND=$backend NVIDIA_TF32_OVERRIDE=0 \
+            JAX_DEFAULT_MATMUL_PRECISION=highest timeout -k 5 "$(left $suite)" \
+            "$python" -m pytest -q -n $workers \
+            -p studies.suite_record --record "$OUT/suite.$backend.jsonl" \
+            -m "not slow and not several_devices" -W default --tb=no --no-header \
+            --continue-on-collection-errors --doctest-ignore-import-errors \
+            "${tests[@]}" > "$work/suite.$backend" 2>&1 &
+        tested+=($!)
+    done
+    wait "${tested[@]}"
+    for backend in jax torch; do
+        echo "$backend: $(grep -c '"passed"' "$OUT/suite.$backend.jsonl") passed," \
+            "$(grep -c '"failed"' "$OUT/suite.$backend.jsonl") failed"
+        tail -n 3 "$work/suite.$backend"
+    done
+fi
 
-part "steps"
-touch "$work/go"
-wait "${timed[@]}"
-cat "$OUT/steps.jsonl"
+if asked steps; then
+    part "steps"
+    until (($(grep -c ': ready$' "$OUT/log.txt") == ${#timed[@]} ||
+        $(date +%s) >= start + suite)); do
+        sleep 1
+    done
+    touch "$work/go"
+    wait "${timed[@]}"
+    cat "$OUT/steps.jsonl"
+fi
 
-part "trainings"
-for task in "${tasks[@]}"; do
-    if [[ -f studies/runs/$task.jsonl ]]; then
-        cp "studies/runs/$task.jsonl" "$OUT/runs"
-    fi
-done
-seconds=$(left $total)
-# Runs under way are finished: so the last one starts before the time is over.
-KERAS_BACKEND=jax timeout -k 5 "$seconds" "$python" -m studies --processes 1 \
-    --minutes "$(awk "BEGIN {print $seconds * 0.8 / 60}")" --folder "$OUT/runs" \
-    --tasks "${tasks[@]}" ${arms[@]+"${arms[@]}"}
-rm -f "$OUT"/runs/.lock
+if asked trainings; then
+    part "trainings"
+    for task in "${tasks[@]}"; do
+        if [[ -f studies/runs/$task.jsonl ]]; then
+            cp "studies/runs/$task.jsonl" "$OUT/runs"
+        fi
+    done
+    seconds=$(left $total)
+    # Runs under way are finished: so the last one starts before the time is over.
+    KERAS_BACKEND=jax timeout -k 5 "$seconds" "$python" -m studies --processes 1 \
+        --minutes "$(awk "BEGIN {print $seconds * 0.8 / 60}")" --folder "$OUT/runs" \
+        --tasks "${tasks[@]}" ${arms[@]+"${arms[@]}"}
+    rm -f "$OUT"/runs/.lock
+fi
+shopt -s nullglob
 wc -l "$OUT"/*.jsonl "$OUT"/runs/*.jsonl
 part "done"

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import pathlib
 from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -62,6 +63,40 @@ def step_and_state(
     others = (model.optimizer.variables, model.metrics_variables)
     state = tuple([v.value for v in kind] for kind in (*of_model, *others))
     return model.train_step, state
+
+
+@contextlib.contextmanager
+def of_programs() -> Iterator[dict[str, int]]:
+    """Gives, at its end, the memory of the largest program that runs inside.
+
+    As `"temporary_bytes"`, besides weights and data. On JAX of the programs that are
+    compiled inside, as the compiler says; on PyTorch on a GPU the most that was
+    allocated; otherwise nothing.
+    """
+    found: dict[str, int] = {}
+    if keras.config.backend() == "jax":
+        import jax
+
+        client = jax.devices()[0].client
+        known = set(client.live_executables())
+        yield found
+        sizes = [
+            program.get_compiled_memory_stats().temp_size_in_bytes
+            for program in client.live_executables()
+            if program not in known
+        ]
+        if sizes:
+            found["temporary_bytes"] = max(sizes)
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        yield found
+        return
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    yield found
+    found["temporary_bytes"] = torch.cuda.max_memory_allocated() - before
 
 
 def peak_allocated_bytes(run: Callable[[], Any]) -> int:

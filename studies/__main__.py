@@ -55,7 +55,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def listing(store: Store, of_cells: list[tuple[str, str]]) -> str:
     """A line for each task and arm: runs done and missing, and minutes to go."""
-    lines = [f"{'task':36} {'arm':34} {'done':>5} {'missing':>8} {'minutes':>8}"]
+    lines = [f"{'task':36} {'arm':38} {'done':>5} {'missing':>8} {'minutes':>8}"]
     total = 0.0
     for task, arm in of_cells:
         done = sum(store.get(run) is not None for run in runs_of(store, task, arm))
@@ -63,7 +63,7 @@ def listing(store: Store, of_cells: list[tuple[str, str]]) -> str:
         seconds = expected_seconds(store, task, arm)
         minutes = "?" if seconds is None else f"{left * seconds / 60:.1f}"
         total += left * (seconds or 0.0) / 60
-        lines.append(f"{task:36} {arm:34} {done:5} {left:8} {minutes:>8}")
+        lines.append(f"{task:36} {arm:38} {done:5} {left:8} {minutes:>8}")
     lines.append(f"{total:.0f} minutes of one process, without those of '?'.")
     return "\n".join(lines)
 

@@ -11,6 +11,7 @@ import keras
 import keras_nrs
 from keras_nrs.perturbations import NAMES
 from keras_nrs.step.options import OPTION_NAMES
+from studies.cheap_steps import CHEAP_STEP_TASKS
 from studies.tasks import Settings
 from studies.tasks import Task
 
@@ -30,6 +31,7 @@ class Arm:
         passes: Mean number of passes through the network, forward and back, in a step.
         is_main: Whether it comes before the others.
         needs: Options of `wrap()` without which it is left out.
+        tasks: Names of the tasks that it can train; by default all.
     """
 
     fixed: Settings = field(default_factory=dict)
@@ -37,6 +39,7 @@ class Arm:
     passes: float = 1
     is_main: bool = False
     needs: str | None = None
+    tasks: tuple[str, ...] = ()
 
     @property
     def cost(self) -> float:
@@ -48,6 +51,10 @@ class Arm:
     def is_available(self) -> bool:
         """Whether this version of `wrap()` has what the arm needs."""
         return self.needs is None or self.needs in OPTION_NAMES
+
+    def trains(self, task: str) -> bool:
+        """Whether it can train the task of a name."""
+        return not self.tasks or task in self.tasks
 
     def candidates(self, task: Task, shared: Settings) -> list[Settings]:
         """The settings it chooses from, in full.
@@ -93,6 +100,10 @@ def _rpr(epochs: float, **arguments: Any) -> Arm:
     return Arm(fixed=fixed, choices=_ONE_PASS, needs="clean_pass", **arguments)
 
 
+def _cheap_step(choices: list[Settings], passes: float, **fixed: float) -> Arm:
+    return Arm(fixed=fixed, choices=choices, passes=passes, tasks=CHEAP_STEP_TASKS)
+
+
 def _nrs(choices: list[Settings], **arguments: Any) -> Arm:
     fixed = _NRS | arguments.pop("fixed", {})
     return Arm(fixed=fixed, choices=choices, **({"passes": 2} | arguments))
@@ -131,6 +142,11 @@ ARMS = {
         _RELATIVE, fixed={"perturbed_fraction": 0.5}, passes=1.5
     ),
     "RPR, 1.5 times the epochs": _rpr(1.5),
+    "NRS, samples shared out, no divergence": _cheap_step(
+        _ONE_PASS, 1, in_both_passes=0.0
+    ),
+    "NRS, samples shared out": _cheap_step(_RELATIVE, 4 / 3, in_both_passes=1 / 3),
+    "NRS, EMA as the reference": _cheap_step(_RELATIVE, 4 / 3, reference_momentum=0.99),
     "ASAM": Arm(
         fixed={"scheme": "asam"},
         choices=_grid(eps=(0.1, 0.2, 0.5, 1.0, 1.5, 2.0)),

@@ -93,7 +93,7 @@ def cells(
         (task, arm)
         for task in names
         for arm in (ARMS if arms is None else arms)
-        if ARMS[arm].is_available
+        if ARMS[arm].is_available and ARMS[arm].trains(task)
     ]
     # Sorting keeps the order of pairs of equal rank.
     return sorted(

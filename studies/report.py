@@ -65,7 +65,10 @@ _SIGNIFICANT = 0.05
 # Ways to pay less than two plain trainings, and what that price must be compared with.
 _BELOW_TWO = (
     "RPR",
+    "NRS, samples shared out, no divergence",
     "NRS, last third of the epochs",
+    "NRS, samples shared out",
+    "NRS, EMA as the reference",
     "NRS, every second step",
     "NRS, half of each batch",
     "NRS, a growing share of the steps",
@@ -362,6 +365,7 @@ def described(store: Store, task: str, arm: str) -> str:
     shared = {} if arm == BASELINE else chosen(store, task, BASELINE) or {}
     hidden = {"scheme", "normalize", "beta", "epochs", "interval"}
     hidden |= {"perturbed_fraction", "perturbed_from", "share_grows"}
+    hidden |= {"in_both_passes", "reference_momentum"}
     return ", ".join(
         f"{name.replace('_', ' ')} {value}"
         for name, value in settings.items()
@@ -416,8 +420,9 @@ def not_run(store: Store) -> str:
             continue
         counts = measurements(store, task)
         done = counts["arm"].value_counts() if len(counts) else {}
-        arms = [arm for arm in ARMS if done.get(arm, 0) < len(TEST_SEEDS)]
-        if len(arms) == len(ARMS):
+        wanted = [arm for arm in ARMS if ARMS[arm].trains(task)]
+        arms = [arm for arm in wanted if done.get(arm, 0) < len(TEST_SEEDS)]
+        if arms == wanted:
             missing.append(f"{task} (all arms)")
         elif arms:
             missing.append(f"{task} ({'; '.join(arms)})")

@@ -10,6 +10,7 @@ import numpy as np
 
 import keras_nrs
 from keras_nrs._files import atomic_write
+from studies.cheap_steps import with_cheap_step
 from studies.data import Samples
 from studies.data import batches
 from studies.networks import with_last_layer_penalty
@@ -37,6 +38,7 @@ _OF_TRAINING = (
     *("learning_rate", "weight_decay", "ema_momentum", "label_smoothing"),
     *("epochs", "dropout", "eps_grows", "last_layer_penalty"),
     *("averaged_from", "averaged_rate", "perturbed_from", "share_grows"),
+    *("in_both_passes", "reference_momentum"),
 )
 
 Measured = dict[str, Any]
@@ -159,7 +161,8 @@ def train(
             after which weights are averaged, and `averaged_rate`, the share of the
             learning rate that is left then; `eps_grows`, the factor by which eps grows;
             `perturbed_from`, the share of the training that is plain; `share_grows`,
-            whether a third is plain, and a third perturbs every second step; and
+            whether a third is plain, and a third perturbs every second step;
+            `in_both_passes` or `reference_momentum` of `with_cheap_step()`; and
             arguments of `keras_nrs.wrap()`, which is called if there is a `scheme`.
         seed: Seed of all random numbers.
 
@@ -172,7 +175,7 @@ def train(
     num_classes = len(task.classes)
     steps_per_epoch = task.train // task.batch_size
     epochs = round(task.epochs * settings.get("epochs", 1))
-    trained = network
+    trained = with_cheap_step(network, task.name, settings)
     if "last_layer_penalty" in settings:
         # Losses are measured without it.
         trained = with_last_layer_penalty(network, settings["last_layer_penalty"])

@@ -93,6 +93,11 @@ def test_main_arms_of_main_tasks_come_first() -> None:
     assert cells(["smoke"], [BASELINE]) == [("smoke", BASELINE)]
 
 
+def test_an_arm_is_planned_for_its_tasks_alone() -> None:
+    arm, task = "NRS, samples shared out", "fashion-mlp-3000"
+    assert cells(["smoke", task], [arm]) == [(task, arm)]
+
+
 def test_arms_choose_from_as_many_settings() -> None:
     for name, arm in ARMS.items():
         assert len(arm.candidates(TASKS["smoke"], {})) in (1, 6), name

@@ -24,7 +24,9 @@ pytestmark = pytest.mark.only_torch
 
 SMOKE = TASKS["smoke"]
 SHARED = {"learning_rate": 0.1, "weight_decay": 3e-3}
-AVAILABLE = [name for name, arm in ARMS.items() if arm.is_available]
+AVAILABLE = [
+    name for name, arm in ARMS.items() if arm.is_available and arm.trains("smoke")
+]
 
 
 def last_settings(arm: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from contextlib import contextmanager
 from typing import Any
+from typing import NamedTuple
 
 import keras
 from keras import ops
@@ -24,8 +25,7 @@ Update = tuple[keras.Variable, Tensor]
 
 # Plain Keras assigns eagerly there, which a gradient does not pass.
 ASSIGNMENT_STOPS_GRADIENTS = keras.config.backend() != "jax"
-# A layer may change its input in place, as `RandomBrightness` does.
-TENSORS_CAN_CHANGE = keras.config.backend() == "torch"
+IS_EAGER = keras.config.backend() == "torch"
 
 
 def call_kwargs(model: Any, *, training: bool | None) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def call_kwargs(model: Any, *, training: bool | None) -> dict[str, Any]:
 
 def call(model: Any, x: Any, *, training: bool | None) -> Any:
     """The outputs of a model for inputs that stay as they are."""
-    if TENSORS_CAN_CHANGE:
+    if IS_EAGER:  # A layer may change its input in place, as `RandomBrightness` does.
         x = keras.tree.map_structure(
             lambda t: ops.copy(t) if ops.is_tensor(t) else t, x
         )
@@ -50,6 +50,23 @@ def current_values(model: Any) -> tuple[list[Tensor], list[Tensor]]:
         return [ops.stop_gradient(ops.convert_to_tensor(v.value)) for v in variables]
 
     return values(model.trainable_variables), values(model.non_trainable_variables)
+
+
+class ModelVariables(NamedTuple):
+    """The variables of a model. Keras walks all its layers to find them."""
+
+    trainable: list[keras.Variable]
+    non_trainable: list[keras.Variable]
+    metrics: list[keras.Variable]
+
+    @classmethod
+    def of(cls, model: Any) -> "ModelVariables":
+        """Those of a built model."""
+        return cls(
+            model.trainable_variables,
+            model.non_trainable_variables,
+            model.metrics_variables,
+        )
 
 
 class PassScope(keras.StatelessScope):  # type: ignore[misc]
@@ -76,7 +93,10 @@ class PassScope(keras.StatelessScope):  # type: ignore[misc]
             (variable, value.value if isinstance(value, PerturbedTable) else value)
             for variable, value in mapping
         ]
-        super().__init__(values, collect_losses=True)
+        super().__init__([] if IS_EAGER else values, collect_losses=True)
+        if IS_EAGER:
+            # They are tensors. To convert and check them takes a tenth of a step.
+            self.state_mapping = {id(variable): value for variable, value in values}
         self.updates: dict[int, Update] = {}
         self._lookups = ExitStack()
         self._readers = readers
@@ -115,6 +135,8 @@ def scope(
     state: Sequence[Tensor],
     metrics: Sequence[Tensor] | None = None,
     others: Sequence[Update] = (),
+    *,
+    variables: ModelVariables | None = None,
 ) -> PassScope:
     """A scope in which the variables of a model have the given values.
 
@@ -124,16 +146,20 @@ def scope(
         state: Values of its non-trainable variables.
         metrics: Values of the variables of its metrics. By default these keep theirs.
         others: Values of any variables, which go before the other arguments.
+        variables: Those of the model, if they are known.
     """
-    variables = model.trainable_variables + model.non_trainable_variables
-    values = [*weights, *state]
+    if variables is None:
+        variables = ModelVariables.of(model)
+    mapping = [
+        *zip(variables.trainable, weights, strict=True),
+        *zip(variables.non_trainable, state, strict=True),
+    ]
     if metrics is not None:
-        variables += model.metrics_variables
-        values += metrics
+        mapping += zip(variables.metrics, metrics, strict=True)
     found: list[keras.Layer] = []
     if any(isinstance(value, PerturbedTable) for value in weights):
         found = [layer for of_table in readers(model).values() for layer in of_table]
-    return PassScope([*zip(variables, values, strict=True), *others], found)
+    return PassScope([*mapping, *others], found)
 
 
 def added_losses(model: Any, scope: PassScope) -> list[Tensor]:

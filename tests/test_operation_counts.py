@@ -12,6 +12,7 @@ from tests.benchmarks.memory import lowered_step
 from tests.support.data import image_data
 from tests.support.matrix import rest
 from tests.support.networks import cnn
+from tests.support.operation_counts import num_eager_operations
 from tests.support.operation_counts import product_flops
 
 # Products of the network's layers for a sample: 4 x 4 places x 4 filters of 9 weights,
@@ -113,3 +114,34 @@ def test_accesses_of_each_weight_above_a_plain_step(scheme: str, expected: int) 
     if jax.__version_info__ < (0, 10):
         pytest.skip("JAX 0.7 fuses less: 12, 15 and 9.")
     assert accesses(scheme=scheme) - accesses() == pytest.approx(expected, abs=0.2)
+
+
+@pytest.mark.only_torch
+@pytest.mark.parametrize(
+    ("options", "num_passes", "expected"),
+    [
+        ({}, 2, 5),
+        ({"scheme": "rpr"}, 1, 5),
+        ({"scheme": "sam"}, 2, 6),
+        ({"scheme": "asam"}, 2, 8),
+    ],
+)
+def test_a_weight_more_takes_few_operations(
+    options: dict[str, Any], num_passes: int, expected: int
+) -> None:
+    """On a GPU each one takes longer to start than to run."""
+
+    def count(depth: int, *, is_wrapped: bool) -> int:
+        stack = [keras.layers.Dense(4) for _ in range(depth)]
+        model = keras.Sequential([keras.Input((4,)), *stack])
+        model.compile("sgd", "mse")
+        if is_wrapped:
+            model = keras_nrs.wrap(model, **options)
+        return num_eager_operations(model, np.ones((2, 4)), np.ones((2, 4)))
+
+    def per_weight(*, is_wrapped: bool) -> float:
+        added = count(8, is_wrapped=is_wrapped) - count(4, is_wrapped=is_wrapped)
+        return added / 8
+
+    found = per_weight(is_wrapped=True) - num_passes * per_weight(is_wrapped=False)
+    assert found <= expected

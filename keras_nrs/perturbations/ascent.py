@@ -49,20 +49,25 @@ class Ascent(Perturbation):
         values, eps = in_one_dtype(weights, eps)
         steps = [ops.cast(g, values[0].dtype) for g in gradients]
         scales = [self._scale(value) for value in values]
-        steps = [scale * step for scale, step in zip(scales, steps, strict=True)]
+        steps = list(map(_scaled, scales, steps))
         length = norm(steps)
         factor = eps * reciprocal(length)
         # Where a scaled loss overflows, the optimizer leaves out the step. Without a
         # delta its loss is a number all the same.
         is_finite = ops.isfinite(length)
+        zero = ops.zeros((), length.dtype)
         return [
-            ops.where(is_finite, factor * scale * step, ops.zeros_like(step))
-            for scale, step in zip(scales, steps, strict=True)
+            ops.where(is_finite, factor * step, zero)
+            for step in map(_scaled, scales, steps)
         ]
 
-    def _scale(self, weight: Tensor) -> Any:
-        """The scale T of the neighborhood in each direction."""
-        return 1.0
+    def _scale(self, weight: Tensor) -> Tensor | None:
+        """The scale T of the neighborhood in each direction, `None` for 1."""
+        return None
+
+
+def _scaled(scale: Tensor | None, step: Tensor) -> Tensor:
+    return step if scale is None else scale * step
 
 
 @keras.saving.register_keras_serializable(package="keras_nrs")
@@ -90,8 +95,8 @@ class AdaptiveAscent(Ascent):
         super().__init__(where=where)
         self.eta = check_nonnegative("eta", eta)
 
-    def _scale(self, weight: Tensor) -> Any:
-        return 1.0 if len(weight.shape) < 2 else ops.abs(weight) + self.eta
+    def _scale(self, weight: Tensor) -> Tensor | None:
+        return None if len(weight.shape) < 2 else ops.abs(weight) + self.eta
 
     def get_config(self) -> dict[str, Any]:
         return super().get_config() | {"eta": self.eta}

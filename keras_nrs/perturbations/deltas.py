@@ -122,5 +122,7 @@ def _moved(value: Tensor, delta: Any) -> Any:
 
 
 def _add_delta(value: Tensor, delta: Tensor) -> Tensor:
+    if value.dtype == delta.dtype:  # Eager operations that do nothing take time, too.
+        return value + delta
     dtype = common_dtype([value, delta])
     return ops.cast(ops.cast(value, dtype) + ops.cast(delta, dtype), value.dtype)

@@ -38,13 +38,13 @@ _LARGE_WEIGHT = 2**17
 
 def norm(tensors: Sequence[Tensor]) -> Tensor:
     """The norm of all tensors together, or of noise."""
-    return ops.sqrt(sum(map(_sum_of_squares, tensors)))
-
-
-def _sum_of_squares(tensor: Any) -> Tensor:
-    if isinstance(tensor, RowNoise):
-        return tensor.sum_of_squares()
-    return sum_of_squares(tensor)
+    of_rows = [t for t in tensors if isinstance(t, RowNoise)]
+    squares = [t.sum_of_squares() for t in of_rows]
+    if len(of_rows) < len(tensors):
+        squares.append(
+            sum_of_squares([t for t in tensors if not isinstance(t, RowNoise)])
+        )
+    return ops.sqrt(sum(squares))
 
 
 def reciprocal(norm: Tensor) -> Tensor:

@@ -74,13 +74,11 @@ class BatchObjective(ModelPasses):
         self.divergences = divergences
 
     def needs_perturbed_pass(self, alpha: keras.Variable | None) -> bool:
-        """Whether anything of the perturbed pass is minimized.
+        """Whether anything of the perturbed pass is minimized, if there are weights.
 
         `alpha` is `None` where a schedule gives it, which may be 0 in some steps.
         """
-        base, options = self.base_model, self.options
-        if base.built and not base.trainable_variables:
-            return False
+        options = self.options
         if options.scheme == "nrs" and options.beta == 0:
             return alpha is None or float(ops.convert_to_numpy(alpha)) > 0
         return options.scheme != "baseline"

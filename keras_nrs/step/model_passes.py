@@ -20,6 +20,7 @@ from keras_nrs.backend import restored_random_state
 from keras_nrs.backend import set_random_state
 from keras_nrs.embeddings import readers
 from keras_nrs.perturbations.row_noise import RowDelta
+from keras_nrs.stateless import ModelVariables
 from keras_nrs.stateless import Update
 from keras_nrs.step.groups import Coverage
 from keras_nrs.step.groups import num_samples
@@ -84,9 +85,17 @@ class ModelPasses:
         options: The options of `wrap()`.
     """
 
+    # Those of the base model in this step, which `find_variables()` has found.
+    variables: ModelVariables
+
     def __init__(self, base_model: keras.Model, options: StepOptions) -> None:
         self.base_model = base_model
         self.options = options
+
+    def find_variables(self) -> ModelVariables:
+        """The variables of the base model. Call this first in each step."""
+        self.variables = ModelVariables.of(self.base_model)
+        return self.variables
 
     def split(self, inputs: StepInputs, *, perturbs: bool = True) -> SplitBatch:
         """The groups of a batch, one if nothing is perturbed, with their inputs."""
@@ -104,7 +113,7 @@ class ModelPasses:
             num_deltas,
             fraction,
             # Dropout and BatchNorm have a state. Without one samples are independent.
-            keep_whole=not self.base_model.non_trainable_variables,
+            keep_whole=not self.variables.non_trainable,
         )
         microbatches = []
         for group in groups:
@@ -169,12 +178,11 @@ class ModelPasses:
         """
         if isinstance(index, int) and index == 0:
             return [None] * len(state)
-        base = self.base_model
-        weights = set(map(id, base.weights))
+        weights = set(map(id, self.base_model.weights))
         stride = ops.convert_to_tensor([SEED_STRIDE, 0], "int32")
         return [
             None if id(v) in weights else ops.cast(index * stride, s.dtype)
-            for v, s in zip(base.non_trainable_variables, state, strict=True)
+            for v, s in zip(self.variables.non_trainable, state, strict=True)
         ]
 
     # The phase at theta + delta.
@@ -286,21 +294,19 @@ class ModelPasses:
         """
         if num_passes == 1:
             return weights
-        variables = self.base_model.trainable_variables
         return [
             ops.stop_gradient(w) + (w - ops.stop_gradient(w)) / num_passes
             if v.overwrite_with_gradient
             else w
-            for v, w in zip(variables, weights, strict=True)
+            for v, w in zip(self.variables.trainable, weights, strict=True)
         ]
 
     def _perturbed_weights(self, weights: list[Tensor], deltas: list[Any]) -> list[Any]:
         if self.options.scheme == "nrs" or not self.options.runs_at_theta:
-            variables = self.base_model.trainable_variables
             # Gradients of float8's scales are their new values: the first pass's count.
             weights = [
                 ops.stop_gradient(w) if v.overwrite_with_gradient else w
-                for v, w in zip(variables, weights, strict=True)
+                for v, w in zip(self.variables.trainable, weights, strict=True)
             ]
         return perturbations.add_deltas(weights, deltas)
 
@@ -323,7 +329,7 @@ class ModelPasses:
             losses = stateless.added_losses(base, scope)
         tables = {
             i: scope.tables[id(variable)].value
-            for i, variable in enumerate(base.trainable_variables)
+            for i, variable in enumerate(self.variables.trainable)
             if id(variable) in scope.tables
         }
         passed = PerturbedPass(y_pred, losses), self._carried(carried, scope)
@@ -336,7 +342,14 @@ class ModelPasses:
         state: list[Tensor],
         carried: Sequence[Update] = (),
     ) -> stateless.PassScope:
-        return stateless.scope(self.base_model, weights, state, inputs.metrics, carried)
+        return stateless.scope(
+            self.base_model,
+            weights,
+            state,
+            inputs.metrics,
+            carried,
+            variables=self.variables,
+        )
 
     def _carried(
         self, carried: Sequence[Update], scope: stateless.PassScope
@@ -346,9 +359,9 @@ class ModelPasses:
         They are those of metrics and of random generators that are not the base
         model's, as Keras's global one: each group goes on with them.
         """
-        base = self.base_model
-        own = set(map(id, base.trainable_variables + base.non_trainable_variables))
-        metrics = set(map(id, base.metrics_variables))
+        trainable, non_trainable, of_metrics = self.variables
+        own = set(map(id, [*trainable, *non_trainable]))
+        metrics = set(map(id, of_metrics))
         updates = {id(variable): (variable, value) for variable, value in carried}
         updates |= scope.updates
         return [
@@ -423,7 +436,7 @@ class ModelPasses:
         base = self.base_model
         x, _, _ = keras.utils.unpack_x_y_sample_weight(microbatch.data)
         with self._scope(weights, inputs, microbatch.state, carried) as scope:
-            variables = base.non_trainable_variables
+            variables = self.variables.non_trainable
             before = list(map(scope.get_current_value, variables))
             y_pred = stateless.call(base, x, training=True)
             losses = stateless.added_losses(base, scope)

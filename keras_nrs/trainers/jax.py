@@ -62,6 +62,7 @@ class BackendTrainer(Trainer):
     _step = 0
     _seed: Any = None
     _position = 0
+    _has_weights = True
 
     def make_train_function(self, make: Callable[[bool], None], force: bool) -> None:
         model = self.model
@@ -75,6 +76,7 @@ class BackendTrainer(Trainer):
             train_function = model.train_function
 
             def planned_train_function(state: Any, batches: Iterator[Any]) -> Any:
+                self._has_weights = bool(state[0])
                 # A callback may have restored another state. Otherwise steps are
                 # counted: reading their number would wait for the step before.
                 seed = state[1][self._position]
@@ -109,7 +111,8 @@ class BackendTrainer(Trainer):
     def _plan_step(self, batch: Any) -> PerturbedStep | CleanStep:
         step, self._step = self._step, self._step + 1
         eps, alpha = self.coefficients_in(step)
-        if step % self.options.interval == 0 and self.needs_perturbed_pass():
+        is_due = self._has_weights and step % self.options.interval == 0
+        if is_due and self.needs_perturbed_pass():
             return PerturbedStep(batch, eps, alpha)
         return CleanStep(batch)
 
@@ -192,6 +195,7 @@ class BackendTrainer(Trainer):
     ) -> tuple[list[Tensor], Outcome]:
         """The gradients times the optimizer's loss scale, and the outcome."""
         objective, optimizer = self.objective, self.base_model.optimizer
+        objective.find_variables()
         optimizer_values = list(zip(optimizer.variables, state.optimizer, strict=True))
         with keras.StatelessScope(optimizer_values):
             loss_scale = optimizer.scale_loss(1.0)

@@ -138,17 +138,18 @@ class BackendTrainer(Trainer):
             with tf.init_scope():
                 self.objective.build(data)
         # Only now is it known whether a model that was not built has weights.
-        if not (self._perturbs and base.trainable_variables):
+        variables = self.objective.find_variables()
+        if not (self._perturbs and variables.trainable):
             if self.options.scheme != "baseline":
                 self.coefficients_in(model.seed_generator.next()[1])
             return self._reducible(base.train_step(data) | self.tracker_logs())
         key = model.seed_generator.next()
         eps, alpha = self.coefficients_in(key[1])
-        state = [v.value for v in base.non_trainable_variables]
+        state = [v.value for v in variables.non_trainable]
         context = tf.distribute.get_replica_context()
         inputs = StepInputs(
             state,
-            [v.value for v in base.metrics_variables],
+            [v.value for v in variables.metrics],
             data,
             eps,
             alpha,
@@ -156,7 +157,7 @@ class BackendTrainer(Trainer):
             context.replica_id_in_sync_group if _num_replicas() > 1 else 0,
             loss_scale=base.optimizer.scale_loss(1.0),
         )
-        weights = [v.value for v in base.trainable_variables]
+        weights = [v.value for v in variables.trainable]
         perturbs: Any = True
         if self.options.interval == 1:
             gradients, outcome = self._gradients(weights, inputs)

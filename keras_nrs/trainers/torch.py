@@ -74,13 +74,16 @@ class BackendTrainer(Trainer):
         key = model.seed_generator.next()
         eps, alpha = self.coefficients_in(key[1])
         perturbs = not is_plain and self._is_due(key) and self.needs_perturbed_pass()
-        if not perturbs and (num_replicas == 1 or not base.trainable_variables):
+        if not perturbs and num_replicas == 1:
             return base.train_step(data) | self.tracker_logs()
         self._build(data, key)
+        variables = objective.find_variables()
+        if not variables.trainable:
+            return base.train_step(data) | self.tracker_logs()
         base.zero_grad()
         inputs = StepInputs(
-            [v.value for v in base.non_trainable_variables],
-            [v.value for v in base.metrics_variables],
+            [v.value for v in variables.non_trainable],
+            [v.value for v in variables.metrics],
             data,
             eps,
             alpha,
@@ -88,7 +91,7 @@ class BackendTrainer(Trainer):
             replica,
             loss_scale=base.optimizer.scale_loss(1.0),
         )
-        weights = [v.value for v in base.trainable_variables]
+        weights = [v.value for v in variables.trainable]
         batch = objective.split(inputs, perturbs=perturbs)
         outputs = None
         if perturbs:

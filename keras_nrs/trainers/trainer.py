@@ -193,7 +193,7 @@ class Trainer(abc.ABC):
         """
         base = self.base_model
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        variables = base.non_trainable_variables
+        variables = self.objective.variables.non_trainable
         for variable, value in zip(variables, outcome.state, strict=True):
             if value is not variable.value:
                 variable.assign(value)

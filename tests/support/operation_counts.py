@@ -51,6 +51,25 @@ def operations_on(
     )
 
 
+def num_eager_operations(model: keras.Model, x: np.ndarray, y: np.ndarray) -> int:
+    """The number of operations that PyTorch starts in a training step on a batch."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Counting(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(
+            self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            self.count += 1
+            return function(*args, **(kwargs or {}))
+
+    model.train_on_batch(x, y)  # The first step builds what it needs.
+    with Counting() as counting:
+        model.train_on_batch(x, y)
+    return counting.count
+
+
 def _giving(shape: tuple[int, ...], jaxpr: Any) -> Iterator[str]:
     for equation in jaxpr.eqns:
         kind = equation.primitive.name

@@ -33,9 +33,9 @@ def reshape(tensor: Tensor, shape: Any) -> Tensor:
     return jax.numpy.reshape(tensor, shape)
 
 
-def sum_of_squares(tensor: Tensor) -> Tensor:
-    """The sum over all elements."""
-    return jax.numpy.sum(jax.numpy.square(tensor))
+def sum_of_squares(tensors: Sequence[Tensor]) -> Tensor:
+    """The sum over all elements of all tensors."""
+    return sum(jax.numpy.sum(jax.numpy.square(tensor)) for tensor in tensors)
 
 
 def sums_of_squares(tensor: Tensor, axes: Sequence[int]) -> Tensor:

@@ -55,9 +55,9 @@ def reshape(tensor: Tensor, shape: Any) -> Tensor:
     return tf.reshape(tensor, shape)
 
 
-def sum_of_squares(tensor: Tensor) -> Tensor:
-    """The sum over all elements."""
-    return tf.reduce_sum(tf.square(tensor))
+def sum_of_squares(tensors: Sequence[Tensor]) -> Tensor:
+    """The sum over all elements of all tensors."""
+    return sum(tf.reduce_sum(tf.square(tensor)) for tensor in tensors)
 
 
 def sums_of_squares(tensor: Tensor, axes: Sequence[int]) -> Tensor:

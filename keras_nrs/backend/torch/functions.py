@@ -79,10 +79,17 @@ def _is_large(tensor: Tensor) -> bool:
     return bool(tensor.device.type == "cpu" and tensor.numel() > _BLOCK)
 
 
-def sum_of_squares(tensor: Tensor) -> Tensor:
-    """The sum over all elements."""
-    if not _is_large(tensor):
-        return tensor.square().sum()
+def sum_of_squares(tensors: Sequence[Tensor]) -> Tensor:
+    """The sum over all elements of all tensors."""
+    small = [tensor for tensor in tensors if not _is_large(tensor)]
+    squares = [_sum_of_squares(tensor) for tensor in tensors if _is_large(tensor)]
+    if small:
+        # In one operation: each takes as long as a small tensor does.
+        squares.append(torch.nn.utils.get_total_norm(small).square())
+    return sum(squares)
+
+
+def _sum_of_squares(tensor: Tensor) -> Tensor:
     # One pass over memory, and a third of the time. By rows: PyTorch's norm of 4
     # million elements at once is wrong by 1e-4.
     num_rows, num_rest = divmod(tensor.numel(), _ROW)

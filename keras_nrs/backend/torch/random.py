@@ -1,5 +1,6 @@
 """Random tensors on PyTorch."""
 
+import copy
 import functools
 import math
 from collections.abc import Callable
@@ -52,6 +53,7 @@ class RandomStream:
     draws_rows = False
 
     def __init__(self, key: Tensor) -> None:
+        # On a GPU this waits for all that it has to do.
         self._seed, self._step = (int(word) & 0xFFFFFFFF for word in key.tolist())
         self._device = key.device
 
@@ -65,8 +67,10 @@ class RandomStream:
 
     def fold_in(self, index: int) -> "RandomStream":
         """A stream independent of this one and of the streams of other indices."""
-        words = [_mix(_mix(self._seed) ^ _mix(index + 1)), self._step]
-        return RandomStream(torch.tensor(words, dtype=torch.int64, device=self._device))
+        stream = copy.copy(self)
+        stream._seed = _mix(_mix(self._seed) ^ _mix(index + 1))
+        vars(stream).pop("_generator", None)
+        return stream
 
     def normal(self, shape: tuple[int, ...], dtype: str = "float32") -> Tensor:
         """Standard normal numbers. On the CPU they take 65,536 values."""

@@ -58,6 +58,12 @@ if [[ ${1:-} == --smoke ]]; then
 fi
 parts=" ${*:-suite steps trainings} "
 
+asked() {
+    [[ $parts == *" $1 "* ]]
+}
+# Compiling takes as long without the suite.
+asked suite || steps=230
+
 # Seconds that a part may take, of those that it asks for.
 left() {
     local rest=$((start + total - $(date +%s)))
@@ -66,10 +72,6 @@ left() {
 
 part() {
     echo "== $* ($(($(date +%s) - start)) s)"
-}
-
-asked() {
-    [[ $parts == *" $1 "* ]]
 }
 
 if compgen -G "wheels/*.whl" > /dev/null; then

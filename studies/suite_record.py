@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+# Errors of a machine that has not all packages of the suite.
+_MISSING = ("ModuleNotFoundError", "PackageNotFoundError")
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the option `--record`."""
@@ -46,5 +49,8 @@ class Record:
     def _write(self, report: Any, **others: Any) -> None:
         line = {"test": report.nodeid, "outcome": report.outcome} | others
         if not report.passed:
-            line["why"] = report.longreprtext[-2000:]
+            why = report.longreprtext[-2000:]
+            if any(error in why for error in _MISSING):
+                line["outcome"] = "package missing"
+            line["why"] = why
         print(json.dumps(line), file=self._file)

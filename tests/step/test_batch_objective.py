@@ -122,7 +122,8 @@ def test_both_passes_see_the_same_dropout_masks(seed: int | None) -> None:
     x, y = image_data()
     nrs = keras_nrs.wrap(cnn(dropout=0.5, seed=seed), eps=0.0)
     history = nrs.fit(x, y, epochs=3, verbose=0).history
-    assert history["model_divergence"] == [0.0, 0.0, 0.0]
+    # A GPU may compute both passes by other kernels.
+    assert history["model_divergence"] == pytest.approx([0.0, 0.0, 0.0], abs=1e-7)
 
 
 def test_dropout_masks_differ_between_steps() -> None:

@@ -37,7 +37,8 @@ def trained(**options: Any) -> tuple[list[np.ndarray], dict[str, list[float]]]:
     x, y = image_data(32)
     keras.utils.set_random_seed(0)
     model = cnn(dropout=0.5, penalty=1e-2)
-    compile_classifier(model, metrics=["accuracy", "sparse_categorical_crossentropy"])
+    entropy = keras.metrics.SparseCategoricalCrossentropy(from_logits=True)
+    compile_classifier(model, metrics=["accuracy", entropy])
     wrapped = keras_nrs.wrap(model, seed=1, **options) if options else model
     history = wrapped.fit(x, y, batch_size=16, epochs=2, shuffle=False, verbose=0)
     return numpy_values(model.variables + model.optimizer.variables), history.history

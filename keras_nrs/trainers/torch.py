@@ -157,10 +157,13 @@ def _recompute(run: Pass, weights: list[Tensor]) -> Any:
     gone by then.
     """
     state = host_random_state()
-    return torch.utils.checkpoint.checkpoint(
-        lambda *weights: run(list(weights)),
-        *weights,
-        use_reentrant=False,
-        # PyTorch itself makes the second run draw the same from its own generators.
-        context_fn=lambda: (nullcontext(), drawing_from(state)),
-    )
+    # To stop early PyTorch raises an error. Keras keeps its traceback, and with it all
+    # activations, until Python collects its garbage.
+    with torch.utils.checkpoint.set_checkpoint_early_stop(False):
+        return torch.utils.checkpoint.checkpoint(
+            lambda *weights: run(list(weights)),
+            *weights,
+            use_reentrant=False,
+            # PyTorch itself makes the second run draw the same from its own generators.
+            context_fn=lambda: (nullcontext(), drawing_from(state)),
+        )

@@ -103,7 +103,9 @@ def sample_deltas(
 
 
 def add_deltas(values: Sequence[Tensor], deltas: Sequence[Any]) -> list[Any]:
-    """theta + delta in the dtype of theta, added in float32 or float64.
+    """theta + delta in the dtype of theta.
+
+    Those of different dtypes are added in float32 or float64.
 
     It is a `PerturbedTable` for a `RowDelta`.
     """

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.only_torch
 RECIPE = "digits-wide_resnet_10_1-none-nrs"
 SCRIPT = """
 import os, resource, signal, sys, threading, time, keras
+import tensorboard.summary.v2, typer  # What a command loads late, once for all.
 from keras import layers
 from keras_nrs import cli
 from keras_nrs.experiments import demo, recipes, sweep, training
@@ -49,6 +50,7 @@ def main(limit, *arguments):
     cli.main()
 """
 SETTINGS = ("network=small", "steps_per_epoch=2", "flatness=False", "seeds=0")
+SETTINGS += ("batch_size=250",)  # Few batches to evaluate.
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,6 @@ from tests.support.processes import FORKS
 pytestmark = pytest.mark.only_torch  # Nothing here depends on the backend.
 
 
-
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beats and waits in hundredths of a second."""

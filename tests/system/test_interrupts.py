@@ -235,9 +235,7 @@ def start(run: Callable[..., None], folder: Path) -> Any:
     folder.mkdir(exist_ok=True)
     begun = FORKS.Event()
     # A daemon does not outlive a test that fails.
-    process = FORKS.Process(
-        target=run_quietly, args=(run, folder, begun), daemon=True
-    )
+    process = FORKS.Process(target=run_quietly, args=(run, folder, begun), daemon=True)
     process.start()
     assert begun.wait(120), (folder.parent / "output.log").read_text()[-4000:]
     return process

@@ -175,7 +175,7 @@ def test_a_head_that_learns_nothing_is_reported() -> None:
     compile_classifier(model, optimizer=keras.optimizers.SGD(1e-9))
     nrs = keras_nrs.wrap(model, eps=0.3, perturbation="relative", seed=0)
     with pytest.warns(UserWarning, match=r"eps=0\.3 has no effect.*after \d epochs"):
-        nrs.fit(1e-3 * x, y, batch_size=4, epochs=4, verbose=0)
+        nrs.fit(1e-3 * x, y, batch_size=2, epochs=4, verbose=0)
 
 
 @pytest.mark.matrix

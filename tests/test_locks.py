@@ -2,7 +2,6 @@
 
 import errno
 import json
-import multiprocessing
 import os
 import shutil
 import time
@@ -16,12 +15,9 @@ from keras_nrs import _locks
 from keras_nrs._locks import InUseError
 from keras_nrs._locks import Lock
 from keras_nrs._locks import locked
+from tests.support.processes import FORKS
 
 pytestmark = pytest.mark.only_torch  # Nothing here depends on the backend.
-
-# A process that has imported everything, of which the others are copies.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload([__name__])
 
 
 @pytest.fixture
@@ -46,8 +42,8 @@ def hold(folder: Path, held: Any, end: Any) -> None:
 
 def holder(folder: Path) -> tuple[Any, Callable[[], None]]:
     """A process that holds the lock, and what lets it end."""
-    held, end = PROCESSES.Event(), PROCESSES.Event()
-    process = PROCESSES.Process(target=hold, args=(folder, held, end), daemon=True)
+    held, end = FORKS.Event(), FORKS.Event()
+    process = FORKS.Process(target=hold, args=(folder, held, end), daemon=True)
     process.start()
     assert held.wait(60)
     return process, end.set

@@ -39,6 +39,8 @@ _TEST_SPLITS = {"imagenet2012": "validation", "places365_small": "validation"}
 # Training sets up to this size are kept in memory and shuffled as a whole.
 _CACHED_BYTES = 2**30
 _SHUFFLED_IMAGES = 16_384
+# As many images are read at once for the moments.
+_READ_IMAGES = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +192,7 @@ class ImageData:
     @functools.cached_property
     def num_train(self) -> int:
         """Number of training images."""
-        return int(self._split_samples("train").cardinality())
+        return int(self._train_samples.cardinality())
 
     @property
     def steps_per_epoch(self) -> int:
@@ -207,15 +209,18 @@ class ImageData:
         if self._builder.name in MOMENTS:
             published_mean, published_std = MOMENTS[self._builder.name]
             return np.array(published_mean, "f4"), np.array(published_std, "f4")
+        samples = self._train_samples
+        if self.image_size is None:  # They are decoded, and equally large.
+            samples = samples.batch(_READ_IMAGES)
         count, total, squares = 0, np.zeros(()), np.zeros(())
-        for sample in tfds.as_numpy(self._split_samples("train")):
+        for sample in tfds.as_numpy(samples):
             image = sample["image"]
             if isinstance(image, bytes):
                 image = self._decode_image(image).numpy()
-            pixels = image / 255.0
-            count += pixels.shape[0] * pixels.shape[1]
-            total = total + pixels.sum((0, 1))
-            squares = squares + (pixels**2).sum((0, 1))
+            pixels = image.reshape(-1, image.shape[-1]) / 255.0
+            count += len(pixels)
+            total = total + pixels.sum(0)
+            squares = squares + (pixels**2).sum(0)
         mean = total / count
         # Where the deviation is 0, the channel is constant and stays constant.
         std = np.sqrt(np.maximum(squares / count - mean**2, 0))
@@ -238,7 +243,7 @@ class ImageData:
         check_int("first_epoch", first_epoch, minimum=0)
         steps = self.steps_per_epoch if steps_per_epoch is None else steps_per_epoch
         check_int("steps_per_epoch", steps, 1, self.steps_per_epoch)
-        samples = self._split_samples("train")
+        samples = self._train_samples
         height, width, channels = self.image_shape
         is_small = height * width * channels * self.num_train <= _CACHED_BYTES
         num_shuffled = _SHUFFLED_IMAGES
@@ -340,6 +345,10 @@ class ImageData:
     def _one_hot(self, labels: Tensor, smoothing: float) -> Tensor:
         one_hot = tf.one_hot(labels, self.num_classes)
         return one_hot * (1 - smoothing) + smoothing / self.num_classes
+
+    @functools.cached_property
+    def _train_samples(self) -> tf.data.Dataset:
+        return self._split_samples("train")
 
     def _split_samples(self, part: str) -> tf.data.Dataset:
         """A split's samples in a fixed order.

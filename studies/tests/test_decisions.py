@@ -1,9 +1,11 @@
 """What `tune()` is asked on three data sets."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from studies import data
 from studies import decisions
 
 # Nothing here depends on the backend; this one starts soonest.
@@ -34,6 +36,18 @@ def test_learning_rates_end_with_the_training() -> None:
             assert float(optimizer.learning_rate) > 1e-9
 
 
+@pytest.fixture
+def _few_sequences(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """20,000 are made in ten seconds."""
+    monkeypatch.setitem(data.MNIST1D, "mnist1d", (10, 2500))
+    for cached in (data.pool_and_test, data.given_labels):
+        cached.cache_clear()
+    yield
+    for cached in (data.pool_and_test, data.given_labels):
+        cached.cache_clear()
+
+
+@pytest.mark.usefixtures("_few_sequences")
 def test_all_three(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

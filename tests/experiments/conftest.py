@@ -34,13 +34,13 @@ def linear(monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Made-up runs: CIFAR-10, 3 schemes and 3 seeds; ImageNet, NRS and one seed."""
-    rng = np.random.default_rng(0)
+    rng, settings = np.random.default_rng(0), recipes()
     for scheme, seconds in (("baseline", 0.1), ("rpr", 0.15), ("nrs", 0.2)):
         name = f"cifar10-wide_resnet_28_10-basic-{scheme}"
         for seed in range(3):
             write_run(
                 tmp_path / "runs" / name / f"seed-{seed}",
-                recipes()[name],
+                settings[name],
                 seed,
                 test_accuracy=float(rng.uniform(0.9, 1)),
                 test_cross_entropy=0.2,
@@ -50,7 +50,7 @@ def folder(tmp_path: Path) -> Path:
             )
     write_run(
         tmp_path / "runs" / "imagenet" / "seed-0",
-        recipes()["imagenet2012-imagenet_resnet50-flip-nrs"],
+        settings["imagenet2012-imagenet_resnet50-flip-nrs"],
         0,
         test_accuracy=0.76,
         test_top_5_accuracy=0.93,

@@ -8,6 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from tests.support.processes import ROOT
+
 # Imports take most of a short command's time: each run is a fork of one process.
 _FORKS = """
 import json, os, sys, traceback
@@ -90,6 +92,7 @@ class Script:
             text=True,
             # One device is enough, and sooner compiled for.
             env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"},
+            cwd=ROOT,
         )
 
     def __enter__(self) -> "Script":

@@ -29,7 +29,8 @@ SCRIPT = (
     SMALL_TRAINING
     + """
 def main(folder, data_dir, mode, optimizer):
-    train(folder, data_dir, mode, validation_percent=0, optimizer=optimizer)
+    train(folder, data_dir, mode, validation_percent=0, optimizer=optimizer,
+          flatness=False)
 """
 )
 

@@ -1,5 +1,6 @@
 """Python programs in processes of their own."""
 
+import multiprocessing
 import os
 import socket
 import subprocess
@@ -13,6 +14,12 @@ import pytest
 ROOT = Path(__file__).parents[2]
 # Of a run, for tests: what holds for two may not hold for more.
 NUMBERS = [2, pytest.param(4, marks=pytest.mark.slow)]
+# Processes that are copies of one, which has imported everything: TensorFlow too, which
+# Keras imports for a seed. Python has one such process, with the modules named last.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
+    ["tests.system.test_interrupts", "tests.test_locks", "tensorflow"]
+)
 
 
 def run_python(script: str, *arguments: object, backend: str | None = None) -> str:

@@ -12,7 +12,7 @@ from keras_nrs._digits import load_digits
 
 # The least divergence, in nats, that changes a training.
 LEAST_DIVERGENCE = 1e-3
-EPOCHS = 6
+EPOCHS = 3
 
 
 Model = keras.Model

@@ -7,7 +7,6 @@ The suite kills a few processes. For more:
 
 import dataclasses
 import json
-import multiprocessing
 import os
 import shutil
 import time
@@ -30,11 +29,8 @@ from tests.support.asserts import numpy_values
 from tests.support.data import image_data
 from tests.support.networks import cnn
 from tests.support.networks import compile_classifier
+from tests.support.processes import FORKS
 
-# A process that has imported everything, of which the others are copies.
-PROCESSES = multiprocessing.get_context("forkserver")
-# Keras imports TensorFlow for a seed: once here, not in each copy.
-PROCESSES.set_forkserver_preload([__name__, "tensorflow"])
 KILLS = int(os.environ.get("KERAS_NRS_KILLS", "20"))
 RECIPE = "digits-wide_resnet_10_1-none-nrs"
 
@@ -60,7 +56,7 @@ def fit(folder: Path, begun: Callable[[], None]) -> None:
         x,
         y,
         batch_size=16,
-        epochs=12,
+        epochs=6,
         shuffle=False,
         verbose=0,
         callbacks=[
@@ -237,11 +233,9 @@ RESULTS: dict[Callable[..., None], Callable[[Path], Any]] = {
 def start(run: Callable[..., None], folder: Path) -> Any:
     """A process, once it has begun."""
     folder.mkdir(exist_ok=True)
-    begun = PROCESSES.Event()
+    begun = FORKS.Event()
     # A daemon does not outlive a test that fails.
-    process = PROCESSES.Process(
-        target=run_quietly, args=(run, folder, begun), daemon=True
-    )
+    process = FORKS.Process(target=run_quietly, args=(run, folder, begun), daemon=True)
     process.start()
     assert begun.wait(120), (folder.parent / "output.log").read_text()[-4000:]
     return process

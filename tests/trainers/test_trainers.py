@@ -19,6 +19,8 @@ from tests.support.data import data_loader
 from tests.support.data import endless_generator
 from tests.support.data import image_data
 from tests.support.data import tf_dataset
+from tests.support.faults import linear_classifier
+from tests.support.faults import normal_data
 from tests.support.matrix import rest
 from tests.support.networks import Subclassed
 from tests.support.networks import cnn
@@ -419,11 +421,11 @@ def test_each_pass_is_traced_once(options: dict[str, Any], train: str) -> None:
 
 
 def test_same_seed_same_run_and_other_seed_other_run() -> None:
-    x, y = image_data()
+    x, y = normal_data(64)
 
     def weights(seed: int | None, global_seed: int = 0) -> list[np.ndarray]:
         keras.utils.set_random_seed(0)
-        model = cnn()
+        model = linear_classifier()
         keras.utils.set_random_seed(global_seed)
         nrs = keras_nrs.wrap(model, eps=0.5, seed=seed)
         nrs.fit(x, y, batch_size=16, epochs=2, shuffle=False, verbose=0)

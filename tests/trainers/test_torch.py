@@ -19,7 +19,8 @@ def live_bytes() -> int:
     storages = [
         tensor.untyped_storage()
         for tensor in gc.get_objects()
-        if issubclass(type(tensor), torch.Tensor)
+        # Others, such as those of a graph that is traced, have no memory.
+        if type(tensor) in (torch.Tensor, torch.nn.Parameter)
     ]
     return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
 

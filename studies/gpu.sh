@@ -57,6 +57,12 @@ if [[ ${1:-} == --smoke ]]; then
     shift
 fi
 parts=" ${*:-suite steps trainings} "
+for name in $parts; do
+    if [[ ! $name =~ ^(suite|steps|trainings)$ ]]; then
+        echo "A part must be suite, steps or trainings. Received: $name" >&2
+        exit 2
+    fi
+done
 
 asked() {
     [[ $parts == *" $1 "* ]]
@@ -119,7 +125,8 @@ if asked suite; then
     wait "${tested[@]}"
     for backend in jax torch; do
         echo "$backend: $(grep -c '"passed"' "$OUT/suite.$backend.jsonl") passed," \
-            "$(grep -c '"failed"' "$OUT/suite.$backend.jsonl") failed"
+            "$(grep -c '"failed"' "$OUT/suite.$backend.jsonl") failed," \
+            "$(grep -c '"package missing"' "$OUT/suite.$backend.jsonl") lack a package"
         tail -n 3 "$work/suite.$backend"
     done
 fi

@@ -18,7 +18,9 @@ def test_lines(
     first, second, *advice = capsys.readouterr().out.splitlines()
     assert first.startswith(f"keras-nrs {keras_nrs.__version__}, keras")
     assert second.startswith(f"Backend {keras.config.backend()} ")
-    uses_cpu = "cpu" in second.lower()
+    device = str(keras.ops.zeros(1).device)
+    assert second.endswith(f"on {device}")
+    uses_cpu = "cpu" in device.lower()
     assert len(advice) == (has_gpu and uses_cpu)
     assert not advice or "does not use" in advice[0]
 
